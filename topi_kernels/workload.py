@@ -1,0 +1,101 @@
+"""Workload: the frozen description of one convolution that schedules, tuner and records share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .layout import PlaneLayout
+from .pattern import Pattern
+
+ACTIVATIONS = ("none", "relu", "relu6", "hardswish", "silu")
+DTYPES = ("float32", "float16")
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What is applied to an output before its only store: ``act(conv + bias + residual)``."""
+
+    bias: bool = False
+    residual: bool = False
+    activation: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation {self.activation!r}: expected one of {ACTIVATIONS}")
+
+
+@dataclass(frozen=True)
+class ConvWorkload:
+    """Shapes, dtype, sparsity facts and epilogue of one 2-D convolution on planes.
+
+    Parameters
+    ----------
+    batch, in_channels, out_channels : int
+    stride, dilation : tuple of (int, int)
+        ``(vertical, horizontal)``.
+    padding : tuple of (int, int)
+        ``(top, left)``; bottom and right follow from the layouts.
+    kernel_size : tuple of (int, int)
+    in_layout, out_layout : PlaneLayout
+        Input and output geometry. The residual has ``residual_layout``.
+    patterns : tuple of Pattern
+        The distinct patterns of the layer in FKW order; a dense layer has the one full pattern.
+    group : int
+        Filters of a filter_group: they share kernels and patterns.
+    num_kernels : int
+        Kept kernels, counted once per filter_group.
+    index_encoding : str
+        How FKW stores in_channel indices, see :mod:`topi_kernels.fkw`.
+    """
+
+    batch: int
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    in_layout: PlaneLayout
+    out_layout: PlaneLayout
+    patterns: tuple[Pattern, ...]
+    group: int
+    num_kernels: int
+    index_encoding: str
+    epilogue: Epilogue = Epilogue()
+    residual_layout: PlaneLayout | None = None
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype {self.dtype!r}: expected one of {DTYPES}")
+        if self.epilogue.residual and self.residual_layout is None:
+            raise ValueError("an epilogue with a residual needs residual_layout")
+        need = max(self.padding)
+        if self.in_layout.pad < need:
+            raise ValueError(
+                f"the input plane is padded by {self.in_layout.pad}, the convolution needs {need}"
+            )
+
+    @property
+    def num_groups(self) -> int:
+        return -(-self.out_channels // self.group)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return asdict(self)
+
+    @property
+    def key(self) -> str:
+        """Stable identifier: equal workloads have equal keys in every process."""
+        text = json.dumps(self.as_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def dense_flops(self) -> int:
+        """Dense-equivalent floating point operations (two per multiply-add)."""
+        kh, kw = self.kernel_size
+        pixels = self.out_layout.height * self.out_layout.width
+        return 2 * self.batch * self.out_channels * self.in_channels * kh * kw * pixels
