@@ -1,0 +1,57 @@
+"""Pattern-based sparsity for Apache TVM: prune a CNN, compile it, run it faster.
+
+Everything is loaded on first use, so that ``import tvm_pattern.pruning`` needs no TVM and
+``import tvm_pattern`` costs nothing.
+
+>>> import tvm_pattern as tp
+>>> model = tp.models.resnet50().eval()
+>>> tp.pruning.oneshot(model, connectivity=3.6, group=4)
+>>> lib = tp.compile(model, example_inputs)
+>>> lib(x)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from . import models, pruning, relay, tuning
+    from .artifact import Library, load
+    from .compiler import compile, targets
+    from .tuning import tune
+
+_SUBMODULES = ("deploy", "models", "pruning", "relay", "tuning")
+_NAMES = {
+    "Library": "artifact",
+    "compile": "compiler",
+    "load": "artifact",
+    "targets": "compiler",
+    "tune": "tuning",
+}
+
+__all__ = [  # noqa: PLE0604 - resolved by __getattr__
+    "Library",
+    "compile",
+    "load",
+    "models",
+    "pruning",
+    "relay",
+    "targets",
+    "tune",
+    "tuning",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_SUBMODULES, *_NAMES})
