@@ -1,0 +1,59 @@
+# Each target sets itself up from a fresh clone: Python >= 3.10, a C compiler and make are enough.
+#   make demo    train, prune, compile and measure; pictures and tables under demo_results/
+#   make test    the whole test suite
+#   make lint    style, types and the import contracts
+#   make bench   layers and networks against other engines; results under benchmarks/results/
+#   make clean   remove everything that was built, the virtual environment included
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# One thread per library unless the caller says otherwise: the suite runs on small machines too, and
+# thread pools of several libraries in one process slow each other down.
+TEST_ENV := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TVM_NUM_THREADS=$${TVM_NUM_THREADS:-1}
+BENCH_ARGS ?=
+
+.PHONY: help demo test lint bench clean check-tools
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: $(VENV)/.stamp-demo
+	$(BIN)/python -m tvm_pattern.demo
+
+test: $(VENV)/.stamp-dev
+	$(TEST_ENV) $(BIN)/python -m pytest -q
+
+lint: $(VENV)/.stamp-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.stamp-bench
+	$(BIN)/python -m benchmarks.layers --json benchmarks/results/layers.json $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.networks --json benchmarks/results/networks.json $(BENCH_ARGS)
+
+$(VENV)/.stamp-%: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing tvm-pattern[$*] into $(VENV) (the first time takes some minutes)"
+	$(PIP_INSTALL) -e '.[$*]'
+	@touch $@
+
+$(BIN)/python: | check-tools
+	@echo "creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+check-tools:
+	@command -v $(PYTHON) >/dev/null 2>&1 || { \
+	  echo "error: '$(PYTHON)' was not found. Install Python 3.10 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "error: got $$($(PYTHON) --version 2>&1), expected Python 3.10 or newer. Name a newer one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "error: this Python cannot create virtual environments. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@{ [ -n "$$CXX$$CC" ] || command -v g++ || command -v gcc || command -v clang || command -v cc; } >/dev/null 2>&1 || { \
+	  echo "error: no C or C++ compiler was found; TVM links compiled models with it. On Debian and Ubuntu: apt-get install gcc libc6-dev" >&2; exit 1; }
+
+clean:
+	rm -rf $(VENV) build *.egg-info demo_results .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache .cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
