@@ -1,0 +1,103 @@
+"""The outcome of pruning: which pattern every kernel of every pruned layer has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from topi_kernels.pattern import PatternSet
+
+from .layers import LayerPlan, convolutions
+from .projection import REMOVED, pattern_masks, removed_positions
+
+
+@dataclass(frozen=True)
+class LayerAssignment:
+    """Patterns of one layer's kernels.
+
+    Parameters
+    ----------
+    pattern_id : Tensor
+        uint8 ``[O, I]``; an index into ``pattern_set``, 255 for a removed kernel.
+    pattern_set : PatternSet
+    group : int
+        Neighbouring filters that share kernels and patterns.
+    connectivity : float
+        Rate that was asked for.
+    """
+
+    pattern_id: torch.Tensor
+    pattern_set: PatternSet
+    group: int = 1
+    connectivity: float = 1.0
+
+    @property
+    def kept(self) -> int:
+        """Surviving kernels."""
+        return int((self.pattern_id != REMOVED).sum())
+
+    def removed(self) -> torch.Tensor:
+        """Bool ``[O, I, kh, kw]``, True where the weight is pruned."""
+        masks = pattern_masks(self.pattern_set, self.pattern_id.device)
+        return removed_positions(self.pattern_id, masks)
+
+    def nonzeros(self) -> int:
+        """Weights that survive."""
+        return int((~self.removed()).sum())
+
+
+Assignment = dict[str, LayerAssignment]
+
+
+class SparsityError(RuntimeError):
+    """The weights do not have the sparsity that was asked for."""
+
+
+@torch.no_grad()
+def apply_assignment(model: nn.Module, assignment: Assignment) -> None:
+    """Zero the pruned weights of ``model`` in place."""
+    convs = convolutions(model)
+    for name, layer in assignment.items():
+        if name not in convs:
+            raise ValueError(f"the model has no convolution {name!r}; give the pruned architecture")
+        weight = convs[name].weight
+        removed = layer.removed().to(weight.device)
+        if removed.shape != weight.shape:
+            raise ValueError(
+                f"{name}: weight is {tuple(weight.shape)}, the patterns are for"
+                f" {tuple(removed.shape)}; give the pruned architecture"
+            )
+        weight.masked_fill_(removed, 0)
+
+
+def verify_assignment(
+    model: nn.Module, assignment: Assignment, plans: list[LayerPlan]
+) -> None:
+    """Check that the weights obey the assignment and the assignment the plans.
+
+    Raises
+    ------
+    SparsityError
+        Naming every layer with wrong counts, non-zero pruned weights or non-finite weights.
+    """
+    convs = convolutions(model)
+    wrong = []
+    for plan in plans:
+        layer = assignment[plan.name]
+        weight = convs[plan.name].weight.detach()
+        removed = layer.removed().to(weight.device)
+        alive = int(torch.count_nonzero(weight[removed]))
+        if layer.kept != plan.kept:
+            wrong.append(f"{plan.name}: {layer.kept} kernels kept, asked {plan.kept}")
+        if alive:
+            wrong.append(f"{plan.name}: {alive} pruned weights are not zero")
+        if not bool(torch.isfinite(weight).all()):
+            wrong.append(f"{plan.name}: weights are not finite")
+    if wrong:
+        raise SparsityError(
+            "the achieved sparsity is not the asked one: "
+            + "; ".join(wrong)
+            + ". Call freeze() and keep the pruner attached to every optimizer of these weights"
+        )

@@ -1,0 +1,308 @@
+"""What to prune, and how much: `PatternConfig` and its per-layer `Rule` list."""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from topi_kernels.pattern import PatternSet, builtin_pattern_set
+
+CONFIG_VERSION = 1
+
+LayerType = Literal["conv", "pointwise", "depthwise", "first"]
+
+
+class ConfigError(ValueError):
+    """A recipe or configuration that cannot be used; the message says what to change."""
+
+
+class LibrarySpec(BaseModel):
+    """Where a layer's pattern set comes from when it is not a built-in one.
+
+    Parameters
+    ----------
+    source : {"natural", "greedy", "phased"}
+        ``natural``: the most frequent natural patterns (PatDNN, section 4.1). ``greedy``: patterns
+        added one at a time, each the one that adds most kept energy. ``phased``: start with all
+        natural patterns and shrink while training (ECCV'20, pattern library extraction).
+    size : int
+        Patterns in the set, 1 to 255; the last phase for ``phased``.
+    taps : int
+        Taps of each pattern, the centre included.
+    phases : tuple of int
+        Sizes of a ``phased`` extraction, falling, ending with ``size``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: Literal["natural", "greedy", "phased"] = "natural"
+    size: Annotated[int, Field(ge=1, le=255)] = 8
+    taps: Annotated[int, Field(ge=1)] = 4
+    phases: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_phases(self) -> LibrarySpec:
+        if self.source != "phased":
+            if self.phases:
+                raise ValueError(f"phases belong to source 'phased', got source {self.source!r}")
+            return self
+        phases = self.sizes
+        falling = all(a > b for a, b in itertools.pairwise(phases))
+        if not falling or phases[-1] != self.size or phases[0] > 255:
+            raise ValueError(
+                f"phases must fall from at most 255 and end with size {self.size}, got {phases}"
+            )
+        return self
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Library size of each phase."""
+        if self.source != "phased":
+            return (self.size,)
+        return self.phases or tuple(s for s in (56, 32, 16, 8, 4) if s > self.size) + (self.size,)
+
+
+Library = str | int | LibrarySpec | dict[str, Any]
+
+
+def normalise_library(value: Library | PatternSet) -> str | LibrarySpec | PatternSet:
+    """A library as written by a user: built-in name, number, specification or pattern set.
+
+    Raises
+    ------
+    ConfigError
+        If the name is unknown or the description is not valid.
+    """
+    try:
+        if isinstance(value, PatternSet | LibrarySpec):
+            return value
+        if isinstance(value, bool):
+            raise ValueError(f"got {value!r}")
+        if isinstance(value, int):
+            return LibrarySpec(size=value)
+        if isinstance(value, str):
+            builtin_pattern_set(value)
+            return value
+        if isinstance(value, dict) and "patterns" in value:
+            return PatternSet.from_dict(value)
+        if isinstance(value, dict):
+            return LibrarySpec.model_validate(value)
+    except (ValueError, ValidationError) as error:
+        raise ConfigError(f"not a usable pattern library: {_explain(error)}") from error
+    raise ConfigError(
+        f"a library is a built-in name, a number of natural patterns, a specification or a"
+        f" PatternSet; got {type(value).__name__}"
+    )
+
+
+def _explain(error: ValueError) -> str:
+    if isinstance(error, ValidationError):
+        return "; ".join(
+            f"{'.'.join(str(p) for p in e['loc']) or 'value'}: {e['msg']} (got {e['input']!r})"
+            for e in error.errors()
+        )
+    return str(error)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_library(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("library") is not None:
+            return {**data, "library": normalise_library(data["library"])}
+        return data
+
+
+Connectivity = Annotated[float, Field(ge=1.0, allow_inf_nan=False)]
+Group = Annotated[int, Field(ge=1, strict=True)]
+
+
+class Rule(_Strict):
+    """Settings for the layers it matches; what it leaves out is inherited.
+
+    A rule needs at least one of ``name`` (glob), ``regex`` (of the whole name), ``type`` and
+    ``kernel_size``; all given ones must match. Rules apply in order, later ones win. A rule that
+    matches no convolution is an error, since it is most often a misspelt name.
+
+    Parameters
+    ----------
+    name, regex : str
+        Layer name as in ``model.named_modules()``, without ``module.`` or ``_orig_mod.``.
+    type : {"conv", "pointwise", "depthwise", "first"}
+        ``conv``: more than one tap and not depthwise.
+    kernel_size : (int, int)
+    library : str, int, LibrarySpec or PatternSet
+        Pattern set of the layers; see :class:`PatternConfig`.
+    connectivity : float
+        Kernels before / after, >= 1.
+    group : int
+        Neighbouring filters that share kernels and patterns.
+    balance : {"layer", "filter"}
+        Choose kernels over the whole layer or evenly per filter.
+    skip : bool
+        Leave the layers dense.
+    """
+
+    name: str | None = None
+    regex: str | None = None
+    type: LayerType | None = None
+    kernel_size: tuple[int, int] | None = None
+    library: str | LibrarySpec | PatternSet | None = None
+    connectivity: Connectivity | None = None
+    group: Group | None = None
+    balance: Literal["layer", "filter"] | None = None
+    skip: bool | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Rule:
+        if not any((self.name, self.regex, self.type, self.kernel_size)):
+            raise ValueError("a rule needs name, regex, type or kernel_size to match layers by")
+        if self.regex is not None:
+            try:
+                re.compile(self.regex)
+            except re.error as error:
+                raise ValueError(f"regex {self.regex!r} is not valid: {error}") from error
+        return self
+
+    def matches(self, name: str, types: tuple[str, ...], kernel_size: tuple[int, int]) -> bool:
+        """Whether the rule applies to a layer of that name, those types and kernel size."""
+        if self.name is not None and not fnmatch.fnmatchcase(name, self.name):
+            return False
+        if self.regex is not None and re.fullmatch(self.regex, name) is None:
+            return False
+        if self.type is not None and self.type not in types:
+            return False
+        return self.kernel_size is None or self.kernel_size == kernel_size
+
+    def describe(self) -> str:
+        given = {k: getattr(self, k) for k in ("name", "regex", "type", "kernel_size")}
+        return ", ".join(f"{k}={v!r}" for k, v in given.items() if v is not None)
+
+
+class PatternConfig(_Strict):
+    """Pattern and connectivity settings of a whole model.
+
+    Parameters
+    ----------
+    version : int
+        Version of this format; 1.
+    library : str, int, LibrarySpec or PatternSet
+        Built-in name (``fixed8``, ``pconv4``, ``natural56``), a number k for the k most frequent
+        natural patterns of the model, or a full description.
+    connectivity : float
+        Kernels before / after for convolutions with more than one tap. 3.6 with 4-of-9 patterns
+        is PatDNN's 8.1x.
+    connectivity_1x1 : float
+        The same for 1x1 convolutions, which have no patterns; 1.0 keeps them dense.
+    group : int
+        Neighbouring filters that share kernels and patterns. Costs accuracy on narrow layers.
+    balance : {"layer", "filter"}
+        Choose kernels over the whole layer or evenly per filter.
+    first : {"pattern", "skip", "prune"}
+        The first convolution: patterns only, dense, or like any other.
+    rules : tuple of Rule
+        Per-layer exceptions, in order.
+    """
+
+    version: Literal[1] = CONFIG_VERSION
+    library: str | LibrarySpec | PatternSet = "fixed8"
+    connectivity: Connectivity = 3.6
+    connectivity_1x1: Connectivity = 1.0
+    group: Group = 1
+    balance: Literal["layer", "filter"] = "layer"
+    first: Literal["pattern", "skip", "prune"] = "pattern"
+    rules: tuple[Rule, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready dictionary; defaults of rules are left out."""
+        data = {k: _plain(getattr(self, k)) for k in type(self).model_fields if k != "rules"}
+        data["rules"] = [
+            {
+                k: _plain(getattr(rule, k))
+                for k in type(rule).model_fields
+                if getattr(rule, k) is not None
+            }
+            for rule in self.rules
+        ]
+        return data
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> PatternConfig:
+        """Validate a parsed configuration.
+
+        Raises
+        ------
+        ConfigError
+            On unknown keys, an unknown version, or values out of range.
+        """
+        if not isinstance(data, dict):
+            raise ConfigError(f"a pattern configuration is a mapping, got {type(data).__name__}")
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise ConfigError(f"invalid pattern configuration: {_explain(error)}") from error
+
+    @classmethod
+    def from_json(cls, text: str) -> PatternConfig:
+        return cls.from_dict(parse_text(text, "json"))
+
+    @classmethod
+    def from_yaml(cls, text: str) -> PatternConfig:
+        return cls.from_dict(parse_text(text, "yaml"))
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> PatternConfig:
+        """Read a ``.json``, ``.yaml`` or ``.yml`` file."""
+        return cls.from_dict(read_mapping(path))
+
+    def save(self, path: str | Path) -> None:
+        """Write ``.json``, ``.yaml`` or ``.yml``."""
+        path = Path(path)
+        path.write_text(self.to_json() if _format_of(path) == "json" else self.to_yaml())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, PatternSet):
+        return value.to_dict()
+    if isinstance(value, LibrarySpec):
+        return value.model_dump(mode="json", exclude_defaults=True) | {"source": value.source}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _format_of(path: Path) -> str:
+    kinds = {".json": "json", ".yaml": "yaml", ".yml": "yaml"}
+    if path.suffix not in kinds:
+        raise ConfigError(f"{path}: expected a .yaml, .yml or .json file, got {path.suffix!r}")
+    return kinds[path.suffix]
+
+
+def parse_text(text: str, kind: str) -> Any:
+    """Parse JSON or YAML text; a syntax error becomes a :class:`ConfigError`."""
+    try:
+        return json.loads(text) if kind == "json" else yaml.safe_load(text)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"not valid {kind.upper()}: {error}") from error
+
+
+def read_mapping(path: str | Path) -> Any:
+    """Parsed content of a ``.json``, ``.yaml`` or ``.yml`` file."""
+    path = Path(path)
+    kind = _format_of(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; give an existing recipe")
+    return parse_text(path.read_text(), kind)

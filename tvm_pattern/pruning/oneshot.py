@@ -1,0 +1,123 @@
+"""Prune a model at once, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import nn
+
+from topi_kernels.pattern import PatternSet
+
+from .assignment import Assignment, LayerAssignment
+from .config import Library, PatternConfig, Rule
+from .layers import LayerPlan, convolutions, resolve_layers
+from .projection import pattern_masks, project_joint
+from .report import PruneReport, build_report
+
+
+def project_layer(weight: torch.Tensor, plan: LayerPlan, kept: int | None = None) -> torch.Tensor:
+    """Joint projection of one layer by its plan: uint8 ``pattern_id [O, I]``."""
+    return project_joint(
+        weight,
+        pattern_masks(plan.pattern_set, weight.device),
+        plan.kept if kept is None else kept,
+        plan.group,
+        plan.balance,
+    )
+
+
+def assign(model: nn.Module, plans: list[LayerPlan]) -> Assignment:
+    """Exact joint projection of every planned layer; the model is not changed."""
+    convs = convolutions(model)
+    return {
+        plan.name: LayerAssignment(
+            project_layer(convs[plan.name].weight, plan),
+            plan.pattern_set,
+            plan.group,
+            plan.connectivity,
+        )
+        for plan in plans
+    }
+
+
+@torch.no_grad()
+def hard_prune(model: nn.Module, assignment: Assignment) -> dict[str, float]:
+    """Zero the pruned weights in place; the fraction of energy kept per layer is returned."""
+    convs = convolutions(model)
+    kept = {}
+    for name, layer in assignment.items():
+        weight = convs[name].weight
+        before = float(weight.double().square().sum())
+        weight.masked_fill_(layer.removed().to(weight.device), 0)
+        after = float(weight.double().square().sum())
+        kept[name] = after / before if before > 0 else 1.0
+    return kept
+
+
+def prune_config(model: nn.Module, config: PatternConfig) -> PruneReport:
+    """One-shot projection of ``model`` in place by a full configuration."""
+    plans, skipped = resolve_layers(model, config)
+    assignment = assign(model, plans)
+    energy = hard_prune(model, assignment)
+    return build_report(model, assignment, skipped, energy_kept=energy)
+
+
+def oneshot(
+    model: nn.Module,
+    connectivity: float = 3.6,
+    group: int = 1,
+    library: Library | PatternSet = "fixed8",
+    connectivity_1x1: float = 1.0,
+    skip: Iterable[str] = (),
+    *,
+    balance: Literal["layer", "filter"] = "layer",
+    first: Literal["pattern", "skip", "prune"] = "pattern",
+    rules: Iterable[Rule] = (),
+) -> PruneReport:
+    """Project the weights of ``model`` in place onto the nearest pattern-sparse weights.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Changed in place; accuracy needs batch norm recalibration and retraining afterwards.
+    connectivity : float
+        Kernels before / after for convolutions with more than one tap. 3.6 with 4-of-9 patterns
+        is PatDNN's 8.1x.
+    group : int
+        Neighbouring filters that share kernels and patterns.
+    library : str, int, LibrarySpec or PatternSet
+        Built-in name, or k for the k most frequent natural patterns of this model.
+    connectivity_1x1 : float
+        Kernels before / after for 1x1 convolutions; 1.0 keeps them dense.
+    skip : iterable of str
+        Name globs of layers left dense.
+    balance : {"layer", "filter"}
+        Choose kernels over the whole layer or evenly per filter.
+    first : {"pattern", "skip", "prune"}
+        Treatment of the first convolution.
+    rules : iterable of Rule
+        Per-layer exceptions.
+
+    Returns
+    -------
+    PruneReport
+        Per-layer rows; ``report.assignment`` holds the patterns, which ``save_pruned`` stores.
+
+    Raises
+    ------
+    ConfigError
+        A rate below 1 or above what a layer allows, a group that does not divide, a ``skip`` glob
+        or rule that matches nothing, or nothing left to prune.
+    """
+    data = {
+        "connectivity": connectivity,
+        "group": group,
+        "library": library,
+        "connectivity_1x1": connectivity_1x1,
+        "balance": balance,
+        "first": first,
+        "rules": (*rules, *(Rule(name=glob, skip=True) for glob in skip)),
+    }
+    return prune_config(model, PatternConfig.from_dict(data))

@@ -1,0 +1,247 @@
+"""Exact projections onto pattern and connectivity constraints: pure tensor functions.
+
+A projection is the nearest weights (in L2) that satisfy a constraint; since every constraint here
+only forbids positions, a projection is fully described by what it keeps, and that is what these
+functions return:
+
+* *pattern*: every kernel uses one pattern of a set (PatDNN, section 4.2; ECCV'20, section 3);
+* *connectivity*: exactly ``kept`` kernels of the layer survive (PatDNN, section 4.3);
+* *joint*: both at once. Scoring a kernel by the energy of its best pattern and keeping the best
+  ``kept`` is exact, because the squared distance is the sum of what each kernel loses.
+
+With ``group = G`` the unit is a *kernel group*: the kernels of ``G`` neighbouring filters that read
+the same in_channel. They survive or fall together and use one pattern.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from topi_kernels.pattern import PatternSet
+
+REMOVED = 255
+"""``pattern_id`` of a removed kernel."""
+
+Balance = Literal["layer", "filter"]
+
+
+def pattern_masks(pattern_set: PatternSet, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Masks of a pattern set as a bool tensor ``[num_patterns, kh, kw]``."""
+    return torch.from_numpy(pattern_set.masks).to(device)
+
+
+def kept_kernels(
+    out_channels: int,
+    in_channels: int,
+    connectivity: float,
+    group: int = 1,
+    balance: Balance = "layer",
+) -> int:
+    """Number of kernels that a layer keeps at a connectivity rate.
+
+    Parameters
+    ----------
+    out_channels, in_channels : int
+        Extent of the kernel grid (``in_channels`` per convolution group).
+    connectivity : float
+        Kernels before / kernels after, >= 1.
+    group : int
+        Neighbouring filters that share their kernels; the result is a multiple of it.
+    balance : {"layer", "filter"}
+        With ``"filter"`` every filter needs at least one kernel.
+
+    Raises
+    ------
+    ValueError
+        If the rate is below 1 or above what the layer allows, or ``group`` does not divide.
+    """
+    if not connectivity >= 1.0:
+        raise ValueError(
+            f"connectivity is kernels before / kernels after and at least 1, got {connectivity}"
+        )
+    if group < 1 or out_channels % group:
+        raise ValueError(
+            f"group {group} does not divide the {out_channels} filters; use a divisor of"
+            f" {out_channels} or 1"
+        )
+    rows = out_channels // group
+    units = rows * in_channels
+    largest = float(in_channels if balance == "filter" else units)
+    if connectivity > largest:
+        each = "filter" if balance == "filter" else "layer"
+        raise ValueError(
+            f"connectivity {connectivity} is above what {rows} x {in_channels} kernel groups allow"
+            f" (at most {largest:g}, one kernel group per {each}); lower the rate or skip the layer"
+        )
+    return group * max(rows if balance == "filter" else 1, round(units / connectivity))
+
+
+def _energy(weight: torch.Tensor, group: int) -> torch.Tensor:
+    """Squared weights summed over each filter group: ``[O / group, I, kh * kw]``."""
+    if weight.ndim != 4:
+        raise ValueError(f"a convolution weight is [O, I, kh, kw], got {tuple(weight.shape)}")
+    out_channels, in_channels = weight.shape[:2]
+    if group < 1 or out_channels % group:
+        raise ValueError(
+            f"group {group} does not divide the {out_channels} filters; use a divisor or 1"
+        )
+    weight = weight.detach()
+    if weight.dtype not in (torch.float32, torch.float64):
+        weight = weight.float()  # a squared float16 overflows from 256 on
+    square = weight.reshape(out_channels, in_channels, -1).square()
+    if group > 1:
+        square = square.view(out_channels // group, group, in_channels, -1).sum(1)
+    return square
+
+
+def _require_finite(score: torch.Tensor) -> None:
+    if not bool(torch.isfinite(score.sum())):
+        raise ValueError(
+            "cannot project: the weights are not finite or too large to square; got NaN or"
+            " infinity, expected finite weights. Restore the last good state first"
+        )
+
+
+def _best_pattern(square: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Energy and index of the best pattern of each kernel group; the lowest index on ties."""
+    flat = masks.reshape(masks.shape[0], -1).to(square)
+    if flat.shape[1] != square.shape[2]:
+        raise ValueError(
+            f"the patterns have {flat.shape[1]} positions but the kernels {square.shape[2]};"
+            " use a pattern set of the layer's kernel size"
+        )
+    energy, index = torch.matmul(square, flat.T).max(dim=-1)
+    _require_finite(energy)
+    return energy, index.to(torch.uint8)
+
+
+def select_largest(score: torch.Tensor, count: int) -> torch.Tensor:
+    """Bool mask of exactly ``count`` largest entries of a 1-D ``score``; ties by lowest index."""
+    size = score.numel()
+    if not 0 <= count <= size:
+        raise ValueError(f"cannot select {count} of {size} entries; give 0 to {size}")
+    if count == 0:
+        return torch.zeros_like(score, dtype=torch.bool)
+    threshold = torch.kthvalue(score, size - count + 1).values
+    chosen = score > threshold
+    # A threshold alone would keep every tie: fill up with the first of the equal ones.
+    ties = torch.nonzero(score == threshold).flatten()
+    chosen[ties[: count - int(chosen.sum())]] = True
+    return chosen
+
+
+def select_kernel_groups(
+    score: torch.Tensor, count: int, balance: Balance = "layer"
+) -> torch.Tensor:
+    """Choose exactly ``count`` kernel groups of largest score.
+
+    Parameters
+    ----------
+    score : Tensor ``[rows, in_channels]``
+        Energy that keeping each kernel group preserves.
+    count : int
+        Kernel groups to keep.
+    balance : {"layer", "filter"}
+        ``"layer"``: the best of the whole layer. ``"filter"``: every row keeps
+        ``count // rows`` and the remainder goes to the rows that gain most from one more.
+
+    Returns
+    -------
+    Tensor
+        Bool ``[rows, in_channels]`` with exactly ``count`` True entries.
+    """
+    rows = score.shape[0]
+    if balance == "layer":
+        return select_largest(score.reshape(-1), count).view_as(score)
+    base, extra = divmod(count, rows)
+    order = torch.sort(score, dim=1, descending=True, stable=True).indices
+    chosen = torch.zeros_like(score, dtype=torch.bool)
+    chosen.scatter_(1, order[:, :base], True)
+    if extra:
+        following = order[:, base : base + 1]
+        lucky = select_largest(score.gather(1, following).flatten(), extra)
+        chosen.scatter_(1, following, lucky[:, None])
+    return chosen
+
+
+def _count_groups(kept: int, group: int) -> int:
+    if kept % group:
+        raise ValueError(f"kept kernels must be a multiple of group {group}, got {kept}")
+    return kept // group
+
+
+def project_pattern(weight: torch.Tensor, masks: torch.Tensor, group: int = 1) -> torch.Tensor:
+    """Pattern projection: per kernel group the pattern that keeps most energy.
+
+    Parameters
+    ----------
+    weight : Tensor ``[O, I, kh, kw]``
+    masks : Tensor ``[num_patterns, kh, kw]``
+    group : int
+        Neighbouring filters that share one pattern per in_channel.
+
+    Returns
+    -------
+    Tensor
+        ``pattern_id``, uint8 ``[O, I]``.
+    """
+    _, index = _best_pattern(_energy(weight, group), masks)
+    return index.repeat_interleave(group, dim=0)
+
+
+def project_connectivity(
+    weight: torch.Tensor, kept: int, group: int = 1, balance: Balance = "layer"
+) -> torch.Tensor:
+    """Connectivity projection: exactly ``kept`` kernels of largest L2 norm.
+
+    Returns
+    -------
+    Tensor
+        Bool ``[O, I]``, True where the kernel survives.
+    """
+    score = _energy(weight, group).sum(-1)
+    _require_finite(score)
+    chosen = select_kernel_groups(score, _count_groups(kept, group), balance)
+    return chosen.repeat_interleave(group, dim=0)
+
+
+def project_joint(
+    weight: torch.Tensor,
+    masks: torch.Tensor,
+    kept: int,
+    group: int = 1,
+    balance: Balance = "layer",
+) -> torch.Tensor:
+    """Projection onto both constraints: one pattern per kernel and exactly ``kept`` kernels.
+
+    Parameters
+    ----------
+    weight : Tensor ``[O, I, kh, kw]``
+    masks : Tensor ``[num_patterns, kh, kw]``
+    kept : int
+        Kernels that survive; a multiple of ``group``.
+    group : int
+        Neighbouring filters that share kernels and patterns.
+    balance : {"layer", "filter"}
+        See :func:`select_kernel_groups`.
+
+    Returns
+    -------
+    Tensor
+        ``pattern_id``, uint8 ``[O, I]``; 255 marks a removed kernel.
+    """
+    score, index = _best_pattern(_energy(weight, group), masks)
+    chosen = select_kernel_groups(score, _count_groups(kept, group), balance)
+    return index.masked_fill_(~chosen, REMOVED).repeat_interleave(group, dim=0)
+
+
+def removed_positions(pattern_id: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Bool ``[O, I, kh, kw]``, True at every weight that ``pattern_id`` removes."""
+    highest = int(pattern_id.masked_fill(pattern_id == REMOVED, 0).max())
+    if highest >= masks.shape[0]:
+        raise ValueError(f"pattern_id {highest} is outside a set of {masks.shape[0]} patterns")
+    table = torch.ones((REMOVED + 1, *masks.shape[1:]), dtype=torch.bool, device=pattern_id.device)
+    table[: masks.shape[0]] = ~masks.to(pattern_id.device)
+    return table[pattern_id.long()]
