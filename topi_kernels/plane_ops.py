@@ -1,0 +1,262 @@
+"""PrimFuncs on planes that are not convolutions: pack, unpack, elementwise, pooling.
+
+Every function here returns a ``PrimFunc`` whose plane arguments have shape ``[batch, channels,
+layout.size]`` and whose plane output obeys the rule of :mod:`topi_kernels.layout`: all that is
+outside the image is written as zero. Work is parallel over ``batch * channels``; rows are walked in
+explicit vectors. A row that is no multiple of the vector is finished by one vector that overlaps
+its predecessor, so nothing outside the row is read or written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from .layout import PlaneLayout
+from .target_family import vector_width
+from .vector_math import activate, broadcast, largest_power_of_two
+
+OPAQUE = 8  # TVM's OpPatternKind: FuseOps leaves the PrimFunc alone.
+UNROLLED_VECTORS = 4  # Rows of at most this many vectors are unrolled.
+FILL_UNROLLED = 8
+SUM_ACCUMULATORS = 4  # Enough to hide the latency of an addition.
+
+# An expression or a Python int.
+Index = Any
+
+
+@dataclass(frozen=True)
+class PlaneTarget:
+    """What the plane operators need to know of the machine: schedule family and threads."""
+
+    family: str
+    num_threads: int = 1
+
+    @property
+    def lanes(self) -> int:
+        return vector_width(self.family)
+
+
+@contextmanager
+def primfunc_builder(name: str) -> Iterator[IRBuilder]:
+    """Open a PrimFunc that no later pass reschedules or fuses; arguments never alias."""
+    with IRBuilder() as ib:
+        with T.prim_func(s_tir=True):
+            T.func_name(name)
+            yield ib
+            T.func_attr(
+                {"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": OPAQUE}
+            )
+
+
+def for_each_plane(
+    batch: int, channels: int, target: PlaneTarget, body: Callable[[Index, Index], None]
+) -> None:
+    """Emit ``body(n, c)`` for all planes, in parallel when there is more than one thread."""
+    loop = T.parallel if target.num_threads > 1 else T.serial
+    with loop(0, batch * channels) as nc:
+        body(0 if batch == 1 else nc // channels, nc if batch == 1 else nc % channels)
+
+
+def for_each_vector(width: int, lanes: int, body: Callable[[Index, int], None]) -> None:
+    """Emit ``body(x, lanes)`` so that the vectors cover ``[0, width)`` and nothing else.
+
+    The last vector overlaps its predecessor when ``lanes`` does not divide ``width``.
+    """
+    lanes = min(lanes, largest_power_of_two(width))
+    count = -(-width // lanes)
+    if count <= UNROLLED_VECTORS:
+        for i in range(count):
+            body(min(i * lanes, width - lanes), lanes)
+        return
+    with T.serial(0, count) as i:
+        body(i * lanes if width % lanes == 0 else T.Bind(T.min(i * lanes, width - lanes)), lanes)
+
+
+def fill_zero(buffer: tirx.Buffer, index: list[Index], start: Index, count: int, lanes: int) -> None:
+    """Write ``count`` zeros to ``buffer[*index, start:]``."""
+    done, vectors = 0, count // lanes
+    if vectors > FILL_UNROLLED:
+        with T.serial(0, vectors) as i:
+            T.buffer_store(
+                buffer, broadcast(0.0, lanes), [*index, T.ramp(start + i * lanes, 1, lanes)]
+            )
+        done = vectors * lanes
+    while done < count:
+        step = min(lanes, largest_power_of_two(count - done))
+        where = T.ramp(start + done, 1, step) if step > 1 else start + done
+        T.buffer_store(buffer, broadcast(0.0, step), [*index, where])
+        done += step
+
+
+def fill_above(buffer: tirx.Buffer, index: list[Index], layout: PlaneLayout, lanes: int) -> None:
+    """Zero everything before pixel (0, 0)."""
+    fill_zero(buffer, index, 0, layout.origin, lanes)
+
+
+def fill_right(
+    buffer: tirx.Buffer, index: list[Index], layout: PlaneLayout, y: Index, lanes: int
+) -> None:
+    """Zero the elements between row ``y`` and the next row."""
+    gap = layout.row_stride - layout.width
+    gap = min(gap, layout.size - layout.offset(layout.height - 1, layout.width))
+    fill_zero(buffer, index, layout.offset(y, layout.width), gap, lanes)
+
+
+def fill_below(buffer: tirx.Buffer, index: list[Index], layout: PlaneLayout, lanes: int) -> None:
+    """Zero everything below the last row."""
+    start = layout.offset(layout.height, 0)
+    fill_zero(buffer, index, start, max(layout.size - start, 0), lanes)
+
+
+def load(buffer: tirx.Buffer, index: list[Index], lanes: int) -> tirx.PrimExpr:
+    """Vector of ``lanes`` elements starting at ``index``."""
+    *outer, last = index
+    return buffer[(*outer, T.ramp(last, 1, lanes) if lanes > 1 else last)]
+
+
+def store(buffer: tirx.Buffer, value: tirx.PrimExpr, index: list[Index], lanes: int) -> None:
+    """Store a vector of ``lanes`` elements from ``index`` on."""
+    *outer, last = index
+    T.buffer_store(buffer, value, [*outer, T.ramp(last, 1, lanes) if lanes > 1 else last])
+
+
+def plane_arg(name: str, batch: int, channels: int, layout: PlaneLayout) -> tirx.Buffer:
+    return T.arg(name, T.Buffer((batch, channels, layout.size), "float32"))
+
+
+def pack(
+    batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget
+) -> tirx.PrimFunc:
+    """``(x[batch, channels, height, width], out planes)``: NCHW to planes."""
+    with primfunc_builder("pack_planes") as ib:
+        x = T.arg("x", T.Buffer((batch, channels, layout.height, layout.width), "float32"))
+        out = plane_arg("out", batch, channels, layout)
+
+        def plane(n: Index, c: Index) -> None:
+            fill_above(out, [n, c], layout, target.lanes)
+            with T.serial(0, layout.height) as y:
+
+                def vector(at: Index, lanes: int) -> None:
+                    store(out, load(x, [n, c, y, at], lanes), [n, c, layout.offset(y, at)], lanes)
+
+                for_each_vector(layout.width, target.lanes, vector)
+                fill_right(out, [n, c], layout, y, target.lanes)
+            fill_below(out, [n, c], layout, target.lanes)
+
+        for_each_plane(batch, channels, target, plane)
+    return ib.get()
+
+
+def unpack(
+    batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget
+) -> tirx.PrimFunc:
+    """``(x planes, out[batch, channels, height, width])``: planes to NCHW."""
+    with primfunc_builder("unpack_planes") as ib:
+        x = plane_arg("x", batch, channels, layout)
+        out = T.arg("out", T.Buffer((batch, channels, layout.height, layout.width), "float32"))
+
+        def plane(n: Index, c: Index) -> None:
+            with T.serial(0, layout.height) as y:
+
+                def vector(at: Index, lanes: int) -> None:
+                    store(out, load(x, [n, c, layout.offset(y, at)], lanes), [n, c, y, at], lanes)
+
+                for_each_vector(layout.width, target.lanes, vector)
+
+        for_each_plane(batch, channels, target, plane)
+    return ib.get()
+
+
+def elementwise(
+    batch: int,
+    channels: int,
+    in_layouts: tuple[PlaneLayout, ...],
+    out_layout: PlaneLayout,
+    target: PlaneTarget,
+    operator: str = "add",
+    activation: str = "none",
+    bounds: tuple[float, float] = (0.0, 6.0),
+) -> tirx.PrimFunc:
+    """``(planes, ..., out planes)``: fold the inputs by ``operator``, then apply ``activation``.
+
+    Parameters
+    ----------
+    in_layouts : tuple of PlaneLayout
+        One per input; one input makes this a standalone activation or a change of layout.
+    operator : str
+        ``add`` or ``multiply``.
+    activation : str
+        See :func:`topi_kernels.vector_math.activate`; ``bounds`` are those of ``clip``.
+    """
+    operators = {"add": lambda a, b: a + b, "multiply": lambda a, b: a * b}
+    if operator not in operators:
+        raise ValueError(
+            f"elementwise operator {operator!r} is unknown; expected one of {sorted(operators)}"
+        )
+    combine = operators[operator]
+    name = f"plane_{operator}" if len(in_layouts) > 1 else f"plane_{activation}"
+    with primfunc_builder(name) as ib:
+        inputs = [plane_arg(f"x{i}", batch, channels, lay) for i, lay in enumerate(in_layouts)]
+        out = plane_arg("out", batch, channels, out_layout)
+
+        def plane(n: Index, c: Index) -> None:
+            fill_above(out, [n, c], out_layout, target.lanes)
+            with T.serial(0, out_layout.height) as y:
+
+                def vector(at: Index, lanes: int) -> None:
+                    value = load(inputs[0], [n, c, in_layouts[0].offset(y, at)], lanes)
+                    for buf, lay in zip(inputs[1:], in_layouts[1:], strict=True):
+                        value = combine(value, load(buf, [n, c, lay.offset(y, at)], lanes))
+                    value = activate(T.Bind(value), activation, lanes, bounds)
+                    store(out, value, [n, c, out_layout.offset(y, at)], lanes)
+
+                for_each_vector(out_layout.width, target.lanes, vector)
+                fill_right(out, [n, c], out_layout, y, target.lanes)
+            fill_below(out, [n, c], out_layout, target.lanes)
+
+        for_each_plane(batch, channels, target, plane)
+    return ib.get()
+
+
+def global_avg_pool(
+    batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget, keep_dims: bool = True
+) -> tirx.PrimFunc:
+    """``(x planes, out[batch, channels(, 1, 1)])``: mean over the image.
+
+    A plane is zero outside its image, so whole rows are added, padding included.
+    """
+    first, lanes = layout.offset(0, 0), target.lanes
+    count = layout.offset(layout.height - 1, layout.width) - first
+    step = lanes * SUM_ACCUMULATORS
+    with primfunc_builder("plane_global_avg_pool") as ib:
+        x = plane_arg("x", batch, channels, layout)
+        shape = (batch, channels, 1, 1) if keep_dims else (batch, channels)
+        out = T.arg("out", T.Buffer(shape, "float32"))
+
+        def plane(n: Index, c: Index) -> None:
+            acc = T.alloc_buffer((step,), "float32", scope="local")
+            for i in range(SUM_ACCUMULATORS):
+                store(acc, broadcast(0.0, lanes), [i * lanes], lanes)
+            with T.serial(0, count // step) as k:
+                for i in range(SUM_ACCUMULATORS):
+                    value = load(x, [n, c, first + k * step + i * lanes], lanes)
+                    store(acc, load(acc, [i * lanes], lanes) + value, [i * lanes], lanes)
+            with T.serial(0, count % step) as k:
+                value = x[n, c, first + count // step * step + k]
+                T.buffer_store(acc, acc[k % lanes] + value, [k % lanes])
+            half = step // 2
+            while half >= 1:
+                store(acc, load(acc, [0], half) + load(acc, [half], half), [0], half)
+                half //= 2
+            mean = acc[0] * T.float32(1.0 / (layout.height * layout.width))
+            T.buffer_store(out, mean, [n, c, 0, 0] if keep_dims else [n, c])
+
+        for_each_plane(batch, channels, target, plane)
+    return ib.get()

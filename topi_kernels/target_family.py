@@ -1,0 +1,77 @@
+"""Which family of schedules a target belongs to: the only place that inspects a Target."""
+
+from __future__ import annotations
+
+import os
+
+from tvm.target import Target, codegen
+
+X86_AVX512 = "x86-avx512"
+X86_AVX2 = "x86-avx2"
+ARM_NEON = "arm-neon"
+MALI = "mali"
+ADRENO = "adreno"
+GENERIC = "generic"
+OTHER = "other"
+
+CPU_FAMILIES = (X86_AVX512, X86_AVX2, ARM_NEON, GENERIC)
+GPU_FAMILIES = (MALI, ADRENO)
+
+_VECTOR_WIDTH = {X86_AVX512: 16, X86_AVX2: 8, ARM_NEON: 4, GENERIC: 4}
+_X86_ARCHS = ("x86_64", "amd64", "i686", "i386")
+_AARCH64_ARCHS = ("aarch64", "arm64")
+
+
+def architecture(target: Target) -> str:
+    """First component of the LLVM triple of an ``llvm`` target, the host's triple by default."""
+    triple = target.attrs.get("mtriple", None) or codegen.llvm_get_system_triple()
+    return str(triple).split("-", 1)[0]
+
+
+def target_family(target: Target) -> str:
+    """Family of a target: one of :data:`CPU_FAMILIES`, :data:`GPU_FAMILIES` or :data:`OTHER`.
+
+    Parameters
+    ----------
+    target : tvm.target.Target
+        For ``llvm`` the architecture and the features of ``mcpu`` and ``mattr`` decide, for
+        ``opencl`` the ``device`` attribute. A CPU that is not recognised is ``generic``: 4 lanes
+        and 16 vector registers, which LLVM can lower everywhere. Any other device is ``other``: it
+        has no schedules.
+    """
+    kind = target.kind.name
+    if kind == "opencl":
+        device = str(target.attrs.get("device", ""))
+        return device if device in GPU_FAMILIES else OTHER
+    if kind != "llvm":
+        return OTHER
+    arch = architecture(target)
+    if arch in _X86_ARCHS:
+        if codegen.llvm_cpu_has_features("avx512f", target):
+            return X86_AVX512
+        if codegen.llvm_cpu_has_features(["avx2", "fma"], target):
+            return X86_AVX2
+    if arch in _AARCH64_ARCHS and codegen.llvm_cpu_has_features("neon", target):
+        return ARM_NEON
+    return GENERIC
+
+
+def vector_width(family: str) -> int:
+    """float32 lanes of one vector register of a CPU family.
+
+    Raises
+    ------
+    ValueError
+        If ``family`` is unknown.
+    """
+    if family not in _VECTOR_WIDTH:
+        raise ValueError(f"unknown family {family!r}; expected one of {sorted(_VECTOR_WIDTH)}")
+    return _VECTOR_WIDTH[family]
+
+
+def num_cores(target: Target) -> int:
+    """Cores to schedule for: the target's ``num-cores``, else those this process may use."""
+    cores = target.attrs.get("num-cores", None)
+    if cores is not None:
+        return int(cores)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
