@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
+from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
@@ -115,13 +116,13 @@ def fill_below(buffer: tirx.Buffer, index: list[Index], layout: PlaneLayout, lan
     fill_zero(buffer, index, start, max(layout.size - start, 0), lanes)
 
 
-def load(buffer: tirx.Buffer, index: list[Index], lanes: int) -> tirx.PrimExpr:
+def load(buffer: tirx.Buffer, index: list[Index], lanes: int) -> Expr:
     """Vector of ``lanes`` elements starting at ``index``."""
     *outer, last = index
     return buffer[(*outer, T.ramp(last, 1, lanes) if lanes > 1 else last)]
 
 
-def store(buffer: tirx.Buffer, value: tirx.PrimExpr, index: list[Index], lanes: int) -> None:
+def store(buffer: tirx.Buffer, value: Expr, index: list[Index], lanes: int) -> None:
     """Store a vector of ``lanes`` elements from ``index`` on."""
     *outer, last = index
     T.buffer_store(buffer, value, [*outer, T.ramp(last, 1, lanes) if lanes > 1 else last])

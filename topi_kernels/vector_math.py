@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import tirx
+from tvm.ir import Expr
 from tvm.tirx.script import builder as T
 
 LOG2_E = 1.4426950408889634
@@ -26,17 +26,17 @@ def largest_power_of_two(value: int) -> int:
     return 1 << (value.bit_length() - 1)
 
 
-def broadcast(value: Any, lanes: int) -> tirx.PrimExpr:
+def broadcast(value: Any, lanes: int) -> Expr:
     """``value`` in every lane; a Python number becomes float32."""
     if isinstance(value, float | int):
         value = T.float32(value)
     return T.broadcast(value, lanes) if lanes > 1 else value
 
 
-def vector_exp(x: tirx.PrimExpr, lanes: int) -> tirx.PrimExpr:
+def vector_exp(x: Expr, lanes: int) -> Expr:
     """exp(x) without a library call: relative error below 3e-7, clamped to finite results."""
 
-    def const(value: float) -> tirx.PrimExpr:
+    def const(value: float) -> Expr:
         return broadcast(value, lanes)
 
     ints = "int32" if lanes == 1 else f"int32x{lanes}"
@@ -55,8 +55,8 @@ def vector_exp(x: tirx.PrimExpr, lanes: int) -> tirx.PrimExpr:
 
 
 def activate(
-    x: tirx.PrimExpr, activation: str, lanes: int, bounds: tuple[float, float] = (0.0, 6.0)
-) -> tirx.PrimExpr:
+    x: Expr, activation: str, lanes: int, bounds: tuple[float, float] = (0.0, 6.0)
+) -> Expr:
     """``activation(x)`` for a vector of ``lanes`` float32.
 
     Parameters
@@ -70,7 +70,7 @@ def activate(
         If the activation is unknown.
     """
 
-    def const(value: float) -> tirx.PrimExpr:
+    def const(value: float) -> Expr:
         return broadcast(value, lanes)
 
     if activation == "none":

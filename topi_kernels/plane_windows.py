@@ -1,0 +1,367 @@
+"""PrimFuncs on planes that slide a window: max pool, average pool, depthwise convolution.
+
+They follow the rules of :mod:`topi_kernels.plane_ops`. Rows are vectors of neighbouring outputs; a
+stride of 2 loads two vectors and splits even from odd elements instead of gathering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+
+from tvm import tirx
+from tvm.ir import Expr
+from tvm.tirx.script import builder as T
+
+from .layout import PlaneLayout
+from .plane_ops import (
+    Index,
+    PlaneTarget,
+    fill_above,
+    fill_below,
+    fill_right,
+    for_each_plane,
+    for_each_vector,
+    load,
+    plane_arg,
+    primfunc_builder,
+    store,
+)
+from .vector_math import activate, broadcast, largest_power_of_two
+
+Combine = Callable[[Expr, Expr], Expr]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Geometry of a sliding window; ``padding`` is ``(top, left)``, the rest ``(rows, columns)``."""
+
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int] = (1, 1)
+
+    def __post_init__(self) -> None:
+        if min(*self.kernel_size, *self.stride, *self.dilation) < 1 or min(self.padding) < 0:
+            raise ValueError(
+                f"a window needs positive kernel_size, stride and dilation and padding >= 0,"
+                f" got {self}"
+            )
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """Distance of the first and the last tap, vertically and horizontally."""
+        return tuple((k - 1) * d for k, d in zip(self.kernel_size, self.dilation, strict=True))
+
+
+@dataclass(frozen=True)
+class DepthwiseConfig:
+    """Register tile of the depthwise convolution: output rows that are computed together."""
+
+    rows: int = 4
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rows <= 8:
+            raise ValueError(f"rows must be in 1..8 to stay in registers, got {self.rows}")
+
+
+def _over_read(window: Window, lanes: int) -> int:
+    """Elements beyond the last tap of the last lane that :func:`_columns` loads."""
+    stride = window.stride[1]
+    return 2 * lanes - 1 - 2 * (lanes - 1) if stride == 2 and lanes > 1 else 0
+
+
+def _pick_lanes(
+    window: Window,
+    in_layout: PlaneLayout,
+    out_layout: PlaneLayout,
+    lanes: int,
+    top_row: int,
+    bottom_row: int,
+) -> int:
+    """Widest vector for which every load stays inside the plane.
+
+    Up to ``lanes``, a power of two; wider than the row only if the store may run into the padding.
+    """
+    width = out_layout.width
+    lanes = min(lanes, 1 << (width - 1).bit_length())
+    while lanes > 1:
+        covered = max(width, lanes)
+        last = (covered - 1) * window.stride[1] - window.padding[1] + window.reach[1]
+        end = in_layout.offset(bottom_row, last + _over_read(window, lanes))
+        fits = end < in_layout.size and in_layout.offset(top_row, -window.padding[1]) >= 0
+        if lanes > width:
+            fits &= out_layout.row_stride >= lanes
+            fits &= out_layout.offset(out_layout.height - 1, lanes) <= out_layout.size
+        if fits:
+            return lanes
+        lanes //= 2
+    return 1
+
+
+def _for_each_column_vector(
+    width: int, lanes: int, body: Callable[[Index, int], None]
+) -> None:
+    """Like ``for_each_vector``, but one vector wider than the row is allowed."""
+    if lanes > width:
+        body(0, lanes)
+    else:
+        for_each_vector(width, lanes, body)
+
+
+def _columns(
+    raw: Callable[[int], Expr], window: Window, lanes: int, strided: Callable
+) -> list[Expr]:
+    """One vector per kernel column.
+
+    ``raw(offset)`` is the contiguous vector that starts ``offset`` elements after the first tap;
+    ``strided(offset)`` the same with the window's stride between the lanes.
+    """
+    offsets = [k * window.dilation[1] for k in range(window.kernel_size[1])]
+    stride = window.stride[1]
+    if stride == 1 or lanes == 1:
+        return [T.Bind(raw(o)) for o in offsets]
+    if stride != 2:
+        return [T.Bind(strided(o)) for o in offsets]
+    pairs = {}
+    for o in sorted({o - o % 2 for o in offsets}):
+        pairs[o] = (T.Bind(raw(o)), T.Bind(raw(o + lanes)))
+    return [
+        T.Bind(tirx.Shuffle(list(pairs[o - o % 2]), [o % 2 + 2 * i for i in range(lanes)]))
+        for o in offsets
+    ]
+
+
+def _row_loader(
+    x: tirx.Buffer, plane: list[Index], starts: list[Index], window: Window, lanes: int,
+    combine: Combine | None = None,
+) -> list[Expr]:
+    """Kernel-column vectors of one or more input rows, rows folded by ``combine`` before."""
+
+    def raw(offset: int) -> Expr:
+        return reduce(combine, [load(x, [*plane, s + offset], lanes) for s in starts])
+
+    def strided(offset: int) -> Expr:
+        step = window.stride[1]
+        return reduce(combine, [x[(*plane, T.ramp(s + offset, step, lanes))] for s in starts])
+
+    return _columns(raw, window, lanes, strided)
+
+
+def _border_columns(window: Window, in_width: int, out_width: int) -> list[tuple[int, list[int]]]:
+    """Output columns whose window leaves the image, each with its kernel columns inside."""
+    result = []
+    for ox in range(out_width):
+        first = ox * window.stride[1] - window.padding[1]
+        taps = [first + k * window.dilation[1] for k in range(window.kernel_size[1])]
+        inside = [t for t in taps if 0 <= t < in_width]
+        if len(inside) < len(taps):
+            result.append((ox, inside))
+    return result
+
+
+def max_pool(
+    batch: int,
+    channels: int,
+    in_layout: PlaneLayout,
+    out_layout: PlaneLayout,
+    window: Window,
+    target: PlaneTarget,
+) -> tirx.PrimFunc:
+    """``(x planes, out planes)``: maximum of the window's pixels that lie inside the image.
+
+    Rows are clamped to the image, which changes no maximum because a clamped row is one of the
+    window's own. Columns that reach the padding are computed a second time, one by one, since the
+    zeros there are no neutral element of the maximum.
+    """
+    (kh, _), (sh, sw), (top, left) = window.kernel_size, window.stride, window.padding
+    last = in_layout.height - 1
+    lanes = _pick_lanes(window, in_layout, out_layout, target.lanes, 0, last)
+    borders = _border_columns(window, in_layout.width, out_layout.width)
+    if any(not inside for _, inside in borders):
+        raise ValueError(f"{window} has outputs that see no pixel of a {in_layout.width} wide image")
+    with primfunc_builder("plane_max_pool") as ib:
+        x = plane_arg("x", batch, channels, in_layout)
+        out = plane_arg("out", batch, channels, out_layout)
+
+        def row(n: Index, c: Index, y: Index) -> None:
+            rows = [y * sh - top + k * window.dilation[0] for k in range(kh)]
+            starts = [
+                T.Bind(in_layout.offset(T.max(T.min(r, last), 0), 0)) for r in rows
+            ]
+
+            def vector(at: Index, width: int) -> None:
+                first = [s + (at * sw - left) for s in starts]
+                columns = _row_loader(x, [n, c], first, window, width, T.max)
+                value = reduce(T.max, columns)
+                store(out, value, [n, c, out_layout.offset(y, at)], width)
+
+            _for_each_column_vector(out_layout.width, lanes, vector)
+            for ox, inside in borders:
+                value = reduce(T.max, [x[n, c, s + ix] for s in starts for ix in inside])
+                T.buffer_store(out, value, [n, c, out_layout.offset(y, ox)])
+
+        _emit_rows(batch, channels, out, out_layout, target, row)
+    return ib.get()
+
+
+def avg_pool(
+    batch: int,
+    channels: int,
+    in_layout: PlaneLayout,
+    out_layout: PlaneLayout,
+    window: Window,
+    target: PlaneTarget,
+    count_include_pad: bool,
+) -> tirx.PrimFunc:
+    """``(x planes, out planes)``: mean of the window; the zero padding adds nothing to the sum.
+
+    With ``count_include_pad`` the sum is divided by the window's size, else by its pixels inside
+    the image.
+
+    Raises
+    ------
+    ValueError
+        If the input planes have less padding than the window reads.
+    """
+    (kh, kw), (sh, sw), (top, left) = window.kernel_size, window.stride, window.padding
+    bottom = (out_layout.height - 1) * sh - top + window.reach[0]
+    right = (out_layout.width - 1) * sw - left + window.reach[1]
+    need = max(top, left, bottom - in_layout.height + 1, right - in_layout.width + 1)
+    if in_layout.pad < need:
+        raise ValueError(f"the input plane is padded by {in_layout.pad}, the pool reads {need}")
+    lanes = _pick_lanes(window, in_layout, out_layout, target.lanes, -top, bottom)
+    borders = _border_columns(window, in_layout.width, out_layout.width)
+    with primfunc_builder("plane_avg_pool") as ib:
+        x = plane_arg("x", batch, channels, in_layout)
+        out = plane_arg("out", batch, channels, out_layout)
+
+        def row(n: Index, c: Index, y: Index) -> None:
+            rows = [y * sh - top + k * window.dilation[0] for k in range(kh)]
+            starts = [T.Bind(in_layout.offset(r, 0)) for r in rows]
+            if count_include_pad:
+                count = T.float32(kh)
+            else:
+                inside = [tirx.all(r >= 0, r < in_layout.height) for r in rows]
+                count = T.Bind(sum((T.Cast("float32", i) for i in inside), T.float32(0)))
+
+            def vector(at: Index, width: int) -> None:
+                first = [s + (at * sw - left) for s in starts]
+                columns = _row_loader(x, [n, c], first, window, width, lambda a, b: a + b)
+                scale = T.Bind(T.float32(1) / (count * T.float32(kw)))
+                value = reduce(lambda a, b: a + b, columns) * broadcast(scale, width)
+                store(out, value, [n, c, out_layout.offset(y, at)], width)
+
+            _for_each_column_vector(out_layout.width, lanes, vector)
+            for ox, inside_x in [] if count_include_pad else borders:
+                total = reduce(
+                    lambda a, b: a + b, [x[n, c, s + ix] for s in starts for ix in inside_x]
+                )
+                value = total / (count * T.float32(len(inside_x)))
+                T.buffer_store(out, value, [n, c, out_layout.offset(y, ox)])
+
+        _emit_rows(batch, channels, out, out_layout, target, row)
+    return ib.get()
+
+
+def _emit_rows(
+    batch: int,
+    channels: int,
+    out: tirx.Buffer,
+    layout: PlaneLayout,
+    target: PlaneTarget,
+    row: Callable[[Index, Index, Index], None],
+) -> None:
+    """All planes, row by row, with the zeros around the image."""
+
+    def plane(n: Index, c: Index) -> None:
+        fill_above(out, [n, c], layout, target.lanes)
+        with T.serial(0, layout.height) as y:
+            row(n, c, y)
+            fill_right(out, [n, c], layout, y, target.lanes)
+        fill_below(out, [n, c], layout, target.lanes)
+
+    for_each_plane(batch, channels, target, plane)
+
+
+def depthwise_conv(
+    batch: int,
+    channels: int,
+    in_layout: PlaneLayout,
+    out_layout: PlaneLayout,
+    window: Window,
+    target: PlaneTarget,
+    bias: bool = False,
+    activation: str = "none",
+    bounds: tuple[float, float] = (0.0, 6.0),
+    multiplier: int = 1,
+    config: DepthwiseConfig = DepthwiseConfig(),
+) -> tirx.PrimFunc:
+    """``(x planes, weight[channels, kh, kw], bias[channels] if bias, out planes)``.
+
+    Out_channel ``c`` reads in_channel ``c // multiplier``. ``config.rows`` output rows are
+    computed together so that they share the loaded input rows; all taps are unrolled and the
+    accumulators live in registers.
+
+    Raises
+    ------
+    ValueError
+        If the input planes have less padding than the window reads, or channels are not a multiple
+        of ``multiplier``.
+    """
+    (kh, kw), (sh, sw), (top, left) = window.kernel_size, window.stride, window.padding
+    bottom = (out_layout.height - 1) * sh - top + window.reach[0]
+    right = (out_layout.width - 1) * sw - left + window.reach[1]
+    need = max(top, left, bottom - in_layout.height + 1, right - in_layout.width + 1)
+    if in_layout.pad < need:
+        raise ValueError(
+            f"the input plane is padded by {in_layout.pad}, the convolution reads {need}"
+        )
+    if channels % multiplier:
+        raise ValueError(f"{channels} out_channels are no multiple of the multiplier {multiplier}")
+    lanes = _pick_lanes(window, in_layout, out_layout, target.lanes, -top, bottom)
+    rows = min(config.rows, out_layout.height)
+    with primfunc_builder("plane_depthwise_conv") as ib:
+        x = plane_arg("x", batch, channels // multiplier, in_layout)
+        weight = T.arg("weight", T.Buffer((channels, kh, kw), "float32"))
+        b = T.arg("bias", T.Buffer((channels,), "float32")) if bias else None
+        out = plane_arg("out", batch, channels, out_layout)
+
+        def tile(n: Index, c: Index, y0: Index) -> None:
+            source = c if multiplier == 1 else c // multiplier
+
+            def vector(at: Index, width: int) -> None:
+                start = broadcast(b[c] if bias else 0.0, width)
+                acc = [start] * rows
+                for r in range((rows - 1) * sh + window.reach[0] + 1):
+                    uses = [
+                        (i, ky)
+                        for i in range(rows)
+                        for ky in range(kh)
+                        if i * sh + ky * window.dilation[0] == r
+                    ]
+                    if not uses:
+                        continue
+                    first = in_layout.offset(y0 * sh - top + r, at * sw - left)
+                    columns = _row_loader(x, [n, source], [first], window, width)
+                    for i, ky in uses:
+                        for kx, column in enumerate(columns):
+                            tap = broadcast(weight[c, ky, kx], width)
+                            acc[i] = T.Bind(acc[i] + tap * column)
+                for i, value in enumerate(acc):
+                    value = activate(value, activation, width, bounds)
+                    store(out, value, [n, c, out_layout.offset(y0 + i, at)], width)
+
+            _for_each_column_vector(out_layout.width, lanes, vector)
+            for i in range(rows):
+                fill_right(out, [n, c], out_layout, y0 + i, target.lanes)
+
+        def plane(n: Index, c: Index) -> None:
+            fill_above(out, [n, c], out_layout, target.lanes)
+            with T.serial(0, -(-out_layout.height // rows)) as t:
+                tile(n, c, T.Bind(T.min(t * rows, out_layout.height - rows)))
+            fill_below(out, [n, c], out_layout, target.lanes)
+
+        for_each_plane(batch, channels, target, plane)
+    return ib.get()
