@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from .assignment import Assignment, LayerAssignment, SparsityError
+from .assignment import Assignment, LayerAssignment, SparsityError, apply_assignment
+from .batchnorm import recalibrate_bn
 from .config import ConfigError, LibrarySpec, PatternConfig, Rule
+from .ema import MaskedEma
+from .libraries import greedy_library, model_library, natural_library
+from .methods import Admm, Gradual, OneShot
 from .oneshot import oneshot
+from .pruner import Pruner
 from .report import PruneReport
 
 __all__ = [
+    "Admm",
     "Assignment",
     "ConfigError",
+    "Gradual",
     "LayerAssignment",
     "LibrarySpec",
+    "MaskedEma",
+    "OneShot",
     "PatternConfig",
     "PruneReport",
+    "Pruner",
     "Rule",
     "SparsityError",
+    "apply_assignment",
+    "greedy_library",
+    "model_library",
+    "natural_library",
     "oneshot",
+    "recalibrate_bn",
 ]

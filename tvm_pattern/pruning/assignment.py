@@ -56,9 +56,21 @@ class SparsityError(RuntimeError):
 
 
 @torch.no_grad()
-def apply_assignment(model: nn.Module, assignment: Assignment) -> None:
-    """Zero the pruned weights of ``model`` in place."""
+def apply_assignment(model: nn.Module, assignment: Assignment) -> dict[str, float]:
+    """Zero the pruned weights of ``model`` in place.
+
+    Returns
+    -------
+    dict
+        Layer name to the fraction of energy (squared norm) that is left.
+
+    Raises
+    ------
+    ValueError
+        If a layer is missing or has another shape.
+    """
     convs = convolutions(model)
+    kept = {}
     for name, layer in assignment.items():
         if name not in convs:
             raise ValueError(f"the model has no convolution {name!r}; give the pruned architecture")
@@ -69,7 +81,11 @@ def apply_assignment(model: nn.Module, assignment: Assignment) -> None:
                 f"{name}: weight is {tuple(weight.shape)}, the patterns are for"
                 f" {tuple(removed.shape)}; give the pruned architecture"
             )
+        before = float(weight.double().square().sum())
         weight.masked_fill_(removed, 0)
+        after = float(weight.double().square().sum())
+        kept[name] = after / before if before > 0 else 1.0
+    return kept
 
 
 def verify_assignment(

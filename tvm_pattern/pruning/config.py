@@ -95,14 +95,15 @@ def normalise_library(value: Library | PatternSet) -> str | LibrarySpec | Patter
         if isinstance(value, dict):
             return LibrarySpec.model_validate(value)
     except (ValueError, ValidationError) as error:
-        raise ConfigError(f"not a usable pattern library: {_explain(error)}") from error
+        raise ConfigError(f"not a usable pattern library: {explain(error)}") from error
     raise ConfigError(
         f"a library is a built-in name, a number of natural patterns, a specification or a"
         f" PatternSet; got {type(value).__name__}"
     )
 
 
-def _explain(error: ValueError) -> str:
+def explain(error: ValueError) -> str:
+    """One line per fault of a validation error, with what was given."""
     if isinstance(error, ValidationError):
         return "; ".join(
             f"{'.'.join(str(p) for p in e['loc']) or 'value'}: {e['msg']} (got {e['input']!r})"
@@ -255,7 +256,7 @@ class PatternConfig(_Strict):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise ConfigError(f"invalid pattern configuration: {_explain(error)}") from error
+            raise ConfigError(f"invalid pattern configuration: {explain(error)}") from error
 
     @classmethod
     def from_json(cls, text: str) -> PatternConfig:

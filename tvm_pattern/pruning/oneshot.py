@@ -10,7 +10,7 @@ from torch import nn
 
 from topi_kernels.pattern import PatternSet
 
-from .assignment import Assignment, LayerAssignment
+from .assignment import Assignment, LayerAssignment, apply_assignment
 from .config import Library, PatternConfig, Rule
 from .layers import LayerPlan, convolutions, resolve_layers
 from .projection import pattern_masks, project_joint
@@ -42,25 +42,11 @@ def assign(model: nn.Module, plans: list[LayerPlan]) -> Assignment:
     }
 
 
-@torch.no_grad()
-def hard_prune(model: nn.Module, assignment: Assignment) -> dict[str, float]:
-    """Zero the pruned weights in place; the fraction of energy kept per layer is returned."""
-    convs = convolutions(model)
-    kept = {}
-    for name, layer in assignment.items():
-        weight = convs[name].weight
-        before = float(weight.double().square().sum())
-        weight.masked_fill_(layer.removed().to(weight.device), 0)
-        after = float(weight.double().square().sum())
-        kept[name] = after / before if before > 0 else 1.0
-    return kept
-
-
 def prune_config(model: nn.Module, config: PatternConfig) -> PruneReport:
     """One-shot projection of ``model`` in place by a full configuration."""
     plans, skipped = resolve_layers(model, config)
     assignment = assign(model, plans)
-    energy = hard_prune(model, assignment)
+    energy = apply_assignment(model, assignment)
     return build_report(model, assignment, skipped, energy_kept=energy)
 
 
