@@ -1,0 +1,127 @@
+"""Reading and rebuilding the bindings of a Relax function; shared by all passes.
+
+The passes keep a binding's variable and replace its value wherever the type allows it, so users
+never have to be rewritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir import Call, Expr, GenericConst, GlobalVar, Op, Var
+
+#: Users that are not bindings: the end of a block or the body of the function.
+OUTPUT = "output"
+
+
+def relax_functions(mod: tvm.IRModule) -> Iterator[tuple[GlobalVar, relax.Function]]:
+    """Relax functions of a module that are not already lowered composites, in order."""
+    for gv, func in list(mod.functions_items()):
+        if isinstance(func, relax.Function) and "Primitive" not in dict(func.attrs or {}):
+            yield gv, func
+
+
+def map_functions(
+    mod: tvm.IRModule, transform: Callable[[relax.Function], relax.Function]
+) -> tvm.IRModule:
+    """Module with ``transform`` applied to its Relax functions; the argument is not changed."""
+    result = mod.clone()
+    for gv, func in relax_functions(mod):
+        result.update_func(gv, transform(func))
+    return result
+
+
+def rebuild(func: relax.Function, blocks: list[list[relax.Binding]]) -> relax.Function:
+    """``func`` with new bindings per block; empty blocks are dropped."""
+    old = func.body.blocks
+    kept = [type(o)(b) for o, b in zip(old, blocks, strict=True) if b]
+    body = relax.SeqExpr(kept, func.body.body)
+    return relax.Function(func.params, body, func.ret_ty, func.is_pure, func.attrs)
+
+
+def bindings_of(func: relax.Function) -> list[list[relax.Binding]]:
+    """Bindings of a function, block by block."""
+    return [list(block.bindings) for block in func.body.blocks]
+
+
+def op_name(expr: Expr | None) -> str | None:
+    """Name of the operator that ``expr`` calls, or None."""
+    return expr.op.name if isinstance(expr, Call) and isinstance(expr.op, Op) else None
+
+
+def is_float32_image(expr: Expr) -> bool:
+    """Whether ``expr`` is a float32 tensor ``[n, c, h, w]`` of static shape."""
+    return static_shape(expr, 4) is not None and str(expr.ty.dtype) == "float32"
+
+
+def static_shape(expr: Expr, ndim: int | None = None) -> tuple[int, ...] | None:
+    """Shape of a tensor of known, constant shape (and of ``ndim`` axes), else None."""
+    ty = expr.ty
+    if not isinstance(ty, relax.TensorType) or not isinstance(ty.shape, relax.ShapeExpr):
+        return None
+    dims = list(ty.shape)
+    if ndim is not None and len(dims) != ndim:
+        return None
+    if not all(isinstance(d, tvm.tirx.IntImm) for d in dims):
+        return None
+    return tuple(int(d) for d in dims)
+
+
+def constant(expr: Expr) -> np.ndarray | None:
+    """Value of a tensor constant, else None."""
+    if not isinstance(expr, GenericConst) or not isinstance(expr.ty, relax.TensorType):
+        return None
+    value = expr.value
+    return value.numpy() if hasattr(value, "numpy") else np.asarray(value, str(expr.ty.dtype))
+
+
+def channel_constant(expr: Expr, out_channels: int) -> np.ndarray | None:
+    """A float32 constant that adds one value per channel to ``[n, c, h, w]``, as ``[c]``.
+
+    Shapes ``[1, c, 1, 1]``, ``[c, 1, 1]`` and one-element tensors qualify.
+    """
+    value = constant(expr)
+    if value is None or value.dtype != np.float32 or value.ndim > 4:
+        return None
+    padded = value.reshape((1,) * (4 - value.ndim) + value.shape)
+    if padded.shape[0] != 1 or padded.shape[2:] != (1, 1):
+        return None
+    if padded.shape[1] not in (1, out_channels):
+        return None
+    return np.broadcast_to(padded.reshape(-1), (out_channels,)).copy()
+
+
+def scalar_constant(expr: Expr) -> float | None:
+    """Value of a one-element tensor constant, else None."""
+    value = constant(expr)
+    return float(value.reshape(-1)[0]) if value is not None and value.size == 1 else None
+
+
+class Uses:
+    """Who defines and who uses each variable of a function."""
+
+    def __init__(self, func: relax.Function) -> None:
+        self.value: dict[Var, Expr] = {}
+        self.users: dict[Var, list[Var | str]] = {}
+        for block in func.body.blocks:
+            dataflow = isinstance(block, relax.DataflowBlock)
+            for binding in block.bindings:
+                self.value[binding.var] = binding.value
+                for used in tvm.relax.analysis.free_vars(binding.value):
+                    self.users.setdefault(used, []).append(binding.var)
+                if dataflow and not isinstance(binding.var, relax.DataflowVar):
+                    self.users.setdefault(binding.var, []).append(OUTPUT)
+        for used in tvm.relax.analysis.free_vars(func.body.body):
+            self.users.setdefault(used, []).append(OUTPUT)
+
+    def sole_user(self, var: Var) -> Var | None:
+        """The one binding that uses ``var``, or None if there are several or it is an output."""
+        users = self.users.get(var, [])
+        return users[0] if len(users) == 1 and users[0] is not OUTPUT else None
+
+    def definition(self, expr: Expr) -> Expr | None:
+        """Value bound to a variable; None for parameters and non-variables."""
+        return self.value.get(expr) if isinstance(expr, Var) else None

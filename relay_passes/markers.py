@@ -1,0 +1,108 @@
+"""Markers: how a rewritten operator looks in Relax before it becomes a PrimFunc.
+
+A marker is ``R.call_pure_packed("pattern_sparse.<op>", tensors..., R.str(json), ty_args=type)``. It
+prints and parses as TVMScript and compares structurally, so every pass can be read and tested. No
+packed function of that name exists: ``schedule`` replaces all markers.
+
+==================== ===================================== =========================================
+op                   tensors                               parameters
+==================== ===================================== =========================================
+conv2d               x, weight[, bias][, residual]         :class:`ConvParams`, layouts unset
+depthwise_conv2d     x, weight[, bias]                     :class:`ConvParams`
+activation           x                                     activation, bounds
+plane_conv2d         planes, weight[, bias][, residual]    :class:`ConvParams`, layouts set
+plane_depthwise      planes, weight[, bias]                :class:`ConvParams`, layouts set
+plane_pack           x                                     out_layout
+plane_unpack         planes                                in_layout
+plane_elementwise    planes, ...                           operator, activation, bounds, layouts
+plane_max_pool       planes                                window, layouts
+plane_avg_pool       planes                                window, count_include_pad, layouts
+plane_global_pool    planes                                in_layout, keep_dims
+==================== ===================================== =========================================
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tvm import relax
+from tvm.ir import Call, Expr, StringImm, Type
+
+from topi_kernels.layout import PlaneLayout
+
+from .dataflow import op_name
+
+PREFIX = "pattern_sparse."
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A parsed marker: operator name, tensor arguments, parameters."""
+
+    op: str
+    tensors: tuple[Expr, ...]
+    params: dict[str, Any]
+
+    def call(self, ty: Type) -> Call:
+        """The marker as a Relax expression of type ``ty``."""
+        text = StringImm(json.dumps(self.params, sort_keys=True))
+        return relax.call_pure_packed(PREFIX + self.op, *self.tensors, text, ty_args=ty)
+
+
+def parse(expr: Expr | None) -> Marker | None:
+    """The marker that ``expr`` is, or None."""
+    if op_name(expr) != "relax.call_pure_packed" or not isinstance(expr.args[0], relax.ExternFunc):
+        return None
+    name = str(expr.args[0].global_symbol)
+    if not name.startswith(PREFIX):
+        return None
+    return Marker(name[len(PREFIX) :], tuple(expr.args[1:-1]), json.loads(expr.args[-1].value))
+
+
+@dataclass(frozen=True)
+class ConvParams:
+    """Parameters of a convolution marker.
+
+    ``padding`` is ``(top, left, bottom, right)``; the other pairs are ``(vertical, horizontal)``.
+    ``layer`` is the row of the report.
+    """
+
+    layer: str
+    strides: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+    bias: bool = False
+    residual: bool = False
+    activation: str = "none"
+    in_layout: PlaneLayout | None = None
+    out_layout: PlaneLayout | None = None
+    residual_layout: PlaneLayout | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a marker."""
+        data = asdict(self)
+        for key in ("in_layout", "out_layout", "residual_layout"):
+            data[key] = layout_to_list(getattr(self, key))
+        return data
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ConvParams:
+        """Inverse of :meth:`to_dict`."""
+        data = dict(data)
+        for key in ("strides", "padding", "dilation"):
+            data[key] = tuple(data[key])
+        for key in ("in_layout", "out_layout", "residual_layout"):
+            data[key] = layout_from_list(data[key])
+        return cls(**data)
+
+
+def layout_to_list(layout: PlaneLayout | None) -> list[int] | None:
+    """``[height, width, pad, row_stride, origin, size]``."""
+    return None if layout is None else list(asdict(layout).values())
+
+
+def layout_from_list(values: list[int] | None) -> PlaneLayout | None:
+    """Inverse of :func:`layout_to_list`."""
+    return None if values is None else PlaneLayout(*values)

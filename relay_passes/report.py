@@ -1,0 +1,152 @@
+"""What became of each convolution: the report that ``lower`` returns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+STR_WIDTH = 200
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One convolution of the input module.
+
+    Parameters
+    ----------
+    layer : str
+        Name of the variable that the convolution was bound to.
+    op : str
+        Operator of the input module, such as ``nn.conv2d``.
+    taken : bool
+        True if it runs through the project's operators.
+    reason : str
+        Why it was left dense to TVM, or what is worth knowing of one that was taken.
+    in_shape, out_shape, kernel_size, stride : tuple of int
+        Empty where the shape is not static.
+    sparsity : float
+        Fraction of zero weights.
+    pattern_set : tuple of str
+        The distinct patterns, as rows of taps (``xx./.x./...``).
+    group : int
+        Filters that share kernels and patterns; 0 where that does not apply.
+    config : dict
+        Chosen point of the search space.
+    dense_equivalent_gflop, effective_gflop : float
+        Work of the dense layer, and of its non-zero weights only.
+    """
+
+    layer: str
+    op: str
+    taken: bool
+    reason: str = ""
+    in_shape: tuple[int, ...] = ()
+    out_shape: tuple[int, ...] = ()
+    kernel_size: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    sparsity: float = 0.0
+    pattern_set: tuple[str, ...] = ()
+    group: int = 0
+    config: dict[str, Any] = field(default_factory=dict)
+    dense_equivalent_gflop: float = 0.0
+    effective_gflop: float = 0.0
+
+
+@dataclass(frozen=True)
+class RewriteReport:
+    """Rows in the order of the module; every convolution of the input has one."""
+
+    rows: tuple[LayerRow, ...]
+
+    def __iter__(self) -> Iterator[LayerRow]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def taken(self) -> tuple[LayerRow, ...]:
+        """Rows that run through the project's operators."""
+        return tuple(row for row in self.rows if row.taken)
+
+    @property
+    def skipped(self) -> tuple[LayerRow, ...]:
+        """Rows left dense, each with its reason."""
+        return tuple(row for row in self.rows if not row.taken)
+
+    def to_json(self) -> str:
+        """The rows as a JSON list."""
+        return json.dumps([asdict(row) for row in self.rows])
+
+    @classmethod
+    def from_json(cls, text: str) -> RewriteReport:
+        """Inverse of :meth:`to_json`."""
+        rows = []
+        for data in json.loads(text):
+            for key in ("in_shape", "out_shape", "kernel_size", "stride", "pattern_set"):
+                data[key] = tuple(data[key])
+            rows.append(LayerRow(**data))
+        return cls(tuple(rows))
+
+    def table(self) -> Table:
+        """The report as a rich table."""
+        table = Table(title="Convolutions")
+        for name in ("layer", "op", "taken", "input", "output", "kernel", "stride"):
+            table.add_column(name)
+        for name in ("sparsity", "patterns", "group", "dense-eq. GFLOP", "effective GFLOP"):
+            table.add_column(name, justify="right")
+        table.add_column("reason")
+        for row in self.rows:
+            shapes = (row.in_shape, row.out_shape, row.kernel_size, row.stride)
+            table.add_row(
+                row.layer,
+                row.op,
+                "yes" if row.taken else "no",
+                *("x".join(map(str, shape)) for shape in shapes),
+                f"{row.sparsity:.1%}",
+                str(len(row.pattern_set)),
+                str(row.group),
+                f"{row.dense_equivalent_gflop:.3f}",
+                f"{row.effective_gflop:.3f}",
+                row.reason,
+            )
+        return table
+
+    def __str__(self) -> str:
+        console = Console(width=STR_WIDTH, force_terminal=False)
+        with console.capture() as capture:
+            console.print(self.table())
+        return capture.get().rstrip()
+
+
+class ReportBuilder:
+    """Collects rows while the passes of one ``lower`` run."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, LayerRow] = {}
+
+    def add(self, row: LayerRow) -> str:
+        """Append a row and return its name, made unique if it is taken already."""
+        name, count = row.layer, 1
+        while name in self._rows:
+            name, count = f"{row.layer}.{count}", count + 1
+        self._rows[name] = replace(row, layer=name)
+        return name
+
+    def update(self, layer: str, **changes: Any) -> None:
+        """Change fields of an existing row.
+
+        Raises
+        ------
+        KeyError
+            If no row has that name.
+        """
+        self._rows[layer] = replace(self._rows[layer], **changes)
+
+    def build(self) -> RewriteReport:
+        return RewriteReport(tuple(self._rows.values()))
