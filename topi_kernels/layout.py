@@ -63,11 +63,12 @@ class PlaneLayout:
         ``align`` is the vector width of the target in elements; a pixel vector that starts at a
         multiple of ``align`` is then aligned in every row and may run over the image's right border
         into the padding, which is zeroed afterwards. One more line of slack keeps the planes of
-        power-of-two images from falling into the same cache sets.
+        power-of-two images from falling into the same cache sets, and lets the last plane be read a
+        vector beyond its last row.
         """
         row_stride = round_up(width + pad, align)
         origin = pad * row_stride + round_up(pad, align)
-        size = round_up(origin + (height + pad) * row_stride + pad, align)
+        size = round_up(origin + (height + pad) * row_stride + pad + align, align)
         if (size // align) % 2 == 0:
             size += align
         return cls(height, width, pad, row_stride, origin, size)

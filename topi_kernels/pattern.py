@@ -220,6 +220,11 @@ def dense_pattern(kernel_size: tuple[int, int]) -> Pattern:
     return Pattern(kernel_size, tuple((r, c) for r in range(kh) for c in range(kw)))
 
 
+def single_tap_patterns(kernel_size: tuple[int, int]) -> tuple[Pattern, ...]:
+    """One pattern per tap, in row-major order."""
+    return tuple(Pattern(kernel_size, (tap,)) for tap in dense_pattern(kernel_size).taps)
+
+
 _BUILTIN = {
     "natural56": natural_patterns,
     "fixed8": fixed8_patterns,

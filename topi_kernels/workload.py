@@ -47,8 +47,12 @@ class ConvWorkload:
         Filters of a filter_group: they share kernels and patterns.
     num_kernels : int
         Kept kernels, counted once per filter_group.
-    index_encoding : str
-        How FKW stores in_channel indices, see :mod:`topi_kernels.fkw`.
+    num_weights : int
+        Stored weights, empty filter slots included.
+    num_slots : int
+        Filter slots: ``out_channels`` plus the empty slots of incomplete filter_groups.
+    structure, index_encoding, count_dtype : str
+        How FKW stores the layer, see :mod:`topi_kernels.fkw`.
     """
 
     batch: int
@@ -63,7 +67,11 @@ class ConvWorkload:
     patterns: tuple[Pattern, ...]
     group: int
     num_kernels: int
+    num_weights: int
+    num_slots: int
+    structure: str
     index_encoding: str
+    count_dtype: str
     epilogue: Epilogue = Epilogue()
     residual_layout: PlaneLayout | None = None
     dtype: str = "float32"
@@ -81,7 +89,7 @@ class ConvWorkload:
 
     @property
     def num_groups(self) -> int:
-        return -(-self.out_channels // self.group)
+        return self.num_slots // self.group
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -92,6 +100,13 @@ class ConvWorkload:
         """Stable identifier: equal workloads have equal keys in every process."""
         text = json.dumps(self.as_dict(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def effective_flops(self) -> int:
+        """Floating point operations on stored weights, the padding of incomplete groups excluded."""
+        pixels = self.out_layout.height * self.out_layout.width
+        share = self.out_channels / self.num_slots
+        return round(2 * self.batch * self.num_weights * share * pixels)
 
     @property
     def dense_flops(self) -> int:

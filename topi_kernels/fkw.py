@@ -1,0 +1,318 @@
+"""FKW: filter-kernel-weight compressed storage. Sole owner of the packed layout.
+
+PatDNN (ASPLOS'20, section 5.3) stores one index per *kernel*; the taps follow from the pattern the
+kernel is filed under. A layer is packed as
+
+``filter_order``   ``[num_groups * group]``, narrowest unsigned integer; original filter of every
+                   slot, ``out_channels`` for an empty one
+``group_start``    int32 ``[num_groups + 1]``, first kernel of every filter_group
+``weight_start``   int32 ``[num_groups + 1]``, first weight of every filter_group; only passed to
+                   the operator when the patterns differ in their number of taps
+``pattern_count``  uint8 / uint16 / int32 ``[num_groups * num_patterns]``, kernels per pattern (the
+                   papers' stride array as differences)
+``in_channel``     one entry per kernel, see *index encodings*; two spare entries at the end let the
+                   compute code look one kernel ahead
+``weights``        ``[taps of the kernel][group]`` per kernel, interleaved for the filter_group
+
+Kernels of a group are sorted by (pattern, in_channel).
+
+Index encodings
+---------------
+``absolute8`` / ``absolute16`` / ``absolute32``
+    The in_channel itself in the narrowest unsigned integer that fits.
+``delta8``
+    For more than 256 in_channels: the distance to the previous in_channel of the same list (group,
+    pattern), starting at 0, as uint8. A gap above 255 is bridged by a kernel of zero weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .pattern import Pattern, dense_pattern, single_tap_patterns
+from .reorder import filter_order
+
+LOOKAHEAD = 2
+STRUCTURES = ("pattern", "tap", "dense")
+INDEX_DTYPES = {
+    "absolute8": "uint8",
+    "absolute16": "uint16",
+    "absolute32": "int32",
+    "delta8": "uint8",
+}
+# Above this share of bridging kernels uint16 indices are smaller than the bridges' weights.
+MAX_BRIDGES = 0.01
+
+
+@dataclass(frozen=True)
+class FKW:
+    """A packed layer. Build it with :func:`pack`, check it with :func:`validate`."""
+
+    out_channels: int
+    in_channels: int
+    kernel_size: tuple[int, int]
+    group: int
+    patterns: tuple[Pattern, ...]
+    index_encoding: str
+    filter_order: np.ndarray
+    group_start: np.ndarray
+    weight_start: np.ndarray
+    pattern_count: np.ndarray
+    in_channel: np.ndarray
+    weights: np.ndarray
+
+    @property
+    def num_groups(self) -> int:
+        return len(self.group_start) - 1
+
+    @property
+    def uniform_taps(self) -> bool:
+        """Whether all patterns keep the same number of taps."""
+        return len({len(p) for p in self.patterns}) <= 1
+
+    @property
+    def num_kernels(self) -> int:
+        """Stored kernels, counted once per filter_group."""
+        return int(self.group_start[-1])
+
+    @property
+    def arrays(self) -> list[np.ndarray]:
+        """The packed arrays in the order in which the operator takes them."""
+        start = [self.group_start] + ([] if self.uniform_taps else [self.weight_start])
+        return [self.filter_order, *start, self.pattern_count, self.in_channel, self.weights]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all packed arrays."""
+        return sum(a.nbytes for a in self.arrays)
+
+
+def _narrowest(limit: int) -> str:
+    if limit <= 0xFF:
+        return "uint8"
+    return "uint16" if limit <= 0xFFFF else "int32"
+
+
+def distinct_patterns(weight: np.ndarray) -> tuple[Pattern, ...]:
+    """The distinct non-empty tap sets of a layer, most frequent first.
+
+    Parameters
+    ----------
+    weight : numpy.ndarray
+        ``[out_channels, in_channels, kh, kw]``.
+    """
+    kh, kw = weight.shape[2:]
+    masks = (weight != 0).reshape(-1, kh * kw)
+    masks = masks[masks.any(axis=1)]
+    if not len(masks):
+        return ()
+    distinct, counts = np.unique(masks, axis=0, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return tuple(Pattern.from_mask(distinct[i].reshape(kh, kw)) for i in order)
+
+
+def _membership(weight: np.ndarray, patterns: tuple[Pattern, ...], structure: str) -> np.ndarray:
+    """Which pattern lists every kernel is filed under, bool ``[out, in, num_patterns]``."""
+    out_channels, in_channels, kh, kw = weight.shape
+    masks = (weight != 0).reshape(out_channels, in_channels, kh * kw)
+    if structure == "dense":
+        return np.ones((out_channels, in_channels, 1), bool)
+    if structure == "tap":
+        return masks[:, :, [r * kw + c for p in patterns for r, c in p.taps]]
+    member = np.zeros((out_channels, in_channels, len(patterns)), bool)
+    open_kernels = masks.any(axis=2)
+    for p in sorted(range(len(patterns)), key=lambda p: len(patterns[p])):
+        outside = ~patterns[p].mask.reshape(-1)
+        member[:, :, p] = open_kernels & ~masks[:, :, outside].any(axis=2)
+        open_kernels &= ~member[:, :, p]
+    if open_kernels.any():
+        o, i = np.argwhere(open_kernels)[0]
+        raise ValueError(
+            f"kernel ({o}, {i}) keeps taps that no given pattern covers; pass patterns that cover"
+            " every kernel, e.g. distinct_patterns(weight)"
+        )
+    return member
+
+
+def _encode_lists(
+    lists: list[np.ndarray], in_channels: int
+) -> tuple[str, list[np.ndarray], list[np.ndarray]]:
+    """Encode in_channel lists; returns encoding, encoded lists and each entry's real kernel or -1."""
+    ranks = [np.arange(len(c)) for c in lists]
+    if in_channels <= 256:
+        return "absolute8", lists, ranks
+    wide = "absolute16" if in_channels <= 0x10000 else "absolute32"
+    encoded, origin, bridges = [], [], 0
+    for channels in lists:
+        gaps = np.diff(channels, prepend=0)
+        extra = gaps // 256
+        bridges += int(extra.sum())
+        if not extra.any():
+            encoded.append(gaps)
+            origin.append(np.arange(len(channels)))
+            continue
+        codes: list[int] = []
+        source: list[int] = []
+        for rank, gap in enumerate(gaps.tolist()):
+            while gap > 255:
+                codes.append(255)
+                source.append(-1)
+                gap -= 255
+            codes.append(gap)
+            source.append(rank)
+        encoded.append(np.array(codes))
+        origin.append(np.array(source))
+    total = sum(map(len, lists))
+    if bridges > MAX_BRIDGES * max(total, 1):
+        return wide, lists, ranks
+    return "delta8", encoded, origin
+
+
+def pack(
+    weight: np.ndarray,
+    group: int = 1,
+    patterns: tuple[Pattern, ...] | None = None,
+    structure: str = "pattern",
+) -> FKW:
+    """Pack pruned weights.
+
+    Parameters
+    ----------
+    weight : numpy.ndarray
+        float ``[out_channels, in_channels, kh, kw]``; zeros are removed weights.
+    group : int
+        Filters of a filter_group. Filters that do not share kernels and patterns never meet in one
+        group; incomplete groups get empty slots.
+    patterns : tuple of Pattern, optional
+        Patterns that cover every kernel; default: the distinct patterns of ``weight``. Only for the
+        structure "pattern".
+    structure : str
+        ``pattern`` files every kernel under the smallest pattern that covers it. ``tap`` files every
+        weight by itself under the pattern of its single tap, for kernels that follow no small
+        pattern set. ``dense`` stores all weights, zeros included; all filters share.
+
+    Raises
+    ------
+    ValueError
+        If the shape, the values (NaN, Inf), ``group``, ``patterns`` or ``structure`` are unusable.
+    """
+    weight = np.asarray(weight)
+    if structure not in STRUCTURES:
+        raise ValueError(f"structure {structure!r}: expected one of {STRUCTURES}")
+    if weight.ndim != 4:
+        raise ValueError(f"weights are [out, in, kh, kw], got shape {weight.shape}")
+    if not np.isfinite(weight).all():
+        raise ValueError("weights contain NaN or Inf; check the checkpoint before packing")
+    if group < 1:
+        raise ValueError(f"group must be >= 1, got {group}")
+    out_channels, in_channels, kh, kw = weight.shape
+    if structure == "pattern":
+        patterns = distinct_patterns(weight) if patterns is None else tuple(patterns)
+        patterns = patterns or (Pattern((kh, kw), ((0, 0),)),)
+    else:
+        whole = dense_pattern((kh, kw))
+        patterns = (whole,) if structure == "dense" else single_tap_patterns((kh, kw))
+    member = _membership(weight, patterns, structure)
+    order = filter_order(weight, group, share_all=structure == "dense")
+    num_groups = len(order) // group
+    lists = []
+    for g in range(num_groups):
+        leader = order[g * group]
+        lists += [np.nonzero(member[leader, :, p])[0] for p in range(len(patterns))]
+    encoding, encoded, origin = _encode_lists(lists, in_channels)
+
+    padded = np.concatenate([weight, np.zeros((1, *weight.shape[1:]), weight.dtype)])
+    padded = padded.reshape(out_channels + 1, in_channels, kh * kw)
+    tap_index = [[r * kw + c for r, c in p.taps] for p in patterns]
+    blocks, weight_sizes = [], np.zeros(num_groups, np.int64)
+    for n, (channels, source) in enumerate(zip(lists, origin, strict=True)):
+        g, p = divmod(n, len(patterns))
+        members = order[g * group : (g + 1) * group]
+        block = np.zeros((len(source), len(tap_index[p]), group), weight.dtype)
+        real = source >= 0
+        picked = padded[members][:, channels[source[real]]][:, :, tap_index[p]]
+        block[real] = picked.transpose(1, 2, 0)
+        blocks.append(block.reshape(-1))
+        weight_sizes[g] += block.size
+    counts = np.array([len(e) for e in encoded], np.int64)
+    per_group = counts.reshape(num_groups, -1).sum(axis=1)
+    channel_dtype = INDEX_DTYPES[encoding]
+    flat = np.concatenate([*encoded, np.zeros(LOOKAHEAD, np.int64)])
+    weights = np.concatenate([*blocks, np.zeros(0 if weight_sizes.sum() else 1, weight.dtype)])
+    return FKW(
+        out_channels=out_channels,
+        in_channels=in_channels,
+        kernel_size=(kh, kw),
+        group=group,
+        patterns=patterns,
+        index_encoding=encoding,
+        filter_order=order.astype(_narrowest(out_channels)),
+        group_start=np.concatenate([[0], np.cumsum(per_group)]).astype(np.int32),
+        weight_start=np.concatenate([[0], np.cumsum(weight_sizes)]).astype(np.int32),
+        pattern_count=counts.astype(_narrowest(int(counts.max(initial=0)))),
+        in_channel=flat.astype(channel_dtype),
+        weights=np.ascontiguousarray(weights),
+    )
+
+
+def unpack(fkw: FKW) -> np.ndarray:
+    """Dense weights ``[out_channels, in_channels, kh, kw]``; the exact inverse of :func:`pack`."""
+    kh, kw = fkw.kernel_size
+    dense = np.zeros((fkw.out_channels + 1, fkw.in_channels, kh, kw), fkw.weights.dtype)
+    num_patterns = len(fkw.patterns)
+    for g in range(fkw.num_groups):
+        k = int(fkw.group_start[g])
+        w = int(fkw.weight_start[g])
+        members = fkw.filter_order[g * fkw.group : (g + 1) * fkw.group]
+        for p, pattern in enumerate(fkw.patterns):
+            channel = 0
+            for _ in range(int(fkw.pattern_count[g * num_patterns + p])):
+                code = int(fkw.in_channel[k])
+                channel = channel + code if fkw.index_encoding == "delta8" else code
+                for r, c in pattern.taps:
+                    # += because several lists may name one kernel, and bridges add nothing
+                    dense[members, channel, r, c] += fkw.weights[w : w + fkw.group]
+                    w += fkw.group
+                k += 1
+    return dense[: fkw.out_channels]
+
+
+def validate(fkw: FKW) -> None:
+    """Check every invariant of the layout.
+
+    Raises
+    ------
+    ValueError
+        Naming the first broken invariant; an index that this accepts never makes the operator read
+        or write outside its buffers.
+    """
+    slots = fkw.num_groups * fkw.group
+    if fkw.index_encoding not in INDEX_DTYPES:
+        raise ValueError(f"index_encoding {fkw.index_encoding!r}: expected {list(INDEX_DTYPES)}")
+    real = fkw.filter_order[fkw.filter_order < fkw.out_channels]
+    if len(fkw.filter_order) != slots or sorted(real.tolist()) != list(range(fkw.out_channels)):
+        raise ValueError("filter_order is not a permutation of the filters plus empty slots")
+    counts = fkw.pattern_count.astype(np.int64).reshape(fkw.num_groups, -1)
+    if not np.array_equal(np.diff(fkw.group_start), counts.sum(axis=1)) or fkw.group_start[0]:
+        raise ValueError("group_start does not match pattern_count")
+    taps = np.array([len(p) for p in fkw.patterns], np.int64)
+    if not np.array_equal(np.diff(fkw.weight_start), counts @ taps * fkw.group):
+        raise ValueError("weight_start does not match pattern_count and the patterns' taps")
+    if len(fkw.in_channel) != fkw.num_kernels + LOOKAHEAD:
+        raise ValueError(
+            f"in_channel has {len(fkw.in_channel)} entries, expected"
+            f" {fkw.num_kernels} + {LOOKAHEAD} spare ones"
+        )
+    if len(fkw.weights) < fkw.weight_start[-1]:
+        raise ValueError(
+            f"weights holds {len(fkw.weights)} values, expected {fkw.weight_start[-1]}"
+        )
+    codes = fkw.in_channel[: fkw.num_kernels].astype(np.int64)
+    ends = np.cumsum(counts.reshape(-1))
+    for start, end in zip(ends - counts.reshape(-1), ends, strict=True):
+        part = codes[start:end]
+        channels = np.cumsum(part) if fkw.index_encoding == "delta8" else part
+        if len(channels) and (channels.min() < 0 or channels.max() >= fkw.in_channels):
+            raise ValueError(f"an in_channel index lies outside 0..{fkw.in_channels - 1}")

@@ -1,0 +1,95 @@
+"""Filter kernel reorder (FKR): which filters are computed together, and in which order.
+
+PatDNN (ASPLOS'20, section 5.2) orders filters by length so that neighbouring filters, and therefore
+threads, do equal work, and the kernels of a filter by pattern so that the inner loop has no branch.
+Here the filters of a *filter_group* moreover share their kernels and patterns exactly, which lets one
+loaded input vector serve all of them (filter-level load redundancy elimination).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+
+GROUP_SIZES = (32, 16, 8, 4, 2, 1)
+
+
+def kernel_signatures(weight: np.ndarray) -> np.ndarray:
+    """Which taps each kernel keeps, as one integer per kernel.
+
+    Parameters
+    ----------
+    weight : numpy.ndarray
+        ``[out_channels, in_channels, kh, kw]``; taps with weight 0 count as removed.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``[out_channels, in_channels]`` object-free integers: an index into the distinct tap sets of
+        the layer; 0 is the empty kernel if the layer has one.
+    """
+    out_channels, in_channels, kh, kw = weight.shape
+    bits = np.packbits(weight.reshape(out_channels * in_channels, kh * kw) != 0, axis=1)
+    _, inverse = np.unique(bits, axis=0, return_inverse=True)
+    return inverse.reshape(out_channels, in_channels)
+
+
+def sharing_classes(weight: np.ndarray) -> list[np.ndarray]:
+    """Filters with identical kernels and patterns, longest filters first.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        Disjoint sorted filter indices; together they are all filters.
+    """
+    signatures = kernel_signatures(weight)
+    classes: dict[bytes, list[int]] = defaultdict(list)
+    for o, row in enumerate(signatures):
+        classes[row.tobytes()].append(o)
+    lengths = np.count_nonzero(weight.reshape(*weight.shape[:2], -1).any(axis=2), axis=1)
+    members = sorted(classes.values(), key=lambda c: (-int(lengths[c[0]]), c[0]))
+    return [np.array(c) for c in members]
+
+
+def padded_slots(classes: list[np.ndarray], group: int) -> int:
+    """Filter slots that stay empty when every class is cut into filter_groups of ``group``."""
+    return sum(-len(c) % group for c in classes)
+
+
+def detect_group(weight: np.ndarray, max_waste: float = 0.1) -> int:
+    """Largest filter_group size whose sharing the weights really have.
+
+    Parameters
+    ----------
+    weight : numpy.ndarray
+        ``[out_channels, in_channels, kh, kw]``.
+    max_waste : float
+        Largest tolerated fraction of empty filter slots (tails of the classes).
+    """
+    classes = sharing_classes(weight)
+    out_channels = weight.shape[0]
+    for group in GROUP_SIZES:
+        if padded_slots(classes, group) <= max_waste * out_channels:
+            return group
+    return 1
+
+
+def filter_order(weight: np.ndarray, group: int, share_all: bool = False) -> np.ndarray:
+    """Order of filters for filter_groups of ``group``.
+
+    With ``share_all`` any filters may meet in a group, as in a dense layer.
+
+    Returns
+    -------
+    numpy.ndarray
+        int32 ``[num_groups * group]``; ``out_channels`` marks an empty slot. Filters of one group
+        share their kernels and patterns; groups are ordered by filter_length, longest first.
+    """
+    out_channels = weight.shape[0]
+    order: list[int] = []
+    classes = [np.arange(out_channels)] if share_all else sharing_classes(weight)
+    for members in classes:
+        order.extend(members.tolist())
+        order.extend([out_channels] * (-len(members) % group))
+    return np.array(order, np.int32)

@@ -1,0 +1,27 @@
+"""ARM families: 128-bit NEON, in-order and out-of-order cores."""
+
+from __future__ import annotations
+
+from .config import Family
+
+NEON = Family(
+    name="arm-neon",
+    vector_width=4,
+    vector_registers=32,
+    temporaries=8,
+    prefetch=False,
+    fma_ports=2.0,
+    load_ports=2.0,
+    shuffle_cost=1.0,
+)
+
+NEON_IN_ORDER = Family(
+    name="arm-neon-in-order",
+    vector_width=4,
+    vector_registers=32,
+    temporaries=8,
+    prefetch=True,
+    fma_ports=1.0,
+    load_ports=1.0,
+    shuffle_cost=1.0,
+)

@@ -1,0 +1,155 @@
+"""The knobs of the pattern-sparse convolution and which combinations of them are legal."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+LOOP_ORDERS = ("tile_outer", "filter_outer")
+SHIFTS = ("load", "rotate")
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a schedule must know of a processor family.
+
+    Parameters
+    ----------
+    name : str
+    vector_width : int
+        float32 lanes of one vector register.
+    vector_registers : int
+        Architectural vector registers.
+    temporaries : int
+        Registers left to loaded inputs and spare weights while a register_tile is computed.
+    prefetch : bool
+        Whether fetching the next kernel's input one kernel ahead pays by default.
+    fma_ports, load_ports, shuffle_cost : float
+        Vector FMAs and vector loads a core starts per cycle, and FMA slots one shuffle takes; they
+        rank configurations, nothing else.
+    """
+
+    name: str
+    vector_width: int
+    vector_registers: int
+    temporaries: int
+    prefetch: bool
+    fma_ports: float
+    load_ports: float
+    shuffle_cost: float
+
+
+@dataclass(frozen=True)
+class ConvConfig:
+    """One point of the search_space of a convolution.
+
+    Parameters
+    ----------
+    vector_width : int
+        Lanes of a vector, at most the family's.
+    filter_lanes : int
+        Lanes that hold different filters; ``vector_width // filter_lanes`` lanes hold neighbouring
+        pixels. 1 is the form "lanes over pixels", ``vector_width`` "lanes over output channels".
+    filter_vectors : int
+        Vectors of filters in a register_tile; ``filter_lanes * filter_vectors`` is the group.
+    tile_rows, tile_cols : int
+        Rows, and vectors along a row, of the register_tile.
+    taps_per_step : int
+        Taps whose weights are held in registers at once.
+    shift : str
+        How an input vector shifted along the row is had: ``load`` reads it again unaligned,
+        ``rotate`` builds it from two aligned vectors in registers.
+    loop_order : str
+        ``tile_outer`` keeps an input tile in cache over all filter_groups, ``filter_outer`` the
+        weights of a group over all tiles.
+    prefetch : bool
+        Prefetch the input of the next kernel.
+    """
+
+    vector_width: int
+    filter_lanes: int
+    filter_vectors: int
+    tile_rows: int
+    tile_cols: int
+    taps_per_step: int = 4
+    shift: str = "load"
+    loop_order: str = "tile_outer"
+    prefetch: bool = True
+
+    @property
+    def pixel_lanes(self) -> int:
+        return self.vector_width // self.filter_lanes
+
+    @property
+    def group(self) -> int:
+        """Filters of a filter_group."""
+        return self.filter_lanes * self.filter_vectors
+
+    @property
+    def accumulators(self) -> int:
+        return self.filter_vectors * self.tile_rows * self.tile_cols
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ConvConfig:
+        """Inverse of :meth:`as_dict`.
+
+        Raises
+        ------
+        ValueError
+            On unknown or missing knobs.
+        """
+        names = set(cls.__dataclass_fields__)
+        if set(data) != names:
+            raise ValueError(f"a config has the knobs {sorted(names)}, got {sorted(data)}")
+        return cls(**data)
+
+
+def register_need(config: ConvConfig) -> int:
+    """Vector registers the inner loop wants: accumulators, weights of a step, one loaded input."""
+    return config.accumulators + config.taps_per_step * config.filter_vectors + 1
+
+
+def illegal_reason(
+    config: ConvConfig,
+    family: Family,
+    *,
+    out_height: int,
+    out_width: int,
+    in_row_stride: int,
+    out_row_stride: int,
+    stride_w: int,
+) -> str | None:
+    """Why ``config`` can't be used for a workload, or None when it can."""
+    c = config
+    if c.vector_width > family.vector_width or c.vector_width < 1:
+        return f"vector_width {c.vector_width} exceeds the family's {family.vector_width}"
+    if c.filter_lanes < 1 or c.vector_width % c.filter_lanes:
+        return f"filter_lanes {c.filter_lanes} does not divide vector_width {c.vector_width}"
+    if min(c.filter_vectors, c.tile_rows, c.tile_cols, c.taps_per_step) < 1:
+        return "filter_vectors, tile_rows, tile_cols and taps_per_step must be >= 1"
+    if c.shift not in SHIFTS:
+        return f"shift {c.shift!r} is not one of {SHIFTS}"
+    if c.loop_order not in LOOP_ORDERS:
+        return f"loop_order {c.loop_order!r} is not one of {LOOP_ORDERS}"
+    budget = family.vector_registers - family.temporaries
+    if c.accumulators > budget:
+        return f"{c.accumulators} accumulators exceed the budget of {budget} registers"
+    columns = -(-out_width // c.pixel_lanes)
+    if c.tile_rows > out_height:
+        return f"tile_rows {c.tile_rows} exceeds the {out_height} output rows"
+    if c.tile_cols > columns:
+        return f"tile_cols {c.tile_cols} exceeds the {columns} vectors of an output row"
+    if columns * c.pixel_lanes > out_row_stride:
+        return (
+            f"vectors of {c.pixel_lanes} pixels run over the row stride {out_row_stride} of the"
+            " output"
+        )
+    if c.shift == "rotate" and (c.filter_lanes != 1 or stride_w != 1):
+        return "rotate needs lanes over pixels and stride 1"
+    if c.shift == "rotate" and in_row_stride % c.vector_width:
+        return f"rotate needs a row stride that is a multiple of {c.vector_width}"
+    return None
