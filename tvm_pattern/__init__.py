@@ -32,7 +32,7 @@ _NAMES = {
     "tune": "tuning",
 }
 
-__all__ = [  # noqa: PLE0604 - resolved by __getattr__
+__all__ = [
     "Library",
     "compile",
     "load",

@@ -1,17 +1,20 @@
 """From torch or ONNX to Relax: the only module that sees both sides.
 
-:func:`import_model` accepts a ``torch.nn.Module``, a ``torch.export.ExportedProgram``, an ONNX file or
-``ModelProto``, or a Relax ``IRModule``, and returns a module whose ``main`` has static shapes and its
-weights as constants. A convolution's result is named after its layer, so that reports speak of
-``features.0`` and not of ``lv``.
+:func:`import_model` accepts a ``torch.nn.Module``, a ``torch.export.ExportedProgram``, an ONNX file
+or ``ModelProto``, or a Relax ``IRModule``, and returns a module whose ``main`` has static shapes
+and its weights as constants. A convolution's result is named after its layer, so that reports speak
+of ``features.0`` and not of ``lv``.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import sys
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +42,15 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """A Relax module with static shapes and what goes in and out of its ``main``."""
+    """A Relax module with static shapes and what goes in and out of its ``main``.
+
+    ``layer_names`` maps the Relax variable of a convolution's result to the layer's own name.
+    """
 
     mod: tvm.IRModule
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    layer_names: dict[str, str] = field(default_factory=dict)
 
 
 def import_model(model: Any, example_inputs: Any = None) -> ImportedModel:
@@ -96,8 +103,6 @@ def as_input_tuple(example_inputs: Any) -> tuple[Any, ...]:
 
 def _is_instance_of(value: Any, module: str, name: str) -> bool:
     """isinstance without importing ``module``: whoever owns an instance has imported it already."""
-    import sys
-
     owner = sys.modules.get(module)
     return owner is not None and isinstance(value, getattr(owner, name))
 
@@ -134,14 +139,8 @@ def _dtype_name(dtype: Any) -> str:
 def _from_module(model: Any, example_inputs: Any) -> ImportedModel:
     import torch
 
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError(
-            "got a TorchScript module, which torch.export cannot read; expected the original"
-            " torch.nn.Module (torch.export keeps what torch.jit.trace recorded: pass the module"
-            " itself) or an ONNX file"
-        )
     for name, module in model.named_modules():
-        if module.training:
+        if getattr(module, "training", False):  # a frozen ScriptModule has none
             raise ValueError(
                 f"module {name or type(model).__name__!r} is in training mode; call model.eval()"
                 " before compiling"
@@ -164,6 +163,8 @@ def _from_module(model: Any, example_inputs: Any) -> ImportedModel:
         ) from error
     try:
         with torch.no_grad(), _quiet():
+            if isinstance(model, torch.jit.ScriptModule):
+                model = _from_script(model, arguments)
             program = torch.export.export(model, arguments)
     except (RuntimeError, TypeError, ValueError, torch._dynamo.exc.TorchDynamoException) as error:
         raise ValueError(
@@ -171,6 +172,14 @@ def _from_module(model: Any, example_inputs: Any) -> ImportedModel:
             " be free of data-dependent control flow"
         ) from error
     return _from_exported_program(program, checked=True)
+
+
+def _from_script(model: Any, arguments: tuple[Any, ...]) -> Any:
+    """A traced or scripted module as an ordinary one, which torch.export accepts."""
+    from torch._export.converter import TS2EPConverter
+
+    # The converter makes every dimension symbolic; exporting its module again fixes them.
+    return TS2EPConverter(model, arguments).convert().module()
 
 
 def _torch_tensors(model: Any) -> Iterable[tuple[str, Any]]:
@@ -227,13 +236,20 @@ def _layer_of(weight: str | None) -> str | None:
     return weight.rpartition(".")[0] or weight
 
 
-class _quiet(warnings.catch_warnings):
-    """Hides the deprecation warnings that importers raise about their own code."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what importers and exporters say about their own code, not about the model."""
+    logger = logging.getLogger("torch._export.non_strict_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.filterwarnings("ignore", "Manually populate", UserWarning)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 # ---- ONNX -----------------------------------------------------------------------------------
@@ -271,7 +287,9 @@ def _from_onnx(model: Any, example_inputs: Any) -> ImportedModel:
             )
         for (name, dims), value in zip(inputs.items(), examples, strict=True):
             got = list(np.shape(value))
-            if len(got) != len(dims) or any(d not in (None, g) for d, g in zip(dims, got)):
+            if len(got) != len(dims) or any(
+                d not in (None, g) for d, g in zip(dims, got, strict=True)
+            ):
                 raise ValueError(
                     f"example input {name!r}: got shape {got}, the ONNX model expects"
                     f" {[d if d is not None else '?' for d in dims]}; give inputs that fit"
@@ -335,9 +353,7 @@ def _from_ir_module(mod: tvm.IRModule) -> ImportedModel:
         names = sorted(gv.name_hint for gv in mod.get_global_vars())
         raise ValueError(f"the IRModule has the functions {names}; expected a Relax 'main'")
     if not isinstance(mod["main"], relax.Function):
-        raise ValueError(
-            f"'main' is a {type(mod['main']).__name__}; expected a relax.Function"
-        )
+        raise ValueError(f"'main' is a {type(mod['main']).__name__}; expected a relax.Function")
     collector = _ConstantCollector()
     collector.visit_expr(mod["main"])
     _check_finite(collector.constants)
@@ -350,7 +366,8 @@ def _finish(mod: tvm.IRModule, layer_names: Sequence[str | None]) -> ImportedMod
     result = main.ret_ty
     fields = list(result.fields) if hasattr(result, "fields") else [result]
     outputs = tuple(_spec(f"output{i}", f, f"output {i}") for i, f in enumerate(fields))
-    return ImportedModel(_name_layers(mod, layer_names), inputs, outputs)
+    mod, names = _name_layers(mod, layer_names)
+    return ImportedModel(mod, inputs, outputs, names)
 
 
 def _spec(name: str, ty: Any, what: str) -> TensorSpec:
@@ -407,6 +424,7 @@ class _LayerNamer(PyExprMutator):
     def __init__(self, mod: tvm.IRModule, names: dict[Any, str]) -> None:
         super().__init__(mod)
         self._names = names
+        self.given: dict[str, str] = {}
 
     def visit_var_binding_(self, binding: relax.VarBinding) -> None:
         name = self._names.get(binding.var)
@@ -414,10 +432,13 @@ class _LayerNamer(PyExprMutator):
             super().visit_var_binding_(binding)
             return
         var = self.builder_.emit(self.visit_expr(binding.value), name_hint=name)
+        self.given[var.name] = name
         self.set_var_remap(binding.var, var)
 
 
-def _name_layers(mod: tvm.IRModule, layer_names: Sequence[str | None]) -> tvm.IRModule:
+def _name_layers(
+    mod: tvm.IRModule, layer_names: Sequence[str | None]
+) -> tuple[tvm.IRModule, dict[str, str]]:
     """Rename the results of convolutions; without effect if the importer changed their number."""
     variables = [
         binding.var
@@ -426,9 +447,9 @@ def _name_layers(mod: tvm.IRModule, layer_names: Sequence[str | None]) -> tvm.IR
         if isinstance(binding, relax.VarBinding) and _is_convolution(binding.value)
     ]
     if len(variables) != len(layer_names):
-        return mod
+        return mod, {}
     names = {v: n for v, n in zip(variables, layer_names, strict=True) if n}
     namer = _LayerNamer(mod, names)
     gvar = mod.get_global_var("main")
     namer.builder_.update_func(gvar, namer.visit_expr(mod["main"]))
-    return namer.builder_.get()
+    return namer.builder_.get(), namer.given

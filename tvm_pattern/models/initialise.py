@@ -33,9 +33,9 @@ def build(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
 def fill(model: nn.Module, seed: int) -> None:
     """Draw every parameter and buffer of ``model`` in place.
 
-    Convolutions and linear layers get normal weights of variance ``gain / fan_in``; gain is 2, which
-    undoes the halving of the second moment by ReLU (He et al., ICCV'15, section 2.2), or the
-    module's attribute ``init_gain``. Batch norms get statistics near those of such activations,
+    Convolutions and linear layers get normal weights of variance ``gain / fan_in``; gain is 2,
+    which undoes the halving of the second moment by ReLU (He et al., ICCV'15, section 2.2), or
+    the module's attribute ``init_gain``. Batch norms get statistics near those of such activations,
     with a spread, so that folding them is not the identity.
 
     Raises

@@ -1,0 +1,81 @@
+"""``compile``: a pruned model becomes a library with a report."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import tvm
+from tvm.target import Target
+
+from relay_passes import pipeline
+from relay_passes import targets as target_tags
+from relay_passes.report import RewriteReport
+
+from .artifact import Library, Manifest
+from .frontend import import_model
+from .threads import check_num_threads, use_threads
+
+
+def targets() -> list[str]:
+    """Names of the registered targets, for ``compile(..., target=...)``."""
+    return target_tags.targets()
+
+
+def compile(
+    model: Any,
+    example_inputs: Any = None,
+    target: str | dict | Target = "pattern/native",
+    tuning_log: str | os.PathLike | None = None,
+    num_threads: int | None = None,
+) -> Library:
+    """Compile a pruned model.
+
+    Every convolution that the pattern-sparse operator takes is rewritten and packed; the others
+    are compiled dense, and the report says why.
+
+    Parameters
+    ----------
+    model : torch.nn.Module | torch.export.ExportedProgram | str | os.PathLike | onnx.ModelProto | \
+tvm.IRModule
+        A module in evaluation mode, an exported program, an ONNX model or its path, or Relax.
+    example_inputs : tensor, array or sequence of them
+        Shapes and dtypes to compile for; may be omitted for an exported program, an ONNX model
+        with fixed shapes and an IRModule.
+    target : str, dict or tvm.target.Target
+        A tag of :func:`targets`, or any TVM target with the key ``pattern``.
+    tuning_log : str or os.PathLike, optional
+        Records whose configs to use; by default those that ship with the project.
+    num_threads : int, optional
+        Threads of a run; by default ``TVM_NUM_THREADS``, ``OMP_NUM_THREADS`` or the number of
+        physical cores.
+
+    Returns
+    -------
+    Library
+        Callable; see also its ``report``, ``export`` and ``benchmark``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        On a model, target, log or number of threads that cannot be used; see
+        :func:`tvm_pattern.frontend.import_model`.
+    """
+    num_threads = check_num_threads(num_threads)
+    resolved = target_tags.resolve(target)
+    imported = import_model(model, example_inputs)
+    use_threads(num_threads)
+    lowered, report = pipeline.lower(
+        imported.mod, resolved, num_threads=num_threads, tuning_log=tuning_log
+    )
+    executable = tvm.compile(lowered, resolved)
+    report = _with_names(report, imported.layer_names)
+    manifest = Manifest.create(resolved, imported.inputs, imported.outputs, num_threads, report)
+    return Library(executable, manifest)
+
+
+def _with_names(report: RewriteReport, names: dict[str, str]) -> RewriteReport:
+    """The report with the model's own layer names instead of Relax's spelling of them."""
+    rows = (replace(row, layer=names.get(row.layer, row.layer)) for row in report.rows)
+    return RewriteReport(tuple(rows))

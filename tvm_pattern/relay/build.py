@@ -1,0 +1,80 @@
+"""``relay.build``."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import tvm
+from tvm import relax
+from tvm.target import Target
+
+from ..artifact import Library
+from ..compiler import compile as compile_library
+from .graph_executor import ExecutorModule
+
+
+class BuiltModule:
+    """What ``relay.build`` returns: ``lib["default"](device)`` makes an executor.
+
+    ``library`` is the :class:`tvm_pattern.Library`, with its report.
+    """
+
+    def __init__(self, library: Library, name: str = "default") -> None:
+        self.library = library
+        self._name = name
+
+    def __getitem__(self, name: str) -> Any:
+        if name != self._name:
+            raise KeyError(f"no function {name!r} in this library; expected {self._name!r}")
+        return lambda device=None: ExecutorModule(self.library, device)
+
+    def export_library(self, file_name: str | os.PathLike, cc: str | None = None) -> None:
+        """Write the library and its manifest, see :meth:`tvm_pattern.Library.export`."""
+        self.library.export(file_name, cc=cc)
+
+
+def build(
+    ir_mod: tvm.IRModule,
+    target: str | dict | Target = "pattern/native",
+    target_host: str | Target | None = None,
+    params: dict[str, Any] | None = None,
+    mod_name: str = "default",
+    tuning_log: str | os.PathLike | None = None,
+    num_threads: int | None = None,
+) -> BuiltModule:
+    """Compile what ``relay.frontend`` imported.
+
+    Parameters
+    ----------
+    ir_mod : tvm.IRModule
+    target, tuning_log, num_threads
+        As :func:`tvm_pattern.compile`.
+    target_host : str or tvm.target.Target, optional
+        Host of a GPU target.
+    params : dict of str to array, optional
+        Inputs of ``main`` to bind as constants.
+    mod_name : str
+        Key of the executor factory in the result.
+
+    Returns
+    -------
+    BuiltModule
+    """
+    if params:
+        ir_mod = relax.transform.BindParams("main", _as_tensors(ir_mod, params))(ir_mod)
+    if target_host is not None:
+        target = Target(target, host=target_host)
+    library = compile_library(ir_mod, target=target, tuning_log=tuning_log, num_threads=num_threads)
+    return BuiltModule(library, mod_name)
+
+
+def _as_tensors(mod: tvm.IRModule, params: dict[str, Any]) -> dict[str, Any]:
+    names = [p.name for p in mod["main"].params]
+    unknown = sorted(set(params) - set(names))
+    if unknown:
+        raise ValueError(f"params {unknown} are no inputs of the module; expected some of {names}")
+    return {
+        name: value if isinstance(value, tvm.runtime.Tensor) else tvm.runtime.tensor(value)
+        for name, value in params.items()
+    }
