@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from .assignment import Assignment, LayerAssignment, SparsityError, apply_assignment
 from .batchnorm import recalibrate_bn
+from .budget import Candidate, LatencyRow, Plan, plan
+from .checkpoint import (
+    CheckpointError,
+    load_pruned,
+    load_training,
+    load_weights,
+    save_pruned,
+    save_training,
+)
 from .config import ConfigError, LibrarySpec, PatternConfig, Rule
 from .ema import MaskedEma
 from .libraries import greedy_library, model_library, natural_library
@@ -15,21 +24,31 @@ from .report import PruneReport
 __all__ = [
     "Admm",
     "Assignment",
+    "Candidate",
+    "CheckpointError",
     "ConfigError",
     "Gradual",
+    "LatencyRow",
     "LayerAssignment",
     "LibrarySpec",
     "MaskedEma",
     "OneShot",
     "PatternConfig",
+    "Plan",
     "PruneReport",
     "Pruner",
     "Rule",
     "SparsityError",
     "apply_assignment",
     "greedy_library",
+    "load_pruned",
+    "load_training",
+    "load_weights",
     "model_library",
     "natural_library",
     "oneshot",
+    "plan",
     "recalibrate_bn",
+    "save_pruned",
+    "save_training",
 ]

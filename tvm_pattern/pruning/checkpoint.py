@@ -1,0 +1,243 @@
+"""Files: pruned weights as safetensors, training checkpoints that load without running code."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from topi_kernels.pattern import PatternSet
+
+from .assignment import Assignment, LayerAssignment
+from .layers import clean_name, convolutions, unwrap
+
+FORMAT_VERSION = 1
+METADATA_KEY = "tvm_pattern"
+PATTERN_ID = "pattern_id"
+
+
+class CheckpointError(ValueError):
+    """A file that is damaged, of another program, or does not fit the model."""
+
+
+def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """State dict of the unwrapped model with clean names, every tensor with its own memory."""
+    return {
+        clean_name(name): tensor.detach().cpu().contiguous().clone()
+        for name, tensor in unwrap(model).state_dict().items()
+    }
+
+
+def _replace_file(path: Path, write: Any) -> None:
+    """Write beside ``path`` and rename, so that a killed process never leaves half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save_pruned(path: str | Path, model: nn.Module, assignment: Assignment) -> None:
+    """Write weights, patterns and libraries as one safetensors file.
+
+    The weights have their ordinary names: ``model.load_state_dict(load_file(path), strict=False)``
+    works without this package. Beside them, ``<layer>.pattern_id`` is uint8 ``[O, I]`` with 255
+    for a removed kernel; the pattern sets are in the metadata.
+
+    Parameters
+    ----------
+    path : path-like
+    model : nn.Module
+        Wrapped or not.
+    assignment : dict
+        ``report.assignment`` or ``pruner.assignment``.
+
+    Raises
+    ------
+    ValueError
+        If a pruned weight is not zero: the file would not describe the model.
+    """
+    tensors = _weights(model)
+    pattern_sets: list[PatternSet] = []
+    layers = {}
+    for name, layer in assignment.items():
+        weight = tensors.get(f"{name}.weight")
+        if weight is None:
+            raise ValueError(f"the model has no layer {name!r}; give the model that was pruned")
+        _check_layer(name, weight, layer)
+        if layer.pattern_set not in pattern_sets:
+            pattern_sets.append(layer.pattern_set)
+        tensors[f"{name}.{PATTERN_ID}"] = layer.pattern_id.cpu().contiguous().clone()
+        layers[name] = {
+            "pattern_set": pattern_sets.index(layer.pattern_set),
+            "group": layer.group,
+            "connectivity": layer.connectivity,
+        }
+    content = {
+        "version": FORMAT_VERSION,
+        "pattern_sets": [s.to_dict() for s in pattern_sets],
+        "layers": layers,
+    }
+    metadata = {"format": "pt", METADATA_KEY: json.dumps(content)}
+    _replace_file(Path(path), lambda part: save_file(tensors, part, metadata))
+
+
+def _check_layer(name: str, weight: torch.Tensor, layer: LayerAssignment) -> None:
+    try:
+        removed = layer.removed()
+    except ValueError as error:
+        raise CheckpointError(f"{name}: {error}") from error
+    if removed.shape != weight.shape:
+        raise CheckpointError(
+            f"{name}: the weight is {tuple(weight.shape)}, its patterns {tuple(removed.shape)}"
+        )
+    alive = int(torch.count_nonzero(weight[removed.to(weight.device)]))
+    if alive:
+        raise CheckpointError(
+            f"{name}: {alive} pruned weights are not zero; apply the masks before saving"
+        )
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    with path.open("rb") as handle:
+        start = handle.read(2)
+    if start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        raise CheckpointError(
+            f"{path} is a pickle, which could run code when read; expected safetensors. Convert it"
+            " once where you trust it: safetensors.torch.save_file(state_dict, 'w.safetensors')"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is no readable safetensors file: {error}") from error
+
+
+def _read_content(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    if METADATA_KEY not in metadata:
+        raise CheckpointError(
+            f"{path} holds no patterns: metadata {METADATA_KEY!r} is missing. It was not written by"
+            " save_pruned; load it as ordinary weights"
+        )
+    try:
+        content = json.loads(metadata[METADATA_KEY])
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: damaged metadata ({error})") from error
+    if not isinstance(content, dict) or content.get("version") != FORMAT_VERSION:
+        got = content.get("version") if isinstance(content, dict) else content
+        raise CheckpointError(f"{path}: format {got!r}, this release reads {FORMAT_VERSION}")
+    return content
+
+
+def _read_assignment(
+    path: Path, content: dict[str, Any], tensors: dict[str, torch.Tensor]
+) -> Assignment:
+    assignment: Assignment = {}
+    try:
+        sets = [PatternSet.from_dict(s) for s in content["pattern_sets"]]
+        for name, facts in content["layers"].items():
+            ids = tensors.pop(f"{name}.{PATTERN_ID}")
+            if ids.dtype != torch.uint8 or ids.ndim != 2:
+                raise ValueError(f"pattern_id of {name} is {ids.dtype} {tuple(ids.shape)}")
+            assignment[name] = LayerAssignment(
+                ids, sets[facts["pattern_set"]], int(facts["group"]), float(facts["connectivity"])
+            )
+            _check_layer(name, tensors[f"{name}.weight"], assignment[name])
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged or inconsistent content: {error}") from error
+    return assignment
+
+
+def load_pruned(path: str | Path, model: nn.Module | None = None) -> Assignment:
+    """Read a file of :func:`save_pruned`, and its weights into ``model`` when one is given.
+
+    Returns
+    -------
+    dict
+        Layer name to :class:`LayerAssignment`, exactly as saved.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, damaged, a pickle, of another program or version, inconsistent, or
+        does not fit the model.
+    """
+    path = Path(path)
+    tensors, metadata = _read_safetensors(path)
+    assignment = _read_assignment(path, _read_content(path, metadata), tensors)
+    if model is not None:
+        _load_into(path, model, tensors)
+        missing = set(assignment) - set(convolutions(model))
+        if missing:
+            raise CheckpointError(f"{path}: no convolutions in the model: {sorted(missing)}")
+    return assignment
+
+
+def load_weights(path: str | Path, model: nn.Module) -> None:
+    """Read ordinary or pruned weights from safetensors into ``model``, strictly.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, damaged or a pickle, or names or shapes differ.
+    """
+    path = Path(path)
+    tensors, _ = _read_safetensors(path)
+    _load_into(path, model, {k: v for k, v in tensors.items() if not k.endswith(f".{PATTERN_ID}")})
+
+
+def _load_into(path: Path, model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    inner = unwrap(model)
+    own = {clean_name(name): name for name in inner.state_dict()}
+    given = {clean_name(k.removeprefix("module.")): v for k, v in tensors.items()}
+    missing, surplus = sorted(set(own) - set(given)), sorted(set(given) - set(own))
+    if missing or surplus:
+        raise CheckpointError(
+            f"{path} does not fit {type(inner).__name__}: missing {missing[:5]}, unexpected"
+            f" {surplus[:5]}; give the architecture it was saved from"
+        )
+    try:
+        inner.load_state_dict({own[name]: tensor for name, tensor in given.items()})
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit {type(inner).__name__}: {error}") from error
+
+
+def save_training(path: str | Path, state: dict[str, Any]) -> None:
+    """Write a training checkpoint atomically: tensors, numbers, strings and containers only."""
+    _replace_file(Path(path), lambda part: torch.save(state, part))
+
+
+def load_training(path: str | Path, keys: set[str] | None = None) -> dict[str, Any]:
+    """Read a training checkpoint without running any code from it.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, damaged, needs arbitrary pickles, or lacks one of ``keys``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} is no readable training checkpoint (damaged, or a pickle of other objects):"
+            f" {str(error).splitlines()[0]}"
+        ) from error
+    if not isinstance(state, dict) or not (keys or set()) <= set(state):
+        got = sorted(state) if isinstance(state, dict) else type(state).__name__
+        raise CheckpointError(f"{path}: expected the keys {sorted(keys or ())}, got {got}")
+    return state

@@ -1,0 +1,128 @@
+"""``tvm-pattern prune``: arguments to a run of :mod:`tvm_pattern.pruning.train`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from torch import nn
+
+from .. import models
+from .assignment import SparsityError
+from .checkpoint import load_weights
+from .config import ConfigError
+from .data import open_data
+from .recipe import Recipe
+from .train import Process, Trainer, TrainingDiverged, distributed
+
+MODELS = ("vgg16", "vgg16_bn", "resnet50", "mobilenet_v2")
+
+
+def build_model(name: str, num_classes: int) -> nn.Module:
+    """A model of :mod:`tvm_pattern.models`, or any ``package.module:callable``.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such model, or it is no ``nn.Module``.
+    """
+    builder: Any
+    if name in MODELS:
+        builder = getattr(models, name)
+    elif ":" in name:
+        module, _, attribute = name.partition(":")
+        try:
+            builder = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"cannot import model {name!r}: {error}") from error
+    else:
+        raise ConfigError(
+            f"unknown model {name!r}; expected {', '.join(MODELS)} or package.module:callable"
+        )
+    model = builder(num_classes=num_classes)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{name} gave a {type(model).__name__}, expected an nn.Module")
+    return model
+
+
+def _run(
+    model: str,
+    data: str,
+    recipe: Recipe,
+    weights: Path | None,
+    output: Path,
+    device: str,
+    resume: bool,
+    process: Process,
+    quiet: bool,
+) -> dict[str, Any]:
+    train = recipe.train
+    torch.manual_seed(train.seed)
+    datasets = open_data(data, image_size=train.image_size, seed=train.seed)
+    network = build_model(model, len(datasets.classes))
+    if weights is not None:
+        load_weights(weights, network)
+    if device.startswith("cuda"):
+        device = f"cuda:{process.local_rank}"
+    network.to(device)
+    console = Console(quiet=quiet or not process.is_main, stderr=True)
+    console.print(f"{model} on {datasets.description}: {len(datasets.classes)} classes")
+    trainer = Trainer(network, datasets, recipe, output, device, process, console)
+    report = trainer.run(resume)
+    report.print(console)
+    return {
+        "output": str(output),
+        "accuracy": trainer.epochs[-1]["accuracy"] if trainer.epochs else None,
+        "compression_rate": report.compression_rate,
+        "compression_rate_pruned": report.compression_rate_pruned,
+        "unreadable_images": len(trainer.unreadable),
+    }
+
+
+def prune(
+    model: Annotated[
+        str, typer.Option(help="vgg16, vgg16_bn, resnet50, mobilenet_v2 or package.module:callable")
+    ],
+    data: Annotated[
+        str,
+        typer.Option(help="folder with train/ and val/ classes or CIFAR-10 binaries, or 'digits'"),
+    ],
+    recipe: Annotated[
+        Path | None, typer.Option(help="YAML or JSON: patterns, method, train")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="safetensors to start from")] = None,
+    epochs: Annotated[int | None, typer.Option(help="total epochs, over the recipe's")] = None,
+    output: Annotated[
+        Path, typer.Option(help="folder for checkpoint, weights, report, plots")
+    ] = Path("pruned"),
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    resume: Annotated[
+        bool, typer.Option(help="continue from the checkpoint in the output folder")
+    ] = True,
+    json_output: Annotated[bool, typer.Option("--json", help="print the figures as JSON")] = False,
+) -> None:
+    """Train and prune a model by patterns and connectivity; run it by torchrun for several
+    processes."""
+    try:
+        settings = Recipe.from_file(recipe, epochs)
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError("--device cuda: this machine has no CUDA device; use --device cpu")
+        with distributed(device) as process:
+            result = _run(
+                model, data, settings, weights, output, device, resume, process, json_output
+            )
+    except (ValueError, SparsityError, TrainingDiverged) as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False)
+        raise typer.Exit(1) from error
+    if process.is_main:
+        typer.echo(json.dumps(result) if json_output else f"written to {result['output']}")
+
+
+def register(app: typer.Typer) -> None:
+    """Mount the command as ``prune`` on the main command line."""
+    app.command("prune")(prune)

@@ -1,0 +1,369 @@
+"""Training and pruning on images: what ``tvm-pattern prune`` runs, alone or under torchrun."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from torch import nn
+
+from .checkpoint import CheckpointError, load_training, save_pruned, save_training
+from .data import IGNORED, DataSets, EpochSampler, make_loader
+from .ema import MaskedEma
+from .layers import clean_name
+from .plots import save_plots
+from .pruner import Pruner
+from .recipe import Recipe, TrainSettings
+from .report import PruneReport
+
+CHECKPOINT = "checkpoint.pt"
+_CHECKPOINT_KEYS = {"recipe", "epoch", "model", "optimizer", "scaler", "pruner", "ema", "epochs"}
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss became NaN or infinite; the last good state is on disk."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among those of torchrun."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+@contextmanager
+def distributed(device: str) -> Iterator[Process]:
+    """Join the process group that torchrun describes in the environment, if there is one."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield Process()
+        return
+    process = Process(
+        int(os.environ["RANK"]),
+        int(os.environ["WORLD_SIZE"]),
+        int(os.environ.get("LOCAL_RANK", "0")),
+    )
+    if device.startswith("cuda"):
+        torch.cuda.set_device(process.local_rank)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield process
+    finally:
+        dist.destroy_process_group()
+
+
+def make_optimizer(model: nn.Module, train: TrainSettings) -> torch.optim.Optimizer:
+    """Optimizer of a recipe; batch norms and biases get no weight decay."""
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": train.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW(groups, train.lr)
+    return torch.optim.SGD(groups, train.lr, momentum=train.momentum)
+
+
+def learning_rate(recipe: Recipe, epoch: float) -> float:
+    """Rate at a point of the run: warm-up, held while pruning, cosine from the freeze on."""
+    train = recipe.train
+    if epoch < train.warmup:
+        return train.lr * (epoch + 1e-3) / train.warmup
+    frozen = epoch - recipe.prune_epochs
+    if frozen < 0:
+        return train.lr
+    return train.lr * 0.5 * (1 + math.cos(math.pi * frozen / (train.epochs - recipe.prune_epochs)))
+
+
+class Trainer:
+    """One run: training, pruning, checkpoints after every epoch, results at the end.
+
+    Parameters
+    ----------
+    model : nn.Module
+        On ``device`` already; not wrapped.
+    data : DataSets
+    recipe : Recipe
+    output : Path
+        Folder for ``checkpoint.pt`` and the results.
+    device : str
+    process : Process
+    console : Console, optional
+        Where progress is shown; only rank 0 shows any.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: DataSets,
+        recipe: Recipe,
+        output: Path,
+        device: str = "cpu",
+        process: Process | None = None,
+        console: Console | None = None,
+    ) -> None:
+        self.process = process or Process()
+        self.recipe, self.output, self.device = recipe, output, device
+        self.console = console or Console(quiet=not self.process.is_main)
+        self.data = data
+        self.model = model
+        self.optimizer = make_optimizer(model, recipe.train)
+        self.pruner = Pruner(model, recipe.patterns, recipe.method).attach(self.optimizer)
+        self.ema = MaskedEma(self.pruner, recipe.train.ema) if recipe.train.ema else None
+        # An initial scale below the default skips no steps on small gradients of healthy runs.
+        self.scaler = torch.amp.GradScaler(device.split(":")[0], enabled=recipe.train.amp)
+        self.epoch = 0
+        self.epochs: list[dict[str, Any]] = []
+        self.unreadable: set[str] = set()
+        self._samplers = {
+            name: EpochSampler(
+                len(dataset),  # type: ignore[arg-type]
+                train=name == "train",
+                seed=recipe.train.seed,
+                rank=self.process.rank,
+                world=self.process.world,
+            )
+            for name, dataset in (("train", data.train), ("validation", data.validation))
+        }
+        self._loaders = {
+            "train": self._loader("train", data.train),
+            "validation": self._loader("validation", data.validation),
+        }
+        self.wrapped: nn.Module = model
+        if self.process.world > 1:
+            self.wrapped = nn.parallel.DistributedDataParallel(model)
+
+    def _loader(self, name: str, dataset: Any) -> Any:
+        train = self.recipe.train
+        return make_loader(dataset, self._samplers[name], train.batch_size, train.workers)
+
+    # One run ------------------------------------------------------------------------------------
+
+    def run(self, resume: bool = True) -> PruneReport:
+        """Train to the end and write the results; continues from a checkpoint if there is one.
+
+        Raises
+        ------
+        TrainingDiverged
+            When the loss is not finite. The checkpoint of the last finished epoch stays.
+        CheckpointError
+            When the checkpoint is damaged or of another recipe.
+        SparsityError
+            When the achieved sparsity is not the asked one.
+        """
+        checkpoint = self.output / CHECKPOINT
+        if resume and checkpoint.is_file():
+            self._load(checkpoint)
+            self.console.print(f"resumed after epoch {self.epoch} from {checkpoint}")
+        else:
+            self._save(checkpoint)
+        total = self.recipe.train.epochs
+        with self._progress() as progress:
+            task = progress.add_task("prune", total=total * len(self._loaders["train"]))
+            progress.update(task, completed=self.epoch * len(self._loaders["train"]))
+            while self.epoch < total:
+                if self.epoch >= self.recipe.prune_epochs and self.pruner.phase == "training":
+                    self._freeze()
+                figures = self._train_epoch(progress, task)
+                if self.pruner.phase == "training":
+                    figures |= self.pruner.step()
+                self.epoch += 1
+                if self.epoch == total and self.pruner.phase == "training":
+                    self._freeze()
+                self._record(figures)
+                self._save(checkpoint)
+        return self._finish()
+
+    def _progress(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.process.is_main,
+        )
+
+    def _freeze(self) -> None:
+        self.pruner.freeze()
+        batches = (x.to(self.device) for x, _, _ in self._loaders["train"])
+        self.pruner.recalibrate_bn(batches, self.recipe.train.bn_batches)
+
+    def _train_epoch(self, progress: Progress, task: Any) -> dict[str, Any]:
+        train = self.recipe.train
+        # Dropout repeats after a resume because every epoch starts from its own seed.
+        torch.manual_seed(train.seed * 1_000_003 + self.epoch * 1009 + self.process.rank)
+        self._samplers["train"].epoch = self.epoch
+        self.wrapped.train()
+        loader = self._loaders["train"]
+        total, count = 0.0, 0
+        for step, (images, labels, indices) in enumerate(loader):
+            rate = learning_rate(self.recipe, self.epoch + step / len(loader))
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self._note_unreadable(self.data.train, labels, indices)
+            loss = self._backward(images.to(self.device), labels.to(self.device))
+            self._stop_if_diverged(loss)
+            if (step + 1) % train.accumulate == 0 or step + 1 == len(loader):
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
+                self.optimizer.zero_grad()
+                if self.ema is not None:
+                    self.ema.update()
+            total += float(loss)
+            count += 1
+            progress.update(
+                task,
+                advance=1,
+                description=f"epoch {self.epoch + 1}/{train.epochs} {self.pruner.phase}"
+                f" loss {total / count:.3f}",
+            )
+        return {"loss": total / max(1, count)}
+
+    def _backward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        train = self.recipe.train
+        kind = self.device.split(":")[0]
+        with torch.autocast(kind, enabled=train.amp):
+            outputs = self.wrapped(images)
+            summed = F.cross_entropy(
+                outputs.float(),
+                labels,
+                ignore_index=IGNORED,
+                reduction="sum",
+                label_smoothing=train.label_smoothing,
+            )
+        loss = summed / max(1, int((labels != IGNORED).sum()))
+        self.scaler.scale(loss / train.accumulate).backward()
+        return loss.detach()
+
+    def _stop_if_diverged(self, loss: torch.Tensor) -> None:
+        finite = torch.isfinite(loss).to(torch.uint8)
+        if self.process.world > 1:
+            dist.all_reduce(finite, op=dist.ReduceOp.MIN)  # all processes stop together
+        if not bool(finite):
+            raise TrainingDiverged(
+                f"the loss became {float(loss)} in epoch {self.epoch + 1}; the state after epoch"
+                f" {self.epoch} is kept in {self.output / CHECKPOINT}. Lower the learning rate"
+                f" ({learning_rate(self.recipe, self.epoch):g}) or check the data, then resume"
+            )
+
+    def _note_unreadable(self, dataset: Any, labels: torch.Tensor, indices: torch.Tensor) -> None:
+        for index in indices[labels == IGNORED].tolist():
+            name = dataset.name(index)
+            if name not in self.unreadable:
+                self.unreadable.add(name)
+                self.console.print(f"unreadable image left out: {name}", markup=False)
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Validation accuracy in percent, of the average of weights if there is one."""
+        model = self.ema.model if self.ema is not None else self.model
+        mode = model.training
+        model.eval()
+        counts = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for images, labels, indices in self._loaders["validation"]:
+            self._note_unreadable(self.data.validation, labels, indices)
+            labels = labels.to(self.device)
+            known = labels != IGNORED
+            right = (model(images.to(self.device)).argmax(1) == labels) & known
+            counts += torch.stack([right.sum(), known.sum()]).to(counts)
+        model.train(mode)
+        if self.process.world > 1:
+            dist.all_reduce(counts)
+        if float(counts[1]) == 0:
+            raise CheckpointError("no validation image could be read; repair the data folder")
+        return float(100 * counts[0] / counts[1])
+
+    def _record(self, figures: dict[str, Any]) -> None:
+        row = {
+            "epoch": self.epoch,
+            "phase": self.pruner.phase,
+            "loss": figures["loss"],
+            "accuracy": self.evaluate(),
+        }
+        row |= {k: v for k, v in figures.items() if k in ("rho", "residual", "kernels_kept")}
+        self.epochs.append(row)
+        details = "  ".join(
+            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()
+        )
+        self.console.print(details, highlight=False)
+
+    # Files --------------------------------------------------------------------------------------
+
+    def _save(self, path: Path) -> None:
+        if not self.process.is_main:
+            return
+        save_training(
+            path,
+            {
+                "recipe": self.recipe.to_json(),
+                "epoch": self.epoch,
+                "model": {clean_name(k): v for k, v in self.model.state_dict().items()},
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "pruner": self.pruner.state_dict(),
+                "ema": self.ema.state_dict() if self.ema is not None else {},
+                "epochs": json.dumps(self.epochs),
+            },
+        )
+
+    def _load(self, path: Path) -> None:
+        state = load_training(path, _CHECKPOINT_KEYS)
+        if state["recipe"] != self.recipe.to_json():
+            raise CheckpointError(
+                f"{path} belongs to another recipe: {state['recipe']}. Give that one, another"
+                " output folder, or start afresh without resuming"
+            )
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{path} does not fit this model: {error}") from error
+        self.scaler.load_state_dict(state["scaler"])
+        self.pruner.load_state_dict(state["pruner"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.epoch = state["epoch"]
+        self.epochs = json.loads(state["epochs"])
+
+    def _finish(self) -> PruneReport:
+        """Check the sparsity and write weights, reports and plots."""
+        report = self.pruner.finalize()
+        if not self.process.is_main:
+            return report
+        result = self.ema.model if self.ema is not None else self.model
+        save_pruned(self.output / "model.safetensors", result, report.assignment)
+        for suffix in (".json", ".md", ".html"):
+            report.save(self.output / f"report{suffix}")
+        history = {"epochs": self.epochs, "unreadable": sorted(self.unreadable)}
+        (self.output / "history.json").write_text(json.dumps(history, indent=2))
+        save_plots(report, self.output / "plots", self.epochs)
+        if self.unreadable:
+            self.console.print(f"{len(self.unreadable)} unreadable images were left out")
+        return report
