@@ -48,7 +48,8 @@ class Marker:
     def call(self, ty: Type) -> Call:
         """The marker as a Relax expression of type ``ty``."""
         text = StringImm(json.dumps(self.params, sort_keys=True))
-        return relax.call_pure_packed(PREFIX + self.op, *self.tensors, text, ty_args=ty)
+        call = relax.call_pure_packed(PREFIX + self.op, *self.tensors, text, ty_args=ty)
+        return relax.BlockBuilder().normalize(call)
 
 
 def parse(expr: Expr | None) -> Marker | None:

@@ -228,6 +228,9 @@ def test_window_errors():
         plane_windows.max_pool(
             1, 1, padded, PlaneLayout.make(8, 12, 0), Window((1, 1), (1, 1), (0, 0)), target
         )
+    with pytest.raises(ValueError, match="max_pool takes no dilation"):
+        dilated = Window((3, 3), (1, 1), (1, 1), (2, 2))
+        plane_windows.max_pool(1, 1, padded, padded, dilated, target)
     with pytest.raises(ValueError, match="a window needs positive"):
         Window((3, 3), (0, 1), (1, 1))
     with pytest.raises(ValueError, match="rows must be in 1..8"):

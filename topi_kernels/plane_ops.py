@@ -50,18 +50,21 @@ def primfunc_builder(name: str) -> Iterator[IRBuilder]:
     with IRBuilder() as ib:
         with T.prim_func(s_tir=True):
             T.func_name(name)
-            yield ib
             T.func_attr(
                 {"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": OPAQUE}
             )
+            yield ib
 
 
 def for_each_plane(
     batch: int, channels: int, target: PlaneTarget, body: Callable[[Index, Index], None]
 ) -> None:
-    """Emit ``body(n, c)`` for all planes, in parallel when there is more than one thread."""
+    """Emit ``body(n, c)`` for all planes, in parallel when there is more than one thread.
+
+    The loop is wrapped in a root block, which Relax's search for reshapes expects.
+    """
     loop = T.parallel if target.num_threads > 1 else T.serial
-    with loop(0, batch * channels) as nc:
+    with T.sblock("root"), loop(0, batch * channels) as nc:
         body(0 if batch == 1 else nc // channels, nc if batch == 1 else nc % channels)
 
 

@@ -171,10 +171,19 @@ def max_pool(
 ) -> tirx.PrimFunc:
     """``(x planes, out planes)``: maximum of the window's pixels that lie inside the image.
 
+    Raises
+    ------
+    ValueError
+        If the window is dilated or some window covers no pixel of the image.
+
+    Notes
+    -----
     Rows are clamped to the image, which changes no maximum because a clamped row is one of the
     window's own. Columns that reach the padding are computed a second time, one by one, since the
     zeros there are no neutral element of the maximum.
     """
+    if window.dilation != (1, 1):
+        raise ValueError(f"max_pool takes no dilation, got {window.dilation}")
     (kh, _), (sh, sw), (top, left) = window.kernel_size, window.stride, window.padding
     last = in_layout.height - 1
     lanes = _pick_lanes(window, in_layout, out_layout, target.lanes, 0, last)

@@ -1,0 +1,147 @@
+"""PatternRewrite: ``nn.conv2d`` -> ``conv2d`` / ``depthwise_conv2d`` markers, or a recorded reason.
+
+Preconditions: parameters are bound (a weight that is no constant is left dense), batch norms are
+folded. Run before FuseEpilogue. Every convolution of the module, of whatever kind, gets its row in
+the report here; nothing is skipped silently.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir import Call, Expr
+
+from .dataflow import bindings_of, constant, map_functions, op_name, rebuild, static_shape
+from .markers import ConvParams, Marker
+from .report import LayerRow, ReportBuilder
+
+MAX_STRIDE = 2
+_NOT_2D = {
+    "relax.nn.conv1d": "1-D convolution",
+    "relax.nn.conv3d": "3-D convolution",
+    "relax.nn.conv1d_transpose": "transposed convolution",
+    "relax.nn.conv2d_transpose": "transposed convolution",
+    "relax.nn.conv3d_transpose": "transposed convolution",
+}
+CONV_OPS = ("relax.nn.conv2d", *_NOT_2D)
+
+
+def rejection(call: Call, out: Expr) -> str:
+    """Why a convolution cannot become a marker; empty if it can.
+
+    Parameters
+    ----------
+    call : Call
+        A call of one of :data:`CONV_OPS`.
+    out : Expr
+        The variable bound to it.
+    """
+    name = op_name(call)
+    if name in _NOT_2D:
+        return f"{_NOT_2D[name]}; only 2-D convolutions are rewritten"
+    data, weight = call.args
+    attrs = call.attrs
+    layouts = (str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout))
+    if layouts != ("NCHW", "OIHW", "NCHW"):
+        return f"layouts {'/'.join(layouts)}; expected NCHW/OIHW/NCHW"
+    dtypes = [str(e.ty.dtype) for e in (data, weight, out)]
+    if set(dtypes) != {"float32"}:
+        return f"dtypes {'/'.join(dtypes)}; only float32 is supported"
+    if static_shape(data, 4) is None or static_shape(out, 4) is None:
+        return "dynamic shape; compile with fixed shapes"
+    value = constant(weight)
+    if value is None:
+        return "the weight is not a constant; bind the parameters before compiling"
+    if not np.isfinite(value).all():
+        return "the weight holds NaN or Inf"
+    if max(int(s) for s in attrs.strides) > MAX_STRIDE:
+        return f"stride {_pair(attrs.strides)}; at most {MAX_STRIDE} is supported"
+    groups, in_channels = int(attrs.groups), static_shape(data)[1]
+    if groups != 1 and not _is_depthwise(groups, in_channels):
+        return f"grouped convolution ({groups} groups of {in_channels // groups} in_channels)"
+    return ""
+
+
+def _is_depthwise(groups: int, in_channels: int) -> bool:
+    return groups == in_channels and groups > 1
+
+
+def _pair(values: object) -> tuple[int, ...]:
+    return tuple(int(v) for v in values)
+
+
+def describe(call: Call, out: Expr, layer: str, reason: str) -> LayerRow:
+    """The report's row of a convolution, before it is planned."""
+    in_shape, out_shape = static_shape(call.args[0]) or (), static_shape(out) or ()
+    weight_shape = static_shape(call.args[1]) or ()
+    value = constant(call.args[1])
+    density = float(np.count_nonzero(value)) / value.size if value is not None else 1.0
+    flops = 0
+    if weight_shape and out_shape:
+        # Every weight is used once per output pixel of a convolution; per input pixel of a
+        # transposed one.
+        transposed = op_name(call).endswith("_transpose")
+        pixels = np.prod((in_shape if transposed else out_shape)[2:], dtype=np.int64)
+        flops = 2 * out_shape[0] * int(pixels) * int(np.prod(weight_shape, dtype=np.int64))
+    return LayerRow(
+        layer=layer,
+        op=op_name(call).removeprefix("relax."),
+        taken=not reason,
+        reason=reason or ("not pruned: runs dense in the same operator" if density == 1.0 else ""),
+        in_shape=in_shape,
+        out_shape=out_shape,
+        kernel_size=weight_shape[2:],
+        stride=_pair(call.attrs.strides),
+        sparsity=1.0 - density,
+        dense_equivalent_gflop=flops / 1e9,
+        effective_gflop=flops * density / 1e9,
+    )
+
+
+def marker_of(call: Call, layer: str) -> Marker:
+    """The marker of an accepted convolution."""
+    attrs = call.attrs
+    depthwise = _is_depthwise(int(attrs.groups), static_shape(call.args[0])[1])
+    params = ConvParams(
+        layer, _pair(attrs.strides), _pair(attrs.padding), _pair(attrs.dilation)
+    )
+    op = "depthwise_conv2d" if depthwise else "conv2d"
+    return Marker(op, tuple(call.args), params.to_dict())
+
+
+@tvm.transform.module_pass(opt_level=0, name="PatternRewrite")
+class PatternRewrite:
+    """Convolutions -> markers.
+
+    Parameters
+    ----------
+    report : ReportBuilder
+        Receives one row per convolution.
+    unsupported : str
+        Non-empty: no convolution is rewritten, for this reason (a target without schedules).
+    """
+
+    def __init__(self, report: ReportBuilder, unsupported: str = "") -> None:
+        self.report = report
+        self.unsupported = unsupported
+
+    def transform_module(
+        self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext
+    ) -> tvm.IRModule:
+        return map_functions(mod, self._transform)
+
+    def _transform(self, func: relax.Function) -> relax.Function:
+        blocks = []
+        for block in bindings_of(func):
+            for i, binding in enumerate(block):
+                if op_name(binding.value) not in CONV_OPS:
+                    continue
+                reason = self.unsupported or rejection(binding.value, binding.var)
+                name = str(binding.var.name)
+                layer = self.report.add(describe(binding.value, binding.var, name, reason))
+                if not reason:
+                    marker = marker_of(binding.value, layer)
+                    block[i] = relax.VarBinding(binding.var, marker.call(binding.var.ty))
+            blocks.append(block)
+        return rebuild(func, blocks)

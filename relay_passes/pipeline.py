@@ -1,0 +1,171 @@
+"""The list of passes, and its registration as the Relax pipeline ``pattern_sparse``."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+import tvm
+from tvm import relax
+from tvm.ir.transform import Pass
+from tvm.target import Target
+
+from topi_kernels.operator import default_layout
+from topi_kernels.plane_ops import PlaneTarget
+from topi_kernels.target_family import CPU_FAMILIES, num_cores, target_family
+
+from .fold_batch_norm import FoldBatchNorm
+from .fuse_epilogue import FuseEpilogue
+from .lower_matmul import LowerMatmul
+from .pattern_rewrite import PatternRewrite
+from .plane_layout import PlaneLayout
+from .recognize_activations import RecognizeActivations
+from .report import ReportBuilder, RewriteReport
+from .schedule import ConfigFor, Schedule, no_records
+from .targets import resolve
+
+PIPELINE = "pattern_sparse"
+
+
+def normalize_passes() -> list[Pass]:
+    """Constants and tuples out of the way, batch norms folded, activations named."""
+    return [
+        relax.transform.FoldConstant(),
+        relax.transform.CanonicalizeBindings(),
+        relax.transform.DeadCodeElimination(),
+        FoldBatchNorm(),
+        RecognizeActivations(),
+    ]
+
+
+def rewrite_passes(
+    target: PlaneTarget, report: ReportBuilder, config_for: ConfigFor = no_records
+) -> list[Pass]:
+    """From Relax operators to scheduled PrimFuncs; run after :func:`normalize_passes`."""
+    return [
+        PatternRewrite(report),
+        FuseEpilogue(),
+        PlaneLayout(partial(default_layout, family=target.family)),
+        Schedule(target, report, config_for),
+    ]
+
+
+def sparse_passes(
+    target: Target,
+    num_threads: int | None,
+    report: ReportBuilder,
+    config_for: ConfigFor = no_records,
+) -> list[Pass]:
+    """Every pass of this project for ``target``, in order.
+
+    A target without CPU schedules gets its convolutions reported and left to TVM.
+    """
+    family = target_family(target)
+    if family not in CPU_FAMILIES:
+        reason = f"no schedules for the family {family!r}; compiled dense by TVM"
+        return [PatternRewrite(report, reason)]
+    threads = num_threads if num_threads is not None else num_cores(target)
+    plane_target = PlaneTarget(family, threads)
+    return [
+        LowerMatmul(plane_target),
+        *normalize_passes(),
+        *rewrite_passes(plane_target, report, config_for),
+    ]
+
+
+def lower(
+    mod: tvm.IRModule,
+    target: str | dict | Target,
+    *,
+    num_threads: int | None = None,
+    tuning_log: str | os.PathLike | None = None,
+    config_for: ConfigFor = no_records,
+) -> tuple[tvm.IRModule, RewriteReport]:
+    """Rewrite a module for ``target``; what this project does not take is legalised by TVM.
+
+    Build the result with ``tvm.compile(result, target)``.
+
+    Parameters
+    ----------
+    mod : tvm.IRModule
+        Relax module with its parameters bound as constants; it is not changed.
+    target : str, dict or tvm.target.Target
+        See :func:`relay_passes.targets.resolve`.
+    num_threads : int, optional
+        Threads to schedule for; 1 gives serial code. Default: the target's ``num-cores``.
+    tuning_log : str or os.PathLike, optional
+        Must exist if given. Its records are read by whoever provides ``config_for``.
+    config_for : callable, optional
+        ``ConvWorkload -> config or None``; None means the default config.
+
+    Returns
+    -------
+    tuple of (tvm.IRModule, RewriteReport)
+
+    Raises
+    ------
+    ValueError
+        If the target is not usable, ``num_threads`` is not positive or ``tuning_log`` is missing.
+    """
+    resolved = resolve(target)
+    if num_threads is not None and num_threads < 1:
+        raise ValueError(f"num_threads must be at least 1, got {num_threads}")
+    if tuning_log is not None and not os.path.exists(tuning_log):
+        raise ValueError(f"tuning log {os.fspath(tuning_log)!r} does not exist; check the path")
+    report = ReportBuilder()
+    passes = sparse_passes(resolved, num_threads, report, config_for)
+    with resolved:
+        mod = tvm.transform.Sequential(
+            [
+                *passes,
+                *relax.pipeline.library_dispatch_passes(resolved),
+                *relax.pipeline.legalize_passes(resolved),
+            ]
+        )(mod)
+    return mod, report.build()
+
+
+def current_target() -> Target:
+    """The target in scope.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or it lacks the key ``pattern``.
+    """
+    target = Target.current(allow_none=True)
+    if target is None:
+        raise ValueError(
+            f"the pipeline {PIPELINE!r} needs a target; pass one to tvm.compile or enter it by"
+            " `with target:`"
+        )
+    return resolve(target)
+
+
+def pattern_sparse() -> Pass:
+    """The whole Relax pipeline, for ``tvm.compile(mod, target, relax_pipeline="pattern_sparse")``.
+
+    It takes the target in scope and leaves the report as JSON in the module attribute
+    ``pattern_sparse.report`` (:meth:`RewriteReport.from_json`).
+    """
+
+    @tvm.transform.module_pass(opt_level=0, name="PatternSparse")
+    def run(mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        target = current_target()
+        lowered, report = lower(mod, target)
+        lowered = tvm.transform.Sequential(
+            [
+                *relax.pipeline.dataflow_lower_passes(target),
+                *relax.pipeline.finalize_passes(target),
+            ]
+        )(lowered)
+        return lowered.with_attr(REPORT_ATTRIBUTE, report.to_json())
+
+    return run
+
+
+REPORT_ATTRIBUTE = f"{PIPELINE}.report"
+
+
+if PIPELINE not in relax.pipeline.PIPELINE_MAP:
+    relax.register_pipeline(PIPELINE)(pattern_sparse)

@@ -1,0 +1,222 @@
+"""Schedule: ``plane_*`` markers -> calls of scheduled PrimFuncs with packed constants.
+
+Preconditions: PlaneLayout has run. Layers with equal workload and config share one PrimFunc, so a
+network that repeats a layer compiles it once. No marker is left afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, tirx
+from tvm.ir import Call, Expr, GlobalVar, Var
+
+from topi_kernels import plane_ops, plane_windows
+from topi_kernels.operator import ConvPlan, plan_conv
+from topi_kernels.plane_ops import PlaneTarget
+from topi_kernels.plane_windows import Window
+from topi_kernels.workload import ConvWorkload, Epilogue
+
+from .dataflow import bindings_of, constant, rebuild, relax_functions, static_shape
+from .markers import ConvParams, Marker, layout_from_list, parse
+from .report import ReportBuilder
+
+#: Tuned config of a workload, or None for the default.
+ConfigFor = Callable[[ConvWorkload], Any]
+
+
+def no_records(_workload: ConvWorkload) -> None:
+    """The lookup that knows no tuned config."""
+
+
+def plan_marker(
+    marker: Marker, batch: int, target: PlaneTarget, config_for: ConfigFor = no_records
+) -> ConvPlan:
+    """Plan of a ``plane_conv2d`` marker, with the tuned config if there is one."""
+    params = ConvParams.from_dict(marker.params)
+    epilogue = Epilogue(params.bias, params.residual, params.activation)
+
+    def plan(config: Any) -> ConvPlan:
+        return plan_conv(
+            constant(marker.tensors[1]),
+            batch=batch,
+            in_layout=params.in_layout,
+            out_layout=params.out_layout,
+            stride=params.strides,
+            padding=params.padding[:2],
+            dilation=params.dilation,
+            epilogue=epilogue,
+            residual_layout=params.residual_layout,
+            family=target.family,
+            num_threads=target.num_threads,
+            config=config,
+        )
+
+    level0 = plan(None)
+    config = config_for(level0.workload)
+    return level0 if config is None else plan(config)
+
+
+class _Scheduler:
+    def __init__(
+        self,
+        mod: tvm.IRModule,
+        target: PlaneTarget,
+        config_for: ConfigFor,
+        report: ReportBuilder,
+    ) -> None:
+        self.builder = relax.BlockBuilder(mod)
+        self.target = target
+        self.config_for = config_for
+        self.report = report
+        self.functions: dict[Hashable, GlobalVar] = {}
+
+    def function(self, key: Hashable, make: Callable[[], tirx.PrimFunc]) -> GlobalVar:
+        """The module's function for ``key``; made and added at its first use."""
+        if key not in self.functions:
+            primfunc = make()
+            name = str(dict(primfunc.attrs)["global_symbol"])
+            anonymous = primfunc.without_attr("global_symbol")
+            self.functions[key] = self.builder.add_func(anonymous, name)
+        return self.functions[key]
+
+    def lower(self, marker: Marker, out: Var) -> Call:
+        """The call that replaces a marker bound to ``out``."""
+        if marker.op == "plane_conv2d":
+            gv, args = self.conv(marker)
+        elif marker.op == "plane_depthwise":
+            gv, args = self.depthwise(marker, out)
+        else:
+            key = (marker.op, static_shape(out)[:2], repr(marker.params))
+            make = _PLANE_OPS[marker.op]
+            gv = self.function(key, lambda: make(static_shape(out)[:2], marker, self.target))
+            args = list(marker.tensors)
+        return self.builder.normalize(relax.call_tir(gv, args, out_ty=out.ty))
+
+    def conv(self, marker: Marker) -> tuple[GlobalVar, list[Expr]]:
+        x, _weight, *epilogue = marker.tensors
+        plan = plan_marker(marker, static_shape(x)[0], self.target, self.config_for)
+        gv = self.function((plan.workload, plan.config), plan.primfunc)
+        config = asdict(plan.config) if hasattr(plan.config, "__dataclass_fields__") else {}
+        self.report.update(
+            marker.params["layer"],
+            pattern_set=tuple(str(p) for p in plan.workload.patterns),
+            group=plan.group,
+            config=config,
+        )
+        return gv, [x, *(relax.const(array) for array in plan.arrays), *epilogue]
+
+    def depthwise(self, marker: Marker, out: Var) -> tuple[GlobalVar, list[Expr]]:
+        params = ConvParams.from_dict(marker.params)
+        x, weight, *bias = marker.tensors
+        value = constant(weight)
+        (batch, in_channels), channels = static_shape(x)[:2], static_shape(out)[1]
+        window = Window(value.shape[2:], params.strides, params.padding[:2], params.dilation)
+        key = (batch, channels, window, params.in_layout, params.out_layout, params.activation)
+
+        def make() -> tirx.PrimFunc:
+            return plane_windows.depthwise_conv(
+                batch,
+                channels,
+                params.in_layout,
+                params.out_layout,
+                window,
+                self.target,
+                bias=params.bias,
+                activation=params.activation,
+                multiplier=channels // in_channels,
+            )
+
+        gv = self.function(("plane_depthwise", params.bias, in_channels, key), make)
+        return gv, [x, relax.const(np.ascontiguousarray(value[:, 0])), *bias]
+
+
+Dims = tuple[int, int]
+
+
+def _pack(dims: Dims, marker: Marker, target: PlaneTarget) -> tirx.PrimFunc:
+    return plane_ops.pack(*dims, layout_from_list(marker.params["out_layout"]), target)
+
+
+def _unpack(dims: Dims, marker: Marker, target: PlaneTarget) -> tirx.PrimFunc:
+    return plane_ops.unpack(*dims, layout_from_list(marker.params["in_layout"]), target)
+
+
+def _elementwise(dims: Dims, marker: Marker, target: PlaneTarget) -> tirx.PrimFunc:
+    params = marker.params
+    return plane_ops.elementwise(
+        *dims,
+        tuple(layout_from_list(values) for values in params["in_layouts"]),
+        layout_from_list(params["out_layout"]),
+        target,
+        params["operator"],
+        params["activation"],
+        tuple(params["bounds"]),
+    )
+
+
+def _pool(dims: Dims, marker: Marker, target: PlaneTarget) -> tirx.PrimFunc:
+    params = marker.params
+    window = Window(*(tuple(params[key]) for key in ("kernel_size", "strides", "padding")))
+    in_layout, out_layout = (layout_from_list(params[k]) for k in ("in_layout", "out_layout"))
+    if marker.op == "plane_max_pool":
+        return plane_windows.max_pool(*dims, in_layout, out_layout, window, target)
+    include_pad = params["count_include_pad"]
+    return plane_windows.avg_pool(*dims, in_layout, out_layout, window, target, include_pad)
+
+
+def _global_pool(dims: Dims, marker: Marker, target: PlaneTarget) -> tirx.PrimFunc:
+    layout = layout_from_list(marker.params["in_layout"])
+    return plane_ops.global_avg_pool(*dims, layout, target, marker.params["keep_dims"])
+
+
+_PLANE_OPS = {
+    "plane_pack": _pack,
+    "plane_unpack": _unpack,
+    "plane_elementwise": _elementwise,
+    "plane_max_pool": _pool,
+    "plane_avg_pool": _pool,
+    "plane_global_pool": _global_pool,
+}
+
+
+@tvm.transform.module_pass(opt_level=0, name="Schedule")
+class Schedule:
+    """``plane_*`` markers -> ``call_tir`` of scheduled PrimFuncs.
+
+    Parameters
+    ----------
+    target : PlaneTarget
+        Family and threads to schedule for.
+    report : ReportBuilder
+        Receives pattern set, group and config of every convolution.
+    config_for : callable, optional
+        ``ConvWorkload -> config or None``: tuned configs.
+    """
+
+    def __init__(
+        self, target: PlaneTarget, report: ReportBuilder, config_for: ConfigFor = no_records
+    ) -> None:
+        self.target = target
+        self.report = report
+        self.config_for = config_for
+
+    def transform_module(
+        self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext
+    ) -> tvm.IRModule:
+        scheduler = _Scheduler(mod, self.target, self.config_for, self.report)
+        for gv, func in relax_functions(mod):
+            blocks = []
+            for block in bindings_of(func):
+                for i, binding in enumerate(block):
+                    marker = parse(binding.value)
+                    if marker is not None:
+                        call = scheduler.lower(marker, binding.var)
+                        block[i] = relax.VarBinding(binding.var, call)
+                blocks.append(block)
+            scheduler.builder.update_func(gv, rebuild(func, blocks))
+        return scheduler.builder.get()
