@@ -1,0 +1,338 @@
+"""The command line: arguments to api calls, results to tables or JSON; no logic of its own."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperGroup
+
+# Commands that live in their own rooms: name -> module with a typer ``app``. They are imported when
+# they are used or listed.
+MOUNTED: dict[str, str] = {}
+
+
+class _Commands(TyperGroup):
+    """Loads mounted commands late and turns errors into messages and exit codes."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), *MOUNTED]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in MOUNTED:
+            command = typer.main.get_command(importlib.import_module(MOUNTED[cmd_name]).app)
+            command.name = cmd_name
+            return command
+        return super().get_command(ctx, cmd_name)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort):
+            raise
+        except (ValueError, TypeError, KeyError, RuntimeError, OSError, ImportError) as error:
+            if ctx.params.get("debug"):
+                raise
+            _message(f"[bold red]error:[/] {_escape(_first_line(error))}")
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Prune CNNs by patterns, compile them with TVM, and run them.\n\n"
+    "Exit codes: 0 done, 1 the work failed, 2 wrong arguments.",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    del debug  # read by _Commands.invoke
+
+
+@app.command()
+def targets(json_output: Json = False) -> None:
+    """List the targets to compile for, and which of them this machine can run."""
+    from relay_passes import targets as target_tags
+
+    from .machine import required_features, target_architecture, why_not_runnable
+
+    rows = []
+    for tag in target_tags.targets():
+        target = target_tags.resolve(tag)
+        architecture = target_architecture(target)
+        reason = why_not_runnable(architecture, required_features(target))
+        rows.append(
+            {
+                "target": tag,
+                "kind": target.kind.name,
+                "architecture": architecture,
+                "mcpu": str(target.attrs.get("mcpu", "")),
+                "runs_here": reason is None and target.kind.name == "llvm",
+                "reason": reason or "",
+            }
+        )
+    if json_output:
+        _print_json(rows)
+        return
+    table = Table(title="Targets")
+    for name in ("target", "kind", "architecture", "cpu", "runs here"):
+        table.add_column(name)
+    for row in rows:
+        table.add_row(
+            row["target"],
+            row["kind"],
+            row["architecture"],
+            row["mcpu"],
+            "yes" if row["runs_here"] else "no",
+        )
+    _console().print(table)
+
+
+@app.command("compile")
+def compile_command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="An .onnx or .pt2 file, a built-in network (resnet50, vgg16, vgg16_bn,"
+            " mobilenet_v2), or package.module:factory."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Library: .so or .tar.")],
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help="Shape of an input, such as 1x3x224x224; once per input, in order."),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Pruned weights (.safetensors) for the network.")
+    ] = None,
+    target: Annotated[str, typer.Option(help="See the command targets.")] = "pattern/native",
+    tuning_log: Annotated[Path | None, typer.Option(help="Records of the command tune.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of a run.")] = None,
+    connectivity: Annotated[
+        float | None,
+        typer.Option(help="Prune the weights at once, without training: kernels / kept kernels."),
+    ] = None,
+    group: Annotated[int, typer.Option(help="Filters sharing kernels, with --connectivity.")] = 1,
+    json_output: Json = False,
+) -> None:
+    """Compile a model into a library, with a report of what became of each convolution.
+
+    Example: tvm-pattern compile resnet50 --shape 1x3x224x224 --connectivity 3.6 --group 4 -o r.so
+    """
+    from .artifact import manifest_path
+    from .compiler import compile as compile_library
+    from .sources import open_model
+
+    examples = _examples(shape)
+    with _console(sys.stderr).status("compiling"):
+        opened = open_model(model, weights)
+        if connectivity is not None:
+            from .pruning import oneshot
+
+            oneshot(opened, connectivity=connectivity, group=group)
+        library = compile_library(opened, examples, target, tuning_log, threads)
+        library.export(output)
+    files = [str(output), str(manifest_path(output))]
+    if json_output:
+        rows = [asdict(row) for row in library.report.rows]
+        _print_json({"files": files, "size_bytes": output.stat().st_size, "report": rows})
+        return
+    console = _console()
+    console.print(library.report.table())
+    _print_summary(console, library.report)
+    console.print(f"wrote {' and '.join(files)} ({output.stat().st_size / 1e6:.1f} MB)")
+
+
+@app.command()
+def run(
+    library: Annotated[Path, typer.Argument(help="A library written by the command compile.")],
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Option("--input", "-i", help="An .npy file; once per input. Default: random."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Save the outputs as .npz.")
+    ] = None,
+    repeat: Annotated[int, typer.Option(min=0, help="Timed runs after a warm-up; 0: none.")] = 10,
+    threads: Annotated[int | None, typer.Option(help="Instead of the compiled number.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
+    json_output: Json = False,
+) -> None:
+    """Run a compiled library once, show its outputs and time it."""
+    import numpy as np
+
+    from .artifact import load
+
+    lib = load(library, num_threads=threads)
+    arrays = [_read_array(path) for path in inputs or ()]
+    if not arrays:
+        rng = np.random.default_rng(seed)
+        arrays = [rng.standard_normal(s.shape).astype(s.dtype) for s in lib.inputs]
+    result = lib(*arrays)
+    outputs = result if isinstance(result, tuple) else (result,)
+    rows = [_describe_output(s.name, a) for s, a in zip(lib.outputs, outputs, strict=True)]
+    timing = None
+    if repeat:
+        times = np.asarray(lib.benchmark(*arrays, repeat=repeat).results) * 1e3
+        timing = {
+            "threads": lib.num_threads,
+            "runs": repeat,
+            "median_ms": float(np.median(times)),
+            "p10_ms": float(np.quantile(times, 0.1)),
+            "p90_ms": float(np.quantile(times, 0.9)),
+        }
+    if output is not None:
+        named = {s.name: a for s, a in zip(lib.outputs, outputs, strict=True)}
+        np.savez(output, **named)
+    if json_output:
+        _print_json({"outputs": rows, "timing": timing})
+        return
+    _print_run(rows, timing)
+
+
+@app.command()
+def inspect(
+    library: Annotated[Path, typer.Argument(help="A library written by the command compile.")],
+    json_output: Json = False,
+) -> None:
+    """Show what a library takes, gives and needs, and the report of its compilation.
+
+    Works for libraries of other machines too: only the manifest is read.
+    """
+    from relay_passes.report import RewriteReport
+
+    from .artifact import Manifest, manifest_path
+    from .machine import why_not_runnable
+
+    manifest = Manifest.read(manifest_path(library))
+    reason = why_not_runnable(manifest.architecture, manifest.cpu_features)
+    if json_output:
+        _print_json({**asdict(manifest), "runs_here": reason is None})
+        return
+    console = _console()
+    facts = Table(show_header=False, box=None)
+    for name in ("inputs", "outputs"):
+        specs = (f"{s['name']} {s['dtype']}{list(s['shape'])}" for s in getattr(manifest, name))
+        facts.add_row(name, _escape(", ".join(specs)))
+    facts.add_row("target", _escape(json.dumps(manifest.target)))
+    facts.add_row("architecture", manifest.architecture)
+    facts.add_row("cpu features", " ".join(manifest.cpu_features))
+    facts.add_row("runs here", "yes" if reason is None else f"no: {reason}")
+    facts.add_row("threads", str(manifest.num_threads))
+    facts.add_row("versions", ", ".join(f"{k} {v}" for k, v in manifest.versions.items()))
+    facts.add_row("sha256", manifest.sha256)
+    console.print(facts)
+    report = RewriteReport.from_json(json.dumps(manifest.report))
+    console.print(report.table())
+    _print_summary(console, report)
+
+
+def _examples(shapes: list[str] | None) -> Any:
+    import numpy as np
+
+    if not shapes:
+        return None
+    examples = []
+    for text in shapes:
+        dims = text.lower().split("x")
+        if not all(d.isdigit() and int(d) > 0 for d in dims):
+            raise ValueError(f"--shape {text!r}: expected sizes joined by x, such as 1x3x224x224")
+        size = tuple(map(int, dims))
+        examples.append(np.random.default_rng(0).standard_normal(size).astype("float32"))
+    return tuple(examples)
+
+
+def _read_array(path: Path) -> Any:
+    import numpy as np
+
+    if not path.is_file():
+        raise ValueError(f"no such file: {path}; expected an array saved by numpy.save")
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} is not an .npy file: {error}") from error
+
+
+def _describe_output(name: str, array: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "shape": list(array.shape),
+        "dtype": str(array.dtype),
+        "min": float(array.min()),
+        "max": float(array.max()),
+        "argmax": int(array[0].argmax()),
+    }
+
+
+def _print_run(rows: list[dict[str, Any]], timing: dict[str, Any] | None) -> None:
+    table = Table(title="Outputs")
+    for name in ("name", "shape", "dtype", "min", "max", "argmax of the first"):
+        table.add_column(name)
+    for row in rows:
+        shape = "x".join(map(str, row["shape"]))
+        ends = (f"{row['min']:.4g}", f"{row['max']:.4g}")
+        table.add_row(row["name"], shape, row["dtype"], *ends, str(row["argmax"]))
+    console = _console()
+    console.print(table)
+    if timing:
+        console.print(
+            f"latency: median {timing['median_ms']:.3f} ms (p10 {timing['p10_ms']:.3f},"
+            f" p90 {timing['p90_ms']:.3f}) over {timing['runs']} runs on"
+            f" {timing['threads']} thread(s)"
+        )
+
+
+def _print_summary(console: Console, report: Any) -> None:
+    dense = sum(row.dense_equivalent_gflop for row in report.rows)
+    effective = sum(row.effective_gflop for row in report.rows)
+    console.print(
+        f"{len(report.taken)} of {len(report.rows)} convolutions taken;"
+        f" {dense:.2f} dense-equivalent GFLOP, {effective:.2f} effective GFLOP"
+    )
+
+
+def _console(file: Any = None) -> Console:
+    file = file or sys.stdout
+    # Tables that are piped keep their columns instead of folding at 80.
+    return Console(file=file, width=None if file.isatty() else 200)
+
+
+def _message(text: str) -> None:
+    Console(file=sys.stderr, soft_wrap=True).print(text, highlight=False)
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def _first_line(error: BaseException) -> str:
+    if isinstance(error, KeyError) and error.args:
+        return str(error.args[0])
+    return str(error).strip() or type(error).__name__
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=1))
+
+
+def main() -> None:
+    """Entry point of ``tvm-pattern``."""
+    app(prog_name="tvm-pattern")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""What the command line means by a model: a file, a built-in network or a factory."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+BUILTIN = ("mobilenet_v2", "resnet50", "vgg16", "vgg16_bn")
+
+
+def open_model(source: str, weights: Path | None = None) -> Any:
+    """The model that ``source`` names.
+
+    Parameters
+    ----------
+    source : str
+        Path of an ``.onnx`` or ``.pt2`` file, one of :data:`BUILTIN`, or ``package.module:factory``
+        where ``factory()`` returns a ``torch.nn.Module``.
+    weights : pathlib.Path, optional
+        Pruned weights saved by :mod:`tvm_pattern.pruning`, for a built-in network or a factory.
+
+    Returns
+    -------
+    pathlib.Path, torch.export.ExportedProgram or torch.nn.Module
+
+    Raises
+    ------
+    ValueError
+        If it names nothing, or cannot be read.
+    """
+    path = Path(source)
+    if path.suffix in (".onnx", ".pt2"):
+        if weights is not None:
+            raise ValueError(f"{source} holds its own weights; leave out --weights")
+        return path if path.suffix == ".onnx" else _open_exported_program(path)
+    if source in BUILTIN:
+        from . import models
+
+        model = getattr(models, source)()
+    elif ":" in source:
+        model = _call_factory(source)
+    else:
+        raise ValueError(
+            f"model {source!r}: expected a file ending in .onnx or .pt2, one of"
+            f" {', '.join(BUILTIN)}, or package.module:factory"
+        )
+    if weights is not None:
+        from .pruning import load_pruned
+
+        load_pruned(weights, model)
+    return model
+
+
+def _open_exported_program(path: Path) -> Any:
+    import torch
+
+    if not path.is_file():
+        raise ValueError(f"no such file: {path}; expected a program saved by torch.export.save")
+    try:
+        return torch.export.load(path)
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        raise ValueError(
+            f"{path} is not a readable exported program: {error}; save it by torch.export.save"
+        ) from error
+
+
+def _call_factory(source: str) -> Any:
+    import torch
+
+    module_name, _, name = source.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"model {source!r}: {error}; expected package.module:factory on the import path"
+        ) from error
+    model = factory()
+    if not isinstance(model, torch.nn.Module):
+        raise ValueError(f"{source} returned a {type(model).__name__}, expected a torch.nn.Module")
+    return model.eval()
