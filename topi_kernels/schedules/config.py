@@ -7,6 +7,7 @@ from typing import Any
 
 LOOP_ORDERS = ("tile_outer", "filter_outer")
 SHIFTS = ("load", "rotate")
+ISAS = ("any", "neon")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class Family:
     fma_ports, load_ports, shuffle_cost : float
         Vector FMAs and vector loads a core starts per cycle, and FMA slots one shuffle takes; they
         rank configurations, nothing else.
+    isa : str
+        One of :data:`ISAS`; every configuration of the family has it.
+    float16 : bool
+        Whether vectors of twice as many float16 lanes are arithmetic operands.
     """
 
     name: str
@@ -37,6 +42,8 @@ class Family:
     fma_ports: float
     load_ports: float
     shuffle_cost: float
+    isa: str = "any"
+    float16: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,11 @@ class ConvConfig:
         weights of a group over all tiles.
     prefetch : bool
         Prefetch the input of the next kernel.
+    isa : str
+        ``neon`` reads weights (or broadcast inputs) as elements of whole vectors, which the
+        multiply-add takes as they are (``fmla v.4s, v.4s, v.s[i]``), and keeps one base pointer per
+        column of taps, since the offset of a 128-bit load is a multiple of 16 bytes. ``any`` leaves
+        both to LLVM.
     """
 
     vector_width: int
@@ -75,6 +87,7 @@ class ConvConfig:
     shift: str = "load"
     loop_order: str = "tile_outer"
     prefetch: bool = True
+    isa: str = "any"
 
     @property
     def pixel_lanes(self) -> int:
@@ -133,6 +146,8 @@ def illegal_reason(
         return "filter_vectors, tile_rows, tile_cols and taps_per_step must be >= 1"
     if c.shift not in SHIFTS:
         return f"shift {c.shift!r} is not one of {SHIFTS}"
+    if c.isa not in ISAS:
+        return f"isa {c.isa!r} is not one of {ISAS}"
     if c.loop_order not in LOOP_ORDERS:
         return f"loop_order {c.loop_order!r} is not one of {LOOP_ORDERS}"
     budget = family.vector_registers - family.temporaries

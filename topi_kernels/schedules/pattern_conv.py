@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,19 +89,65 @@ def _input_uses(
     return uses
 
 
+class _Bases:
+    """Where a kernel's input begins, per column of taps modulo the vector width if asked for.
+
+    An offset that is a multiple of the vector fits into the load instruction of NEON; any other
+    costs an addition. ``opaque`` is a zero that LLVM cannot see through, or it would fold the
+    columns back into the offsets.
+    """
+
+    def __init__(self, config: ConvConfig, origin: Any, opaque: Any = None) -> None:
+        self.config = config
+        if opaque is None:
+            self._columns = {0: origin}
+        else:
+            self._columns = {
+                c: origin if c == 0 else T.Bind(origin + T.bitwise_or(opaque, c))
+                for c in range(config.vector_width)
+            }
+
+    def plus(self, distance: Any) -> _Bases:
+        """The bases, ``distance`` elements further."""
+        moved = copy(self)
+        moved._columns = {c: T.Bind(distance + base) for c, base in self._columns.items()}
+        return moved
+
+    def at(self, col: int) -> tuple[Any, int]:
+        """Base to address column ``col`` from, and the columns that remain."""
+        column = col % self.config.vector_width
+        if column in self._columns:
+            return self._columns[column], col - column
+        return self._columns[0], col
+
+
 class _InputLoader:
     """Loads input vectors of one kernel, once each, and prefetches the next kernel's."""
 
     def __init__(
-        self, workload: ConvWorkload, config: ConvConfig, x: Any, base: Any, next_base: Any
+        self, workload: ConvWorkload, config: ConvConfig, x: Any, base: _Bases, next_base: Any
     ) -> None:
         self.workload, self.config = workload, config
         self.x, self.base, self.next_base = x, base, next_base
         self._raw: dict[tuple[int, int], Any] = {}
         self._prefetched: set[tuple[int, int]] = set()
+        self.first_column = 0
 
     def _offset(self, row: int, col: int) -> int:
         return row * self.workload.in_layout.row_stride + col
+
+    def _start(self, row: int, col: int) -> Any:
+        base, rest = self.base.at(col)
+        return base + self._offset(row, rest)
+
+    def _element(self, row: int, col: int) -> Any:
+        """One input, as an element of a whole vector that its neighbours share."""
+        index, lane = divmod(col - self.first_column, self.config.vector_width)
+        if (row, index) not in self._raw:
+            start = self.first_column + index * self.config.vector_width
+            vector = self.x[lanes(self._start(row, start), self.config.vector_width)]
+            self._raw[row, index] = T.Bind(vector)
+        return shuffle([self._raw[row, index]], [lane])
 
     def _fetch_next(self, row: int, col: int) -> None:
         line = (row, col // CACHE_LINE_FLOATS)
@@ -119,8 +166,8 @@ class _InputLoader:
             index %= self.config.tile_cols
         if (row, index) not in self._raw:
             self._fetch_next(row, index * width)
-            offset = self._offset(row, index * width)
-            self._raw[row, index] = T.Bind(self.x[lanes(self.base + offset, width)])
+            start = self._start(row, index * width)
+            self._raw[row, index] = T.Bind(self.x[lanes(start, width)])
         return self._raw[row, index]
 
     def load(self, row: int, col: int) -> Any:
@@ -135,7 +182,9 @@ class _InputLoader:
             second = self._row_vector(row, index + 1)
             return T.Bind(shuffle([first, second], range(shift, shift + width)))
         self._fetch_next(row, col)
-        start = self.base + self._offset(row, col)
+        if pixels == 1 and config.isa == "neon" and width > 1:
+            return T.Bind(splat(self._element(row, col), width))
+        start = self._start(row, col)
         if pixels == 1:
             return T.Bind(splat(self.x[start], width))
         if stride == 1:
@@ -164,6 +213,28 @@ def _weight_vector(config: ConvConfig, weights: Any, start: Any, vector: int) ->
     return shuffle([values] * config.pixel_lanes, picks)
 
 
+def _step_weights(
+    config: ConvConfig, weights: Any, start: Any, taps: Sequence[int]
+) -> dict[tuple[int, int], Any]:
+    """Weight vectors of a step: ``(tap number, filter vector) -> vector``."""
+    keys = [(n, f) for n in taps for f in range(config.filter_vectors)]
+    if config.isa != "neon" or config.filter_lanes != 1:
+        return {
+            (n, f): T.Bind(_weight_vector(config, weights, start + n * config.group, f))
+            for n, f in keys
+        }
+    # Neighbouring weights come in whole vectors; the multiply-adds take them by element.
+    width, first = config.vector_width, start + taps[0] * config.group
+    loaded: list[Any] = []
+    while len(loaded) < len(keys):
+        count = width
+        while count > len(keys) - len(loaded):
+            count //= 2
+        vector = T.Bind(weights[lanes(first + len(loaded), count)])
+        loaded += [vector if count == 1 else shuffle([vector], [i]) for i in range(count)]
+    return {key: T.Bind(splat(value, width)) for key, value in zip(keys, loaded, strict=True)}
+
+
 def _kernel_body(
     workload: ConvWorkload,
     config: ConvConfig,
@@ -178,15 +249,10 @@ def _kernel_body(
     numbered = list(enumerate(pattern.taps))
     for first in range(0, len(numbered), config.taps_per_step):
         step = numbered[first : first + config.taps_per_step]
-        weights = {
-            (n, f): T.Bind(
-                _weight_vector(config, buffers.weights, weight_base + n * config.group, f)
-            )
-            for n, _ in step
-            for f in range(config.filter_vectors)
-        }
-        loader = _InputLoader(workload, config, buffers.x, base, next_base)
+        weights = _step_weights(config, buffers.weights, weight_base, [n for n, _ in step])
         uses = _input_uses(workload, config, step)
+        loader = _InputLoader(workload, config, buffers.x, base, next_base)
+        loader.first_column = min(col for _, col in uses)
         for row, col in sorted(uses):
             value = loader.load(row, col)
             for n, r, c in uses[row, col]:
@@ -210,6 +276,10 @@ def _accumulate(
     )
     delta = workload.index_encoding == "delta8"
     channel = T.alloc_buffer((1,), "int32", scope="global") if delta else None
+    opaque = None
+    if config.isa == "neon":
+        opaque = T.Bind(buffers.group_start[0])
+    origins = _Bases(config, origin, opaque)
     begin = T.Bind(buffers.group_start[group])
     uniform = buffers.weight_start is None
     weight_begin = None if uniform else T.Bind(buffers.weight_start[group])
@@ -229,7 +299,7 @@ def _accumulate(
                 T.buffer_store(channel, channel[0] + code, [0])
                 code = T.Bind(channel[0])
                 following = None if following is None else T.Bind(code + following)
-            base = T.Bind(code * plane + origin)
+            base = origins.plus(code * plane)
             next_base = None if following is None else T.Bind(following * plane + origin)
             if uniform:
                 weight_base = T.Bind(k * per_kernel)
