@@ -21,8 +21,20 @@ from typing import Any
 import numpy as np
 import tvm
 from tvm import relax
-from tvm.relax.expr_functor import PyExprMutator, PyExprVisitor, mutator, visitor
+from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from relay_passes.dataflow import constant, op_name
+
+# TVM's importers say "not supported" in many ways, assertions included.
+_IMPORTER_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 _CONVOLUTIONS = frozenset(
     f"relax.nn.conv{d}d{kind}" for d in (1, 2, 3) for kind in ("", "_transpose")
 )
@@ -210,7 +222,7 @@ def _from_exported_program(program: Any, checked: bool = False) -> ImportedModel
             mod = from_exported_program(
                 program, keep_params_as_input=False, unwrap_unit_return_tuple=True
             )
-    except (ValueError, AssertionError, KeyError, TypeError, tvm.error.TVMError) as error:
+    except _IMPORTER_ERRORS as error:
         raise ValueError(
             f"TVM's torch importer does not take this model: {error}; replace the operator, or"
             " export the model to ONNX and compile that"
@@ -307,7 +319,7 @@ def _from_onnx(model: Any, example_inputs: Any) -> ImportedModel:
             mod = from_onnx(model, shape_dict=shapes or None)
             if shapes:
                 mod = relax.transform.FoldConstant()(mod)
-    except (ValueError, TypeError, KeyError, AssertionError, tvm.error.TVMError) as error:
+    except _IMPORTER_ERRORS as error:
         raise ValueError(
             f"TVM's ONNX importer does not take this model: {error}; simplify or re-export it"
         ) from error
@@ -354,9 +366,7 @@ def _from_ir_module(mod: tvm.IRModule) -> ImportedModel:
         raise ValueError(f"the IRModule has the functions {names}; expected a Relax 'main'")
     if not isinstance(mod["main"], relax.Function):
         raise ValueError(f"'main' is a {type(mod['main']).__name__}; expected a relax.Function")
-    collector = _ConstantCollector()
-    collector.visit_expr(mod["main"])
-    _check_finite(collector.constants)
+    _check_finite(_constants(mod["main"]))
     return _finish(mod, [])
 
 
@@ -376,10 +386,14 @@ def _spec(name: str, ty: Any, what: str) -> TensorSpec:
         raise ValueError(f"{what} is {ty}; expected a tensor of known shape")
     if not all(isinstance(d, tvm.tirx.IntImm) for d in shape):
         raise ValueError(
-            f"{what} has the dynamic shape {[str(d) for d in shape]}; expected a static one:"
+            f"{what} has the dynamic shape {[_dimension(d) for d in shape]}; expected a static one:"
             " import the model once per shape"
         )
     return TensorSpec(name, tuple(int(d) for d in shape), str(ty.dtype))
+
+
+def _dimension(value: Any) -> str:
+    return str(int(value)) if isinstance(value, tvm.tirx.IntImm) else str(value)
 
 
 def _check_finite(tensors: Iterable[tuple[str, np.ndarray]]) -> None:
@@ -394,29 +408,20 @@ def _check_finite(tensors: Iterable[tuple[str, np.ndarray]]) -> None:
             )
 
 
-@visitor
-class _ConstantCollector(PyExprVisitor):
+def _constants(function: relax.Function) -> Iterable[tuple[str, np.ndarray]]:
     """Constants of a function, named after the variable whose value uses them."""
+    for block in function.body.blocks:
+        for binding in block.bindings:
+            found: list[np.ndarray] = []
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.constants: list[tuple[str, np.ndarray]] = []
-        self._user = "main"
+            def keep(expr: Any, found: list[np.ndarray] = found) -> None:
+                value = constant(expr)
+                if value is not None:
+                    found.append(value)
 
-    def visit_var_binding_(self, binding: relax.VarBinding) -> None:
-        self._user = binding.var.name
-        super().visit_var_binding_(binding)
-
-    def visit_constant_(self, op: relax.Constant) -> None:
-        self.constants.append((f"constant of {self._user}", op.value.numpy()))
-
-
-def _is_convolution(value: Any) -> bool:
-    return (
-        isinstance(value, relax.Call)
-        and isinstance(value.op, tvm.ir.Op)
-        and value.op.name in _CONVOLUTIONS
-    )
+            relax.analysis.post_order_visit(binding.value, keep)
+            for array in found:
+                yield f"constant of {binding.var.name}", array
 
 
 @mutator
@@ -444,7 +449,7 @@ def _name_layers(
         binding.var
         for block in mod["main"].body.blocks
         for binding in block.bindings
-        if isinstance(binding, relax.VarBinding) and _is_convolution(binding.value)
+        if isinstance(binding, relax.VarBinding) and op_name(binding.value) in _CONVOLUTIONS
     ]
     if len(variables) != len(layer_names):
         return mod, {}
