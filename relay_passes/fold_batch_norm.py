@@ -124,7 +124,8 @@ def _fold(uses: Uses, match: _Match) -> tuple[Call, Call]:
     )
     new_conv = Call(conv.op, [conv.args[0], relax.const(new_weight)], conv.attrs)
     shaped = relax.const(new_bias.reshape(1, -1, 1, 1))
-    return relax.BlockBuilder().normalize(new_conv), relax.op.add(match.conv, shaped)
+    builder = relax.BlockBuilder()
+    return builder.normalize(new_conv), builder.normalize(relax.op.add(match.conv, shaped))
 
 
 def _transform(func: relax.Function) -> relax.Function:
