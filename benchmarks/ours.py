@@ -1,0 +1,138 @@
+"""This project on the benchmarks' workloads.
+
+Layers run as the operator alone on its plane layout, because inside a network layers hand each
+other planes; networks run whole, numpy in and numpy out, packing included.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+import tvm
+from torch import nn
+
+import tvm_pattern
+from relay_passes.targets import resolve
+from topi_kernels.layout import PlaneLayout
+from topi_kernels.operator import ConvPlan, default_layout, plan_conv
+from topi_kernels.target_family import target_family
+from topi_kernels.workload import Epilogue
+from tvm_pattern.threads import use_threads
+
+from .workloads import LayerSpec, NetworkSpec
+
+TARGET = "pattern/native"
+
+
+def to_planes(image: np.ndarray, layout: PlaneLayout) -> np.ndarray:
+    """``[N, C, H, W]`` -> ``[N, C, size]``, zeros outside the image."""
+    planes = np.zeros((*image.shape[:2], layout.size), image.dtype)
+    for y in range(layout.height):
+        start = layout.offset(y, 0)
+        planes[..., start : start + layout.width] = image[..., y, :]
+    return planes
+
+
+def from_planes(planes: np.ndarray, layout: PlaneLayout) -> np.ndarray:
+    """Inverse of :func:`to_planes`."""
+    starts = [layout.offset(y, 0) for y in range(layout.height)]
+    return np.stack([planes[..., s : s + layout.width] for s in starts], axis=-2)
+
+
+class LayerEngine:
+    """One convolution with bias and ReLU as the built operator, level-0 configuration."""
+
+    def __init__(self, plan: ConvPlan, function: Any, arguments: list[Any]) -> None:
+        self.plan = plan
+        self._function = function
+        self._arguments = arguments
+
+    @classmethod
+    def build(
+        cls,
+        weight: np.ndarray,
+        bias: np.ndarray,
+        image: np.ndarray,
+        spec: LayerSpec,
+        num_threads: int,
+        target: str = TARGET,
+    ) -> LayerEngine:
+        """Plan, pack and build for ``target``, with ``image`` (``[1, C, H, W]``) as the input.
+
+        Raises
+        ------
+        ValueError
+            If the weights or the target cannot be used.
+        """
+        resolved = resolve(target)
+        family = target_family(resolved)
+        in_layout = default_layout(*spec.size, spec.padding, family)
+        out_layout = default_layout(*spec.out_size, spec.padding, family)
+        plan = plan_conv(
+            weight,
+            batch=1,
+            in_layout=in_layout,
+            out_layout=out_layout,
+            stride=(spec.stride, spec.stride),
+            padding=(spec.padding, spec.padding),
+            epilogue=Epilogue(bias=True, activation="relu"),
+            family=family,
+            num_threads=num_threads,
+        )
+        use_threads(num_threads)
+        module = tvm.compile(
+            tvm.IRModule({"main": plan.primfunc().with_attr("global_symbol", "main")}), resolved
+        )
+        out = np.zeros((1, spec.out_channels, out_layout.size), np.float32)
+        arrays = [to_planes(image, in_layout), *plan.arrays, bias, out]
+        return cls(plan, module["main"], [tvm.runtime.tensor(a) for a in arrays])
+
+    def describe(self) -> str:
+        """The chosen configuration, for the note of a row."""
+        c = self.plan.config
+        tile = f"{c.filter_lanes}x{c.filter_vectors} filters, {c.tile_rows}x{c.tile_cols} tile"
+        return f"{tile}, {c.vector_width} lanes, {c.shift}, {c.loop_order}"
+
+    def run(self) -> None:
+        self._function(*self._arguments)
+
+    def output(self) -> np.ndarray:
+        return from_planes(self._arguments[-1].numpy(), self.plan.workload.out_layout)
+
+
+class NetworkEngine:
+    """A network compiled as a user would, timed through the call a user makes."""
+
+    def __init__(self, library: Any, image: np.ndarray) -> None:
+        self.library = library
+        self._input = image
+        self._output = image
+
+    @classmethod
+    def build(
+        cls, model: nn.Module, example: torch.Tensor, num_threads: int, target: str = TARGET
+    ) -> NetworkEngine:
+        """Compile ``model`` for ``target``."""
+        library = tvm_pattern.compile(model, (example,), target=target, num_threads=num_threads)
+        return cls(library, example.numpy())
+
+    def run(self) -> None:
+        self._output = self.library(self._input)
+
+    def output(self) -> np.ndarray:
+        return self._output
+
+
+def pruned(model: nn.Module, spec: NetworkSpec, group: int) -> nn.Module:
+    """A copy of ``model``, pruned in one shot to the sparsity of ``spec``."""
+    model = copy.deepcopy(model)
+    tvm_pattern.pruning.oneshot(
+        model,
+        connectivity=spec.connectivity,
+        connectivity_1x1=spec.connectivity_1x1,
+        group=group,
+    )
+    return model

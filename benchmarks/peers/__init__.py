@@ -1,0 +1,13 @@
+"""The engines we compare with. One file each; a new one is added to ``PEERS``."""
+
+from .base import Peer
+from .litert import LiteRt
+from .mnn_module import Mnn
+from .ncnn_net import Ncnn
+from .onnx_runtime import OnnxRuntime
+from .openvino_cpu import OpenVino
+from .torch_cpu import Torch
+
+PEERS: tuple[Peer, ...] = (Torch(), OnnxRuntime(), OpenVino(), Ncnn(), Mnn(), LiteRt())
+
+__all__ = ["PEERS", "Peer"]

@@ -1,0 +1,69 @@
+"""What every engine we compare with offers."""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..device import package_version
+from ..harness import Runner
+
+
+class Peer(ABC):
+    """An inference engine on the CPU, float32.
+
+    ``name`` is the engine in results, ``packages`` the distributions it needs (the first one's
+    version is reported) and ``modules`` what they are imported as.
+    """
+
+    name: str
+    packages: tuple[str, ...]
+    modules: tuple[str, ...]
+
+    def version(self) -> str:
+        return package_version(self.packages[0]) or "not installed"
+
+    def unavailable(self) -> str | None:
+        """Why the engine cannot be used here, or None."""
+        missing = [
+            package
+            for package, module in zip(self.packages, self.modules, strict=True)
+            if importlib.util.find_spec(module) is None
+        ]
+        if missing:
+            return f"not installed: {', '.join(missing)} (pip install 'tvm-pattern[bench]')"
+        return None
+
+    @abstractmethod
+    def build(self, model: nn.Module, example: torch.Tensor, threads: int, folder: Path) -> Runner:
+        """Convert ``model`` for the input ``example``; ``folder`` is for intermediate files.
+
+        Raises
+        ------
+        RuntimeError, ValueError, OSError, subprocess.SubprocessError
+            If the engine refuses the model; the result file then says so.
+        """
+
+
+def export_onnx(model: nn.Module, example: torch.Tensor, folder: Path) -> Path:
+    """ONNX file of ``model`` with input ``x`` and output ``y``, shared by the engines that read it.
+
+    Uses torch's TorchScript exporter: for plain CNNs it gives the same graph as the newer one, 100
+    times faster.
+    """
+    path = folder / "model.onnx"
+    if not path.exists():
+        torch.onnx.export(
+            model,
+            (example,),
+            str(path),
+            input_names=["x"],
+            output_names=["y"],
+            opset_version=17,
+            dynamo=False,
+        )
+    return path

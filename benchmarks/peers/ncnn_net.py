@@ -1,0 +1,71 @@
+"""ncnn through its converter pnnx: float32 storage and arithmetic, Winograd allowed."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .base import Peer
+
+_FLOAT16_OPTIONS = (
+    "use_fp16_packed",
+    "use_fp16_storage",
+    "use_fp16_arithmetic",
+    "use_bf16_storage",
+    "use_bf16_packed",
+)
+
+
+class _NcnnRunner:
+    def __init__(self, net: Any, tensor: Any) -> None:
+        self._net = net
+        self._input = tensor
+        self._output: Any = None
+
+    def run(self) -> None:
+        extractor = self._net.create_extractor()
+        extractor.input("in0", self._input)
+        status, self._output = extractor.extract("out0")
+        if status:
+            raise RuntimeError(f"ncnn's extract failed with status {status}")
+
+    def output(self) -> np.ndarray:
+        return np.array(self._output)
+
+
+class Ncnn(Peer):
+    name = "ncnn"
+    packages = ("ncnn", "pnnx")
+    modules = ("ncnn", "pnnx")
+
+    def build(
+        self, model: nn.Module, example: torch.Tensor, threads: int, folder: Path
+    ) -> _NcnnRunner:
+        ncnn = importlib.import_module("ncnn")
+        converter = importlib.import_module("pnnx").EXEC_PATH
+        torch.jit.trace(model, example).save(str(folder / "model.pt"))
+        shape = ",".join(map(str, example.shape))
+        subprocess.run(
+            [converter, "model.pt", f"inputshape=[{shape}]", "fp16=0"],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+        )
+        net = ncnn.Net()
+        net.opt.num_threads = threads
+        net.opt.use_winograd_convolution = True
+        for option in _FLOAT16_OPTIONS:
+            if hasattr(net.opt, option):
+                setattr(net.opt, option, False)
+        for load, suffix in ((net.load_param, "param"), (net.load_model, "bin")):
+            path = folder / f"model.ncnn.{suffix}"
+            if load(str(path)):
+                raise RuntimeError(f"ncnn cannot load {path.name}, which pnnx wrote")
+        # clone() copies into ncnn's own channel alignment.
+        return _NcnnRunner(net, ncnn.Mat(example.numpy()[0]).clone())
