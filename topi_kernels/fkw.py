@@ -10,8 +10,8 @@ kernel is filed under. A layer is packed as
                    the operator when the patterns differ in their number of taps
 ``pattern_count``  uint8 / uint16 / int32 ``[num_groups * num_patterns]``, kernels per pattern (the
                    papers' stride array as differences)
-``in_channel``     one entry per kernel, see *index encodings*; two spare entries at the end let the
-                   compute code look one kernel ahead
+``in_channel``     one entry per kernel, see *index encodings*; spare entries at the end let the
+                   compute code look ahead
 ``weights``        ``[taps of the kernel][group]`` per kernel, interleaved for the filter_group
 
 Kernels of a group are sorted by (pattern, in_channel).
@@ -34,7 +34,7 @@ import numpy as np
 from .pattern import Pattern, dense_pattern, single_tap_patterns
 from .reorder import filter_order
 
-LOOKAHEAD = 2
+LOOKAHEAD = 8
 STRUCTURES = ("pattern", "tap", "dense")
 INDEX_DTYPES = {
     "absolute8": "uint8",

@@ -24,7 +24,7 @@ from .schedules.x86 import AVX2, AVX512
 from .workload import ConvWorkload, Epilogue
 
 FAMILIES: dict[str, Family] = {f.name: f for f in (AVX512, AVX2, NEON, NEON_IN_ORDER)}
-GENERIC = Family("generic", 4, 16, 4, False, 1.0, 1.0, 1.0)
+GENERIC = Family("generic", vector_width=4, vector_registers=16, temporaries=4, prefetch=0)
 
 # Above this many distinct patterns one loop body per pattern costs more instruction cache and
 # mispredicted loop ends than it saves; weights are then filed tap by tap.

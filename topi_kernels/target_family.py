@@ -9,17 +9,19 @@ from tvm.target import Target, codegen
 X86_AVX512 = "x86-avx512"
 X86_AVX2 = "x86-avx2"
 ARM_NEON = "arm-neon"
+ARM_NEON_IN_ORDER = "arm-neon-in-order"
 MALI = "mali"
 ADRENO = "adreno"
 GENERIC = "generic"
 OTHER = "other"
 
-CPU_FAMILIES = (X86_AVX512, X86_AVX2, ARM_NEON, GENERIC)
+CPU_FAMILIES = (X86_AVX512, X86_AVX2, ARM_NEON, ARM_NEON_IN_ORDER, GENERIC)
 GPU_FAMILIES = (MALI, ADRENO)
 
-_VECTOR_WIDTH = {X86_AVX512: 16, X86_AVX2: 8, ARM_NEON: 4, GENERIC: 4}
+_VECTOR_WIDTH = {X86_AVX512: 16, X86_AVX2: 8, ARM_NEON: 4, ARM_NEON_IN_ORDER: 4, GENERIC: 4}
 _X86_ARCHS = ("x86_64", "amd64", "i686", "i386")
 _AARCH64_ARCHS = ("aarch64", "arm64")
+_IN_ORDER_CORES = ("cortex-a34", "cortex-a35", "cortex-a53", "cortex-a55", "cortex-a510", "cortex-a520")
 
 
 def architecture(target: Target) -> str:
@@ -52,7 +54,8 @@ def target_family(target: Target) -> str:
         if codegen.llvm_cpu_has_features(["avx2", "fma"], target):
             return X86_AVX2
     if arch in _AARCH64_ARCHS and codegen.llvm_cpu_has_features("neon", target):
-        return ARM_NEON
+        in_order = str(target.attrs.get("mcpu", "")) in _IN_ORDER_CORES
+        return ARM_NEON_IN_ORDER if in_order else ARM_NEON
     return GENERIC
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 LOOP_ORDERS = ("tile_outer", "filter_outer")
 SHIFTS = ("load", "rotate")
+MAX_PREFETCH = 8
 ISAS = ("any", "neon")
 
 
@@ -23,27 +24,33 @@ class Family:
         Architectural vector registers.
     temporaries : int
         Registers left to loaded inputs and spare weights while a register_tile is computed.
-    prefetch : bool
-        Whether fetching the next kernel's input one kernel ahead pays by default.
-    fma_ports, load_ports, shuffle_cost : float
-        Vector FMAs and vector loads a core starts per cycle, and FMA slots one shuffle takes; they
-        rank configurations, nothing else.
-    isa : str
-        One of :data:`ISAS`; every configuration of the family has it.
-    float16 : bool
-        Whether vectors of twice as many float16 lanes are arithmetic operands.
+    prefetch : int
+        Kernels to look ahead when prefetching input by default; 0 for never.
+    fma_ports, load_ports, fma_latency : float
+        Vector FMAs and vector loads a core starts per cycle, and cycles until an FMA's result.
+    load_cost, split_cost, line_cost, shuffle_cost, loop_cost, tile_cost, store_cost : float
+        What one vector load, one load that crosses a cache line, one cache line touched by a
+        kernel (input tiles live in L2), one shuffle, one loop iteration, one accumulator's start
+        and one stored piece add to the FMAs, in FMA slots. They only rank configurations.
+    cache_line_floats : int
     """
 
     name: str
     vector_width: int
     vector_registers: int
     temporaries: int
-    prefetch: bool
-    fma_ports: float
-    load_ports: float
-    shuffle_cost: float
-    isa: str = "any"
-    float16: bool = False
+    prefetch: int
+    fma_ports: float = 2.0
+    load_ports: float = 2.0
+    fma_latency: float = 4.0
+    load_cost: float = 0.15
+    split_cost: float = 0.65
+    line_cost: float = 2.2
+    shuffle_cost: float = 0.6
+    loop_cost: float = 4.0
+    tile_cost: float = 12.0
+    store_cost: float = 2.5
+    cache_line_floats: int = 16
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ class ConvConfig:
     taps_per_step: int = 4
     shift: str = "load"
     loop_order: str = "tile_outer"
-    prefetch: bool = True
+    prefetch: int = 1
     isa: str = "any"
 
     @property
@@ -144,6 +151,8 @@ def illegal_reason(
         return f"filter_lanes {c.filter_lanes} does not divide vector_width {c.vector_width}"
     if min(c.filter_vectors, c.tile_rows, c.tile_cols, c.taps_per_step) < 1:
         return "filter_vectors, tile_rows, tile_cols and taps_per_step must be >= 1"
+    if not 0 <= c.prefetch <= MAX_PREFETCH:
+        return f"prefetch {c.prefetch} is not in 0..{MAX_PREFETCH}"
     if c.shift not in SHIFTS:
         return f"shift {c.shift!r} is not one of {SHIFTS}"
     if c.isa not in ISAS:

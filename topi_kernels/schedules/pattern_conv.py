@@ -294,7 +294,9 @@ def _accumulate(
             code = T.Bind(T.Cast("int32", buffers.in_channel[k]))
             following = None
             if config.prefetch:
-                following = T.Bind(T.Cast("int32", buffers.in_channel[k + 1]))
+                # Distances add up along a delta list, so there only the next kernel is known.
+                ahead = 1 if delta else config.prefetch
+                following = T.Bind(T.Cast("int32", buffers.in_channel[k + ahead]))
             if delta:
                 T.buffer_store(channel, channel[0] + code, [0])
                 code = T.Bind(channel[0])

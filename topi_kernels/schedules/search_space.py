@@ -13,17 +13,11 @@ from dataclasses import dataclass, replace
 from ..layout import PlaneLayout
 from ..pattern import Pattern
 from ..reorder import GROUP_SIZES
-from .config import ConvConfig, Family, illegal_reason
+from .config import MAX_PREFETCH, ConvConfig, Family, illegal_reason
 
-# What one vector load takes from the FMA pipes although it has ports of its own, in FMA slots;
-# measured with loops of independent FMAs and loads from L1 on AVX-512.
-LOAD_PENALTY = 0.2
-# The same for a load that crosses a cache line.
-SPLIT_LOAD_PENALTY = 0.6
-LOOP_OVERHEAD = 4.0
-LIST_OVERHEAD = 12.0
 MIN_VECTOR_WIDTH = 4
 MAX_FILTER_VECTORS = 4
+MISSING_CHAIN_COST = 0.01
 # Dense kernels take several steps; LLVM starts the next step's loads early, which needs registers.
 MULTI_STEP_ACCUMULATORS = 0.5
 
@@ -43,43 +37,50 @@ class ConvShape:
     max_group: int
 
 
-def _distinct_inputs(shape: ConvShape, config: ConvConfig, taps: Sequence[tuple[int, int]]) -> set:
-    (sh, sw), (dh, dw) = shape.stride, shape.dilation
-    pl = shape.padding[1]
-    return {
-        (r * sh + kh * dh, c * config.pixel_lanes * sw + kw * dw - pl)
-        for kh, kw in taps
-        for r in range(config.tile_rows)
-        for c in range(config.tile_cols)
-    }
+def _input_rows(
+    shape: ConvShape, config: ConvConfig, taps: Sequence[tuple[int, int]]
+) -> dict[int, set[int]]:
+    """Distinct input vectors of a step: input row -> first columns, relative to the tile."""
+    (sh, sw), (dh, dw), pl = shape.stride, shape.dilation, shape.padding[1]
+    rows: dict[int, set[int]] = {}
+    for kh, kw in taps:
+        for r in range(config.tile_rows):
+            row = rows.setdefault(r * sh + kh * dh, set())
+            row.update(c * config.pixel_lanes * sw + kw * dw - pl for c in range(config.tile_cols))
+    return rows
 
 
 def _step_cost(
     shape: ConvShape, config: ConvConfig, family: Family, taps: Sequence[tuple[int, int]]
 ) -> float:
     """Cost of one kernel's step in FMA slots."""
-    inputs = _distinct_inputs(shape, config, taps)
-    width = config.vector_width
-    loads = len(taps) * config.filter_vectors
-    splits = shuffles = 0.0
-    if config.shift == "rotate":
-        rows: dict[int, set[int]] = {}
-        for row, col in inputs:
-            rows.setdefault(row, set()).update({col // width, -(-col // width)})
-            shuffles += col % width != 0
-        wraps = config.tile_cols * width == shape.in_layout.row_stride
-        loads += sum(min(len(v), config.tile_cols) if wraps else len(v) for v in rows.values())
-    else:
-        loads += len(inputs) * (2 if shape.stride[1] == 2 and config.pixel_lanes > 1 else 1)
-        if config.pixel_lanes * 4 >= 64:
-            splits = sum(1 for _, col in inputs if col % 16)
-        shuffles += len(inputs) if shape.stride[1] > 1 and config.pixel_lanes > 1 else 0
+    line = family.cache_line_floats
+    width, pixels = config.vector_width, config.pixel_lanes
+    weight_loads = len(taps) * config.filter_vectors
+    loads, splits, shuffles = float(weight_loads), 0.0, 0.0
+    lines = len(taps) * config.group / line
+    for columns in _input_rows(shape, config, taps).values():
+        if config.shift == "rotate":
+            vectors = {v for col in columns for v in (col // width, -(-col // width))}
+            wraps = config.tile_cols * width == shape.in_layout.row_stride
+            count = min(len(vectors), config.tile_cols) if wraps else len(vectors)
+            loads += count
+            lines += count * width / line
+            shuffles += sum(1 for col in columns if col % width)
+            continue
+        deinterleaved = shape.stride[1] > 1 and pixels > 1
+        loads += len(columns) * (2 if deinterleaved else 1)
+        shuffles += len(columns) if deinterleaved else 0
+        crossing = 1.0 if pixels >= line else pixels / line
+        splits += sum(crossing for col in columns if pixels > 1 and col % pixels)
+        span = max(columns) + pixels * shape.stride[1] - min(columns)
+        lines += (span - 1) / line + 1
     if 1 < config.filter_lanes < width:
-        shuffles += len(taps) * config.filter_vectors
-    fma = config.accumulators * len(taps)
+        shuffles += weight_loads
+    busy = config.accumulators * len(taps) + shuffles * family.shuffle_cost
+    waits = loads * family.load_cost + splits * family.split_cost + lines * family.line_cost
     port_bound = (loads + splits) / family.load_ports * family.fma_ports
-    busy = fma + shuffles * family.shuffle_cost
-    return max(busy + LOAD_PENALTY * loads + SPLIT_LOAD_PENALTY * splits, port_bound)
+    return max(busy + waits, port_bound)
 
 
 def estimate_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
@@ -94,13 +95,17 @@ def estimate_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float
         for first in range(0, len(taps), config.taps_per_step):
             step = taps[first : first + config.taps_per_step]
             per_kernel += _step_cost(shape, config, family, step)
-    per_kernel = per_kernel / len(shape.patterns) + LOOP_OVERHEAD
-    # Few FMAs in flight can't hide their latency.
-    if config.accumulators < 8:
-        per_kernel *= 8 / config.accumulators
-    store = config.accumulators * (2.0 + (1.5 * config.filter_lanes if config.filter_lanes > 1 else 0))
-    lists = LIST_OVERHEAD * len(shape.patterns)
-    return tiles * groups * (shape.kernels_per_group * per_kernel + store + lists)
+    per_kernel = per_kernel / len(shape.patterns) + family.loop_cost
+    # Few FMAs in flight can't hide their latency; twice as many also smooth over late loads.
+    in_flight = family.fma_ports * family.fma_latency
+    if config.accumulators < in_flight:
+        per_kernel *= in_flight / config.accumulators
+    per_kernel *= 1 + MISSING_CHAIN_COST * max(0.0, 2 * in_flight - config.accumulators)
+    pieces = config.accumulators * config.filter_lanes
+    if config.pixel_lanes == 1 and config.tile_cols >= 4:
+        pieces /= 4
+    tile = config.accumulators * family.tile_cost + pieces * family.store_cost
+    return tiles * groups * (shape.kernels_per_group * per_kernel + tile)
 
 
 def _filter_splits(family: Family, group: int) -> Iterator[tuple[int, int, int]]:
@@ -122,6 +127,10 @@ def search_space(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
     most_taps = max(len(p) for p in shape.patterns)
     kernel_width = shape.patterns[0].kernel_size[1]
     steps = (most_taps,) if most_taps <= 4 else (kernel_width,)
+    # Long bodies give the hardware time to fetch; short ones need to look further ahead.
+    distance = family.prefetch if most_taps > 1 else MAX_PREFETCH * (family.prefetch > 0)
+    if most_taps > 4:
+        distance = 0
     for group in GROUP_SIZES:
         if group > shape.max_group or (group > shape.out_channels and group > 1):
             continue
@@ -131,7 +140,7 @@ def search_space(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
             for rows in range(1, min(layout.height, budget) + 1):
                 for cols in range(1, min(columns, budget // rows) + 1):
                     base = ConvConfig(
-                        width, filter_lanes, filter_vectors, rows, cols, prefetch=family.prefetch
+                        width, filter_lanes, filter_vectors, rows, cols, prefetch=distance
                     )
                     for step in steps:
                         for shift in ("load", "rotate"):
