@@ -35,10 +35,10 @@ def map_functions(
 
 
 def rebuild(func: relax.Function, blocks: list[list[relax.Binding]]) -> relax.Function:
-    """``func`` with new bindings per block; empty blocks are dropped."""
+    """``func`` with new bindings per block, normalized; empty blocks are dropped."""
     old = func.body.blocks
     kept = [type(o)(b) for o, b in zip(old, blocks, strict=True) if b]
-    body = relax.SeqExpr(kept, func.body.body)
+    body = relax.BlockBuilder().normalize(relax.SeqExpr(kept, func.body.body))
     return relax.Function(func.params, body, func.ret_ty, func.is_pure, func.attrs)
 
 

@@ -25,6 +25,8 @@ from .schedule import ConfigFor, Schedule, no_records
 from .targets import resolve
 
 PIPELINE = "pattern_sparse"
+#: Module attribute in which the pipeline leaves its report.
+REPORT_ATTRIBUTE = f"{PIPELINE}.report"
 
 
 def normalize_passes() -> list[Pass]:
@@ -151,20 +153,11 @@ def pattern_sparse() -> Pass:
 
     @tvm.transform.module_pass(opt_level=0, name="PatternSparse")
     def run(mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
-        target = current_target()
-        lowered, report = lower(mod, target)
-        lowered = tvm.transform.Sequential(
-            [
-                *relax.pipeline.dataflow_lower_passes(target),
-                *relax.pipeline.finalize_passes(target),
-            ]
-        )(lowered)
+        lowered, report = lower(mod, current_target())
+        lowered = relax.pipeline.default_build_pipeline()(lowered)
         return lowered.with_attr(REPORT_ATTRIBUTE, report.to_json())
 
     return run
-
-
-REPORT_ATTRIBUTE = f"{PIPELINE}.report"
 
 
 if PIPELINE not in relax.pipeline.PIPELINE_MAP:

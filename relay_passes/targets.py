@@ -15,6 +15,8 @@ from topi_kernels.target_family import num_cores
 
 KEY = "pattern"
 PREFIX = "pattern/"
+# Equal cores of a phone's usual cluster; only the default of num_threads when cross-compiling.
+ARM_CLUSTER_CORES = 4
 # Features that choose a family or an instruction, by their names in /proc/cpuinfo and LLVM.
 _X86_FEATURES = {
     "avx2": "avx2",
@@ -85,6 +87,7 @@ def _aarch64(mcpu: str) -> dict[str, Any]:
         "mtriple": "aarch64-linux-gnu",
         "mcpu": mcpu,
         "mattr": ["+neon"],
+        "num-cores": ARM_CLUSTER_CORES,
         "keys": [KEY, "arm_cpu", "cpu"],
     }
 

@@ -232,6 +232,47 @@ def test_what_is_left_dense_has_a_reason():
     assert any("stride (3, 3)" in r for r in two_d)
 
 
+def test_onnx():
+    """Spellings of the ONNX importer: relu6 as maximum and minimum, a reshaped bias, Gemm."""
+    helper = pytest.importorskip("onnx.helper")
+    numpy_helper = pytest.importorskip("onnx.numpy_helper")
+    from tvm.relax.frontend.onnx import from_onnx
+
+    rng = np.random.default_rng(0)
+    shapes = {"w": (8, 3, 3, 3), "b": (8,), "g": (8,), "t": (8,), "m": (8,), "f": (5, 8), "h": (5,)}
+    values = {k: rng.standard_normal(s).astype("float32") for k, s in shapes.items()}
+    values |= {"v": rng.uniform(0.5, 2, 8).astype("float32")}
+    values |= {"lo": np.float32(0), "hi": np.float32(6)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], pads=[1, 1, 1, 1], kernel_shape=[3, 3]),
+        helper.make_node("BatchNormalization", ["c", "g", "t", "m", "v"], ["n"]),
+        helper.make_node("Clip", ["n", "lo", "hi"], ["r"]),
+        helper.make_node("HardSwish", ["r"], ["s"]),
+        helper.make_node("GlobalAveragePool", ["s"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["q"]),
+        helper.make_node("Gemm", ["q", "f", "h"], ["y"], transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", 1, [1, 3, 9, 10])],
+        [helper.make_tensor_value_info("y", 1, [1, 5])],
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in values.items()],
+    )
+    mod = from_onnx(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+    lowered, report = pipeline.lower(mod, "pattern/native", num_threads=1)
+    functions = [str(gv.name_hint) for gv, _ in lowered.functions_items()]
+    assert not [name for name in functions if "maximum" in name or "minimum" in name]
+    x = rng.standard_normal((1, 3, 9, 10)).astype("float32")
+    got = execute(tvm.compile(lowered, resolve("pattern/native")), x)[0]
+    w, b, g, t, m, v, f, h = (torch.tensor(values[k]) for k in "wbgtmvfh")
+    y = F.conv2d(torch.tensor(x), w, b, padding=1)
+    y = F.hardswish(F.relu6(F.batch_norm(y, m, v, g, t)))
+    want = F.linear(y.mean((2, 3)), f, h)
+    np.testing.assert_allclose(got, want.numpy(), atol=1e-5)
+    assert len(report.taken) == 1
+
+
 def test_dynamic_batch_is_left_dense():
     batch = torch.export.Dim("batch", min=1, max=8)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
@@ -283,11 +324,12 @@ def test_lower_rejects_bad_arguments(tmp_path):
 
 
 def test_repeated_layers_share_a_primfunc():
+    """Three equal layers, and a last one whose output needs no padding."""
     layers = [nn.Conv2d(8, 8, 3, padding=1) for _ in range(4)]
     mod = import_torch(nn.Sequential(*layers), torch.randn(1, 8, 12, 12))
     lowered, _ = pipeline.lower(mod, "pattern/native", num_threads=1)
     names = [str(gv.name_hint) for gv, _ in lowered.functions_items()]
-    assert len([n for n in names if "conv" in n]) == 1
+    assert len([n for n in names if "conv" in n]) == 2
 
 
 def test_tuned_configs_are_looked_up_by_workload():
