@@ -71,7 +71,9 @@ def static_shape(expr: Expr, ndim: int | None = None) -> tuple[int, ...] | None:
 
 
 def constant(expr: Expr) -> np.ndarray | None:
-    """Value of a tensor constant, else None."""
+    """Value of a tensor constant or a float literal, else None."""
+    if isinstance(expr, tvm.tirx.FloatImm):
+        return np.asarray(expr.value, str(expr.ty.dtype))
     if not isinstance(expr, GenericConst) or not isinstance(expr.ty, relax.TensorType):
         return None
     value = expr.value

@@ -16,20 +16,20 @@ from tvm import relax, tirx
 from tvm.ir import Call, Expr, GlobalVar, Var
 
 from topi_kernels import plane_ops, plane_windows
-from topi_kernels.operator import ConvPlan, plan_conv
+from topi_kernels.operator import ConvPlan
 from topi_kernels.plane_ops import PlaneTarget
 from topi_kernels.plane_windows import Window
-from topi_kernels.workload import ConvWorkload, Epilogue
 
+from .conv_task import ConvTask
 from .dataflow import bindings_of, constant, rebuild, relax_functions, static_shape
 from .markers import ConvParams, Marker, layout_from_list, parse
 from .report import ReportBuilder
 
-#: Tuned config of a workload, or None for the default.
-ConfigFor = Callable[[ConvWorkload], Any]
+#: Tuned config of a task, or None for the default.
+ConfigFor = Callable[[ConvTask], Any]
 
 
-def no_records(_workload: ConvWorkload) -> None:
+def no_records(_task: ConvTask) -> None:
     """The lookup that knows no tuned config."""
 
 
@@ -37,28 +37,10 @@ def plan_marker(
     marker: Marker, batch: int, target: PlaneTarget, config_for: ConfigFor = no_records
 ) -> ConvPlan:
     """Plan of a ``plane_conv2d`` marker, with the tuned config if there is one."""
+    weight = constant(marker.tensors[1])
     params = ConvParams.from_dict(marker.params)
-    epilogue = Epilogue(params.bias, params.residual, params.activation)
-
-    def plan(config: Any) -> ConvPlan:
-        return plan_conv(
-            constant(marker.tensors[1]),
-            batch=batch,
-            in_layout=params.in_layout,
-            out_layout=params.out_layout,
-            stride=params.strides,
-            padding=params.padding[:2],
-            dilation=params.dilation,
-            epilogue=epilogue,
-            residual_layout=params.residual_layout,
-            family=target.family,
-            num_threads=target.num_threads,
-            config=config,
-        )
-
-    level0 = plan(None)
-    config = config_for(level0.workload)
-    return level0 if config is None else plan(config)
+    task = ConvTask.from_weight(weight, batch, params, target.family)
+    return task.plan(weight, target.num_threads, config_for(task))
 
 
 class _Scheduler:
@@ -195,7 +177,7 @@ class Schedule:
     report : ReportBuilder
         Receives pattern set, group and config of every convolution.
     config_for : callable, optional
-        ``ConvWorkload -> config or None``: tuned configs.
+        ``ConvTask -> config or None``: tuned configs.
     """
 
     def __init__(
