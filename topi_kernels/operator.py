@@ -138,6 +138,7 @@ def conv_shape(
     else:
         kernels = structure.kept_kernels / max(1, out_channels)
     return ConvShape(
+        in_channels,
         out_channels,
         stride,
         dilation,

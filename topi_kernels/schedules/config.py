@@ -28,11 +28,14 @@ class Family:
         Kernels to look ahead when prefetching input by default; 0 for never.
     fma_ports, load_ports, fma_latency : float
         Vector FMAs and vector loads a core starts per cycle, and cycles until an FMA's result.
-    load_cost, split_cost, line_cost, shuffle_cost, loop_cost, tile_cost, store_cost : float
-        What one vector load, one load that crosses a cache line, one cache line touched by a
-        kernel (input tiles live in L2), one shuffle, one loop iteration, one accumulator's start
-        and one stored piece add to the FMAs, in FMA slots. They only rank configurations.
+    load_cost, split_cost, line_cost, weight_line_cost, shuffle_cost, loop_cost, tile_cost, store_cost
+        What one vector load, one load that crosses a cache line, one cache line of input from L2,
+        one of weights (these stream in order, which hardware prefetches), one shuffle, one loop iteration, one accumulator's start and one stored piece add to the FMAs,
+        in FMA slots. They only rank configurations.
     cache_line_floats : int
+    near_cache_floats : int
+        Input of a tile that stays in the nearest cache while the filter_groups go over it; half of
+        what a group touches is reused by the next, so this is more than L1.
     """
 
     name: str
@@ -43,14 +46,16 @@ class Family:
     fma_ports: float = 2.0
     load_ports: float = 2.0
     fma_latency: float = 4.0
-    load_cost: float = 0.15
-    split_cost: float = 0.65
-    line_cost: float = 2.2
-    shuffle_cost: float = 0.6
+    load_cost: float = 0.1
+    split_cost: float = 0.8
+    line_cost: float = 2.7
+    weight_line_cost: float = 1.0
+    shuffle_cost: float = 0.3
     loop_cost: float = 4.0
-    tile_cost: float = 12.0
-    store_cost: float = 2.5
+    tile_cost: float = 30.0
+    store_cost: float = 3.5
     cache_line_floats: int = 16
+    near_cache_floats: int = 24_000
 
 
 @dataclass(frozen=True)

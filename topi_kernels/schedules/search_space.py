@@ -26,6 +26,7 @@ MULTI_STEP_ACCUMULATORS = 0.5
 class ConvShape:
     """What the model and the legality check must know of a convolution."""
 
+    in_channels: int
     out_channels: int
     stride: tuple[int, int]
     dilation: tuple[int, int]
@@ -50,6 +51,16 @@ def _input_rows(
     return rows
 
 
+def _miss_share(shape: ConvShape, config: ConvConfig, family: Family) -> float:
+    """Share of a tile's input lines that come from beyond the nearest cache."""
+    kh, kw = shape.patterns[0].kernel_size
+    rows = (config.tile_rows - 1) * shape.stride[0] + (kh - 1) * shape.dilation[0] + 1
+    columns = config.tile_cols * config.pixel_lanes * shape.stride[1] + (kw - 1) * shape.dilation[1]
+    columns = min(columns + family.cache_line_floats, shape.in_layout.row_stride)
+    footprint = shape.in_channels * rows * columns
+    return max(0.0, 1.0 - family.near_cache_floats / footprint)
+
+
 def _step_cost(
     shape: ConvShape, config: ConvConfig, family: Family, taps: Sequence[tuple[int, int]]
 ) -> float:
@@ -58,7 +69,7 @@ def _step_cost(
     width, pixels = config.vector_width, config.pixel_lanes
     weight_loads = len(taps) * config.filter_vectors
     loads, splits, shuffles = float(weight_loads), 0.0, 0.0
-    lines = len(taps) * config.group / line
+    lines = 0.0
     for columns in _input_rows(shape, config, taps).values():
         if config.shift == "rotate":
             vectors = {v for col in columns for v in (col // width, -(-col // width))}
@@ -77,8 +88,11 @@ def _step_cost(
         lines += (span - 1) / line + 1
     if 1 < config.filter_lanes < width:
         shuffles += weight_loads
+    lines *= _miss_share(shape, config, family)
+    weight_lines = len(taps) * config.group / line
     busy = config.accumulators * len(taps) + shuffles * family.shuffle_cost
     waits = loads * family.load_cost + splits * family.split_cost + lines * family.line_cost
+    waits += weight_lines * family.weight_line_cost
     port_bound = (loads + splits) / family.load_ports * family.fma_ports
     return max(busy + waits, port_bound)
 
