@@ -98,7 +98,7 @@ def lower(
     tuning_log : str or os.PathLike, optional
         Must exist if given. Its records are read by whoever provides ``config_for``.
     config_for : callable, optional
-        ``ConvWorkload -> config or None``; None means the default config.
+        ``ConvTask -> config or None``; None means the default config.
 
     Returns
     -------

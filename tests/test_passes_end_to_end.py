@@ -332,9 +332,9 @@ def test_repeated_layers_share_a_primfunc():
     assert len([n for n in names if "conv" in n]) == 2
 
 
-def test_tuned_configs_are_looked_up_by_workload():
+def test_tuned_configs_are_looked_up_by_task():
     seen = []
     mod = import_torch(nn.Conv2d(8, 8, 3, padding=1), torch.randn(1, 8, 12, 12))
     _, report = pipeline.lower(mod, "pattern/native", config_for=seen.append)
-    assert [w.out_channels for w in seen] == [8]
+    assert [task.weight_shape[0] for task in seen] == [8]
     assert report.rows[0].config
