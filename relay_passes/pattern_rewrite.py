@@ -17,6 +17,8 @@ from .markers import ConvParams, Marker
 from .report import LayerRow, ReportBuilder
 
 MAX_STRIDE = 2
+# Leaves room for the padding of the planes; the operator itself refuses what still exceeds 2**31.
+MAX_ELEMENTS = 2**29
 _NOT_2D = {
     "relax.nn.conv1d": "1-D convolution",
     "relax.nn.conv3d": "3-D convolution",
@@ -50,6 +52,8 @@ def rejection(call: Call, out: Expr) -> str:
         return f"dtypes {'/'.join(dtypes)}; only float32 is supported"
     if static_shape(data, 4) is None or static_shape(out, 4) is None:
         return "dynamic shape; compile with fixed shapes"
+    if max(np.prod(static_shape(e), dtype=np.int64) for e in (data, out)) > MAX_ELEMENTS:
+        return "an activation exceeds 32-bit indexing; reduce the batch"
     value = constant(weight)
     if value is None:
         return "the weight is not a constant; bind the parameters before compiling"
