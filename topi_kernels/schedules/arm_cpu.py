@@ -1,4 +1,10 @@
-"""ARM families: 128-bit NEON, in-order and out-of-order cores."""
+"""ARM families: 128-bit NEON, in-order and out-of-order cores.
+
+Weights (lanes over pixels) and inputs (lanes over output channels) come in whole vectors, and the
+multiply-adds take them by element, so nothing is broadcast. Out-of-order cores fill their registers
+with accumulators. For in-order cores LLVM moves loads up to cover their latency, so there the tile
+and its inputs share the registers. Prefetch instructions take slots that these narrow cores lack.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +18,10 @@ NEON = Family(
     prefetch=0,
     fma_ports=2.0,
     load_ports=2.0,
+    load_cost=0.1,
+    split_cost=0.1,
     shuffle_cost=1.0,
+    isa="neon",
 )
 
 NEON_IN_ORDER = Family(
@@ -20,8 +29,27 @@ NEON_IN_ORDER = Family(
     vector_width=4,
     vector_registers=32,
     temporaries=8,
-    prefetch=1,
+    prefetch=0,
     fma_ports=1.0,
     load_ports=1.0,
+    load_cost=0.3,
+    split_cost=0.3,
     shuffle_cost=1.0,
+    isa="neon",
+    early_loads=True,
+)
+
+# 32-bit ARM: 16 vector registers, and fused multiply-adds take no element of a vector.
+NEON_V7 = Family(
+    name="armv7-neon",
+    vector_width=4,
+    vector_registers=16,
+    temporaries=4,
+    prefetch=0,
+    fma_ports=1.0,
+    load_ports=1.0,
+    load_cost=0.3,
+    split_cost=0.3,
+    shuffle_cost=1.0,
+    early_loads=True,
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+import numpy as np
 
 LOOP_ORDERS = ("tile_outer", "filter_outer")
 SHIFTS = ("load", "rotate")
@@ -36,6 +38,11 @@ class Family:
     near_cache_floats : int
         Input of a tile that stays in the nearest cache while the filter_groups go over it; half of
         what a group touches is reused by the next, so this is more than L1.
+    isa : str
+        One of :data:`ISAS`, for configurations of the family's full width.
+    early_loads : bool
+        Whether the compiler moves the loads of a step before its multiply-adds, as it does for
+        in-order cores; they then occupy registers all at once.
     """
 
     name: str
@@ -56,6 +63,12 @@ class Family:
     store_cost: float = 3.5
     cache_line_floats: int = 16
     near_cache_floats: int = 24_000
+    isa: str = "any"
+    early_loads: bool = False
+
+    def of_dtype(self, dtype: str) -> Family:
+        """The family with the lanes that its vectors have in ``dtype``."""
+        return replace(self, vector_width=self.vector_width * 4 // np.dtype(dtype).itemsize)
 
 
 @dataclass(frozen=True)

@@ -158,12 +158,12 @@ class _InputLoader:
     def _row_vector(self, row: int, index: int) -> Any:
         """Aligned vector ``index`` of an input row.
 
-        A tile as wide as the row wraps around: the lanes that a shift takes from beyond the row are
-        zeros in the padding at the row's end too.
+        A tile as wide as the row needs no neighbours: what lies beyond the row is padding, zeros.
         """
-        width = self.config.vector_width
-        if self.config.tile_cols * width == self.workload.in_layout.row_stride:
-            index %= self.config.tile_cols
+        width, columns = self.config.vector_width, self.config.tile_cols
+        whole_row = columns * width == self.workload.in_layout.row_stride
+        if whole_row and not 0 <= index < columns:
+            return constant(0.0, width)
         if (row, index) not in self._raw:
             self._fetch_next(row, index * width)
             start = self._start(row, index * width)

@@ -51,6 +51,34 @@ def _input_rows(
     return rows
 
 
+def _load_columns(config: ConvConfig, columns: set[int]) -> set[int]:
+    """Columns of an input row that loads start from."""
+    if config.isa != "neon" or config.pixel_lanes > 1:
+        return columns
+    first, width = min(columns), config.vector_width
+    return {first + (col - first) // width * width for col in columns}
+
+
+def weight_loads(config: ConvConfig, taps: int) -> int:
+    """Vectors of weights that a step of ``taps`` taps loads."""
+    vectors = taps * config.filter_vectors
+    if config.isa == "neon" and config.filter_lanes == 1:
+        return -(-vectors // config.vector_width)
+    return vectors
+
+
+def _live_early(shape: ConvShape, config: ConvConfig) -> int:
+    """Registers in use if all loads of a step come before its multiply-adds."""
+    most = 0
+    for pattern in shape.patterns:
+        for first in range(0, len(pattern), config.taps_per_step):
+            step = pattern.taps[first : first + config.taps_per_step]
+            rows = _input_rows(shape, config, step).values()
+            inputs = sum(len(_load_columns(config, columns)) for columns in rows)
+            most = max(most, inputs + weight_loads(config, len(step)))
+    return config.accumulators + most
+
+
 def _miss_share(shape: ConvShape, config: ConvConfig, family: Family) -> float:
     """Share of a tile's input lines that come from beyond the nearest cache."""
     kh, kw = shape.patterns[0].kernel_size
@@ -67,8 +95,8 @@ def _step_cost(
     """Cost of one kernel's step in FMA slots."""
     line = family.cache_line_floats
     width, pixels = config.vector_width, config.pixel_lanes
-    weight_loads = len(taps) * config.filter_vectors
-    loads, splits, shuffles = float(weight_loads), 0.0, 0.0
+    weights = weight_loads(config, len(taps))
+    loads, splits, shuffles = float(weights), 0.0, 0.0
     lines = 0.0
     for columns in _input_rows(shape, config, taps).values():
         if config.shift == "rotate":
@@ -79,6 +107,7 @@ def _step_cost(
             lines += count * width / line
             shuffles += sum(1 for col in columns if col % width)
             continue
+        columns = _load_columns(config, columns)
         deinterleaved = shape.stride[1] > 1 and pixels > 1
         loads += len(columns) * (2 if deinterleaved else 1)
         shuffles += len(columns) if deinterleaved else 0
@@ -87,7 +116,7 @@ def _step_cost(
         span = max(columns) + pixels * shape.stride[1] - min(columns)
         lines += (span - 1) / line + 1
     if 1 < config.filter_lanes < width:
-        shuffles += weight_loads
+        shuffles += weights
     lines *= _miss_share(shape, config, family)
     weight_lines = len(taps) * config.group / line
     busy = config.accumulators * len(taps) + shuffles * family.shuffle_cost
@@ -141,6 +170,8 @@ def search_space(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
     most_taps = max(len(p) for p in shape.patterns)
     kernel_width = shape.patterns[0].kernel_size[1]
     steps = (most_taps,) if most_taps <= 4 else (kernel_width,)
+    if family.vector_registers <= 16 and most_taps == 4:
+        steps = (4, 2)
     # Long bodies give the hardware time to fetch; short ones need to look further ahead.
     distance = family.prefetch if most_taps > 1 else MAX_PREFETCH * (family.prefetch > 0)
     if most_taps > 4:
@@ -154,7 +185,13 @@ def search_space(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
             for rows in range(1, min(layout.height, budget) + 1):
                 for cols in range(1, min(columns, budget // rows) + 1):
                     base = ConvConfig(
-                        width, filter_lanes, filter_vectors, rows, cols, prefetch=distance
+                        width,
+                        filter_lanes,
+                        filter_vectors,
+                        rows,
+                        cols,
+                        prefetch=distance,
+                        isa=family.isa if width == family.vector_width else "any",
                     )
                     for step in steps:
                         for shift in ("load", "rotate"):
@@ -178,10 +215,17 @@ def _why_not(shape: ConvShape, config: ConvConfig, family: Family) -> str | None
     limit = family.vector_registers - family.temporaries
     if max(len(p) for p in shape.patterns) > config.taps_per_step:
         limit = family.vector_registers * MULTI_STEP_ACCUMULATORS
-    extra = config.taps_per_step * config.filter_vectors
+    if family.early_loads and _live_early(shape, config) > family.vector_registers:
+        return "the inputs and weights of a step do not fit beside the accumulators"
+    extra = weight_loads(config, config.taps_per_step)
     if config.shift == "rotate":
         extra += 2 * config.tile_cols
-    if config.accumulators + extra + 2 > family.vector_registers or config.accumulators > limit:
+    extra += family.temporaries // 2
+    if 1 < config.filter_lanes < config.vector_width:
+        extra += 1  # the index vector that spreads weights over pixels
+    if config.filter_lanes > 1 and family.vector_registers <= 16:
+        extra += 3  # AVX2 cannot broadcast an input inside the multiply-add
+    if config.accumulators + extra > family.vector_registers or config.accumulators > limit:
         return "the weights of a step do not fit beside the accumulators"
     if config.shift == "rotate" and max(p.kernel_size[1] for p in shape.patterns) == 1:
         return "rotate is pointless without horizontal taps"

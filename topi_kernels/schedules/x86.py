@@ -10,4 +10,4 @@ AVX512 = Family(
     name="x86-avx512", vector_width=16, vector_registers=32, temporaries=8, prefetch=1
 )
 
-AVX2 = Family(name="x86-avx2", vector_width=8, vector_registers=16, temporaries=4, prefetch=1)
+AVX2 = Family(name="x86-avx2", vector_width=8, vector_registers=16, temporaries=6, prefetch=1)
