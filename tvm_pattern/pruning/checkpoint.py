@@ -235,7 +235,7 @@ def load_training(path: str | Path, keys: set[str] | None = None) -> dict[str, A
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path} is no readable training checkpoint (damaged, or a pickle of other objects):"
-            f" {str(error).splitlines()[0]}"
+            f" {next(iter(str(error).splitlines()), type(error).__name__)}"
         ) from error
     if not isinstance(state, dict) or not (keys or set()) <= set(state):
         got = sorted(state) if isinstance(state, dict) else type(state).__name__

@@ -212,6 +212,7 @@ class Trainer:
 
     def _freeze(self) -> None:
         self.pruner.freeze()
+        self._samplers["train"].epoch = self.epoch  # the same images after a resume
         batches = (x.to(self.device) for x, _, _ in self._loaders["train"])
         self.pruner.recalibrate_bn(batches, self.recipe.train.bn_batches)
 

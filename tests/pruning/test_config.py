@@ -1,0 +1,223 @@
+"""Configurations, rules, and the choice of layers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
+
+from topi_kernels.pattern import Pattern, PatternSet, fixed8_patterns
+from tvm_pattern.pruning import ConfigError, LibrarySpec, PatternConfig, Rule, oneshot
+from tvm_pattern.pruning.layers import resolve_layers
+
+
+class Net(nn.Module):
+    """Every kind of convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 7)
+        self.body = nn.Conv2d(8, 16, 3)
+        self.point = nn.Conv2d(16, 16, 1)
+        self.depth = nn.Conv2d(16, 16, 3, groups=16)
+        self.grouped = nn.Conv2d(16, 16, 3, groups=2)
+        self.wide = nn.Conv2d(16, 8, 5)
+
+    def forward(self, x):
+        for layer in self.children():
+            x = layer(x)
+        return x
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Net()
+
+
+def _plans(net, **kwargs):
+    plans, skipped = resolve_layers(net, PatternConfig(**kwargs))
+    return {p.name: p for p in plans}, {s.name: s.reason for s in skipped}
+
+
+def test_defaults_choose_by_kind(net):
+    plans, skipped = _plans(net, connectivity=2.0)
+    assert set(plans) == {"body", "depth", "grouped"}
+    assert plans["body"].kept == 64
+    assert plans["depth"].kept == 16  # connectivity would delete channels
+    assert plans["grouped"].kept == 64
+    assert "7" in skipped["stem"]
+    assert "5" in skipped["wide"]
+    assert "1x1" in skipped["point"]
+
+
+def test_first_layer_policies():
+    small = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
+    kept = {}
+    for first in ("pattern", "skip", "prune"):
+        plans, skipped = _plans(small, connectivity=2.0, first=first)
+        kept[first] = plans["0"].kept if "0" in plans else skipped["0"]
+    assert kept == {"pattern": 24, "skip": "first convolution (first: skip)", "prune": 12}
+
+
+def test_rules_apply_in_order_and_inherit(net):
+    rules = (
+        Rule(type="conv", connectivity=4.0),
+        Rule(name="b*", group=4, balance="filter"),
+        Rule(regex="gr.*", skip=True),
+        Rule(name="point", connectivity=2.0),
+        Rule(kernel_size=(5, 5), library={"source": "natural", "size": 6, "taps": 9}),
+        Rule(type="first", library=LibrarySpec(source="greedy", size=3, taps=13)),
+    )
+    plans, skipped = _plans(net, connectivity=2.0, rules=rules)
+    assert (plans["body"].kept, plans["body"].group, plans["body"].balance) == (32, 4, "filter")
+    assert plans["point"].kept == 128
+    assert plans["wide"].pattern_set.kernel_size == (5, 5)
+    assert len(plans["wide"].pattern_set) == 6
+    assert {len(p) for p in plans["wide"].pattern_set} == {9}
+    assert {len(p) for p in plans["stem"].pattern_set} == {13}
+    assert "regex='gr.*'" in skipped["grouped"]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"rules": [{"name": "layer9.*", "skip": True}]}, "matches no convolution; the model has"),
+        ({"rules": [{"name": "body", "connectivity": 200.0}]}, "body: connectivity 200.0 is above"),
+        ({"rules": [{"name": "body", "group": 3}]}, "group 3 does not divide the 16 filters"),
+        ({"group": 16}, "crosses the convolution's 2 groups of 8"),
+        ({"rules": [{"type": "depthwise", "connectivity": 2.0}]}, "would delete channels"),
+        ({"rules": [{"name": "wide", "library": "fixed8"}]}, "wide: library fixed8 has"),
+        ({"rules": [{"name": "body", "library": {"taps": 10}}]}, "has no 10 taps"),
+        ({"rules": [{"name": "*", "skip": True}]}, "no layer is left to prune"),
+    ],
+)
+def test_configurations_that_do_not_fit_the_model(net, kwargs, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve_layers(net, PatternConfig.from_dict({"connectivity": 2.0, **kwargs}))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"connectivity": 0.5}, "greater than or equal to 1"),
+        ({"connectivity": float("nan")}, "connectivity"),
+        ({"connectivty": 2}, "connectivty"),
+        ({"version": 2}, "version"),
+        ({"library": "fixed9"}, "unknown pattern set"),
+        ({"library": 0}, "size"),
+        ({"library": True}, "not a usable pattern library"),
+        ({"library": 1.5}, "built-in name"),
+        ({"library": {"source": "best"}}, "source"),
+        ({"library": {"source": "natural", "phases": [9, 8]}}, "belong to source 'phased'"),
+        ({"library": {"source": "phased", "size": 8, "phases": [8, 16, 8]}}, "must fall"),
+        ({"library": {"patterns": []}}, "needs the keys"),
+        ({"rules": [{"connectivity": 2}]}, "needs name, regex, type or kernel_size"),
+        ({"rules": [{"regex": "("}]}, "not valid"),
+        ({"rules": [{"name": "a", "group": 2.0}]}, "group"),
+        ([], "is a mapping, got list"),
+    ],
+)
+def test_bad_configurations_are_named(data, message):
+    with pytest.raises(ConfigError, match=message):
+        PatternConfig.from_dict(data)
+
+
+def _rich_config():
+    own = PatternSet("own", (Pattern((3, 3), ((0, 0), (1, 1), (2, 2))),))
+    return PatternConfig(
+        library=LibrarySpec(source="phased", size=8),
+        connectivity=2.5,
+        group=2,
+        rules=(
+            Rule(name="body", library=own, balance="filter"),
+            Rule(kernel_size=(5, 5), skip=True),
+        ),
+    )
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".yml", ".json"])
+def test_files_round_trip(tmp_path, suffix):
+    path = tmp_path / f"config{suffix}"
+    config = _rich_config()
+    config.save(path)
+    assert PatternConfig.from_file(path) == config
+
+
+def test_texts_round_trip():
+    config = _rich_config()
+    assert PatternConfig.from_yaml(config.to_yaml()) == config
+    assert PatternConfig.from_json(config.to_json()) == config
+    assert json.loads(config.to_json())["version"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.yaml", "rules: [", "not valid YAML"),
+        ("a.json", "{", "not valid JSON"),
+        ("a.toml", "", "expected a .yaml"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, name, text, message):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        PatternConfig.from_file(path)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        PatternConfig.from_file(tmp_path / "none.yaml")
+
+
+def test_layers_that_cannot_be_pruned_have_a_reason():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))
+    net[2].weight = net[1].weight
+    net[0] = weight_norm(net[0])
+    _, skipped = _plans(net, connectivity=2.0)
+    assert "parametrized" in skipped["0"]
+    assert skipped["2"] == "shares its weight with 1"
+    old = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
+    prune.random_unstructured(old[1], "weight", 0.5)
+    _, skipped = _plans(old, connectivity=2.0)
+    assert "no ordinary parameter" in skipped["1"]
+
+
+def test_a_model_without_convolutions_is_refused():
+    with pytest.raises(ConfigError, match=r"has no nn\.Conv2d"):
+        resolve_layers(nn.Sequential(nn.Linear(2, 2)), PatternConfig())
+
+
+def test_oneshot_prunes_in_place_and_reports(net):
+    report = oneshot(net, connectivity=2.0, group=2, library=6, connectivity_1x1=4.0, skip=["gr*"])
+    rows = {r.name: r for r in report.rows}
+    assert list(rows) == ["stem", "body", "point", "depth", "grouped", "wide"]
+    assert rows["body"].weights_kept == 256 == int(net.body.weight.count_nonzero())
+    assert rows["point"].weights_kept == 64 == int(net.point.weight.count_nonzero())
+    assert rows["depth"].weights_kept == 64
+    assert rows["grouped"].reason == "rule name='gr*' skips it"
+    assert int(net.grouped.weight.count_nonzero()) == net.grouped.weight.numel()
+    assert 0 < rows["body"].energy_kept < 1
+    with pytest.raises(ConfigError, match="matches no convolution"):
+        oneshot(net, skip=["nothing"])
+
+
+def test_oneshot_takes_a_custom_pattern_set():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
+    own = PatternSet("own", fixed8_patterns().patterns[:2])
+    report = oneshot(net, library=own, first="skip", connectivity=1.0)
+    assert report.assignment["1"].pattern_set is own
+    assert report.compression_rate_pruned == pytest.approx(9 / 4)
+
+
+def test_zero_weights_still_get_exactly_the_asked_masks():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
+    nn.init.zeros_(net[1].weight)
+    report = oneshot(net, connectivity=4.0, first="skip")
+    assert report.assignment["1"].kept == 16
+    assert report.rows[1].energy_kept == 1.0

@@ -1,0 +1,411 @@
+"""The training command: data sets, recipes, killing and resuming, divergence, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import typer
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+from typer.testing import CliRunner
+
+from tvm_pattern.pruning import ConfigError, load_pruned, load_training
+from tvm_pattern.pruning.cli import build_model, register
+from tvm_pattern.pruning.data import (
+    IGNORED,
+    DataError,
+    EpochSampler,
+    ImageFolder,
+    make_loader,
+    open_data,
+    read_cifar10,
+)
+from tvm_pattern.pruning.recipe import Recipe
+from tvm_pattern.pruning.train import CHECKPOINT, Trainer, TrainingDiverged, learning_rate
+
+from .test_distributed import ROOT, launch
+
+APP = typer.Typer()
+register(APP)
+APP.command("other")(lambda: None)
+
+
+def tiny(num_classes: int = 10) -> nn.Module:
+    """A convolutional network with dropout, small enough for seconds."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=2),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 8, 3, stride=2),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Dropout(0.2),
+        nn.Linear(8, num_classes),
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes, six training and four validation images each, of different sizes."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 6), ("val", 4)):
+        for label, name in enumerate(("cat", "dog")):
+            where = tmp_path / "data" / part / name
+            where.mkdir(parents=True)
+            for i in range(count):
+                size = (20 + i, 24, 3)
+                pixels = (rng.integers(0, 100, size) + 120 * label).astype(np.uint8)
+                Image.fromarray(pixels).save(where / f"{i}.png")
+    return tmp_path / "data"
+
+
+def recipe(**train):
+    settings = {"workers": 0, "image_size": 16, "batch_size": 4, "epochs": 4, **train}
+    return Recipe.from_dict({"patterns": {"connectivity": 2.0}, "train": settings})
+
+
+def trainer(folder, output, settings=None, **kwargs):
+    settings = settings or recipe()
+    torch.manual_seed(settings.train.seed)
+    data = open_data(str(folder), image_size=settings.train.image_size, seed=settings.train.seed)
+    return Trainer(tiny(len(data.classes)), data, settings, output, **kwargs)
+
+
+def test_a_run_writes_weights_reports_and_plots(folder, tmp_path):
+    run = trainer(folder, tmp_path / "out", recipe(ema=0.5, accumulate=2, warmup=1))
+    report = run.run()
+    assert report.rows[1].kernels_kept == 16
+    assert load_pruned(tmp_path / "out" / "model.safetensors", tiny(2)).keys() == {"0", "3"}
+    history = json.loads((tmp_path / "out" / "history.json").read_text())
+    assert [e["epoch"] for e in history["epochs"]] == [1, 2, 3, 4]
+    assert [e["phase"] for e in history["epochs"]] == ["training"] * 2 + ["frozen"] * 2
+    for name in ("report.json", "report.md", "report.html", "plots/training.png"):
+        assert (tmp_path / "out" / name).stat().st_size > 0
+
+
+@pytest.mark.parametrize("method", ["oneshot", "admm", "gradual"])
+def test_every_method_runs_on_the_bundled_digits(method, tmp_path):
+    settings = Recipe.from_dict(
+        {"method": method, "train": {"workers": 0, "image_size": 10, "batch_size": 256}}, epochs=2
+    )
+    data = open_data("digits", image_size=10)
+    assert len(data.train) + len(data.validation) == 1797
+    assert len(Trainer(tiny(), data, settings, tmp_path).run().pruned) == 2
+
+
+def test_interrupted_after_an_epoch_equals_uninterrupted(folder, tmp_path):
+    whole = trainer(folder, tmp_path / "a", recipe(amp=False, ema=0.9))
+    whole.run()
+    first = trainer(folder, tmp_path / "b", recipe(ema=0.9))
+    original, calls = first.evaluate, []
+
+    def stop_at_third():
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original()
+
+    first.evaluate = stop_at_third
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    second = trainer(folder, tmp_path / "b", recipe(ema=0.9))
+    second.run()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
+    assert whole.epochs == second.epochs
+
+
+def _command(folder, output, epochs, *more):
+    return [
+        "-m", "tests.pruning.train_worker", "prune", "--model", "tests.pruning.test_train:tiny",
+        "--data", str(folder), "--output", str(output), "--epochs", str(epochs), *more,
+    ]  # fmt: skip
+
+
+def test_kill_9_in_the_middle_and_resume_equals_uninterrupted(folder, tmp_path):
+    (tmp_path / "r.json").write_text(
+        json.dumps({"train": {"workers": 0, "image_size": 16, "batch_size": 2}})
+    )
+    epochs = 40
+    more = ("--recipe", str(tmp_path / "r.json"))
+    process = subprocess.Popen(
+        [sys.executable, *_command(folder, tmp_path / "b", epochs, *more)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    checkpoint = tmp_path / "b" / CHECKPOINT
+    while process.poll() is None:
+        if checkpoint.is_file() and load_training(checkpoint)["epoch"] >= 3:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        time.sleep(0.05)
+    assert process.returncode == -signal.SIGKILL
+    assert 3 <= load_training(checkpoint)["epoch"] < epochs
+    for output in ("a", "b"):  # a from the start, b from where it was killed
+        arguments = _command(folder, tmp_path / output, epochs, *more)[2:]
+        result = CliRunner().invoke(APP, arguments)
+        assert result.exit_code == 0, result.output
+    a, b = (load_training(tmp_path / n / CHECKPOINT) for n in "ab")
+    assert a["epochs"] == b["epochs"]
+    for name, value in a["model"].items():
+        assert torch.equal(value, b["model"][name]), name
+    saved = [load_file(tmp_path / n / "model.safetensors") for n in "ab"]
+    assert all(torch.equal(v, saved[1][k]) for k, v in saved[0].items())
+
+
+def test_two_processes_train_one_model(folder, tmp_path):
+    (tmp_path / "r.yaml").write_text("train: {workers: 0, image_size: 16, batch_size: 2}\n")
+    command = _command(folder, tmp_path / "o", 3, "--recipe", str(tmp_path / "r.yaml"), "--json")
+    done = launch(command, 2)
+    for process in done:
+        assert process.returncode == 0, process.stderr
+    assert json.loads(done[0].stdout)["compression_rate"] > 2
+    assert done[1].stdout == ""
+    load_pruned(tmp_path / "o" / "model.safetensors", tiny(2))
+
+
+def test_nan_loss_stops_with_the_last_good_state(folder, tmp_path):
+    run = trainer(folder, tmp_path)
+    original = run._train_epoch
+
+    def poison(progress, task):
+        if run.epoch == 2:
+            with torch.no_grad():
+                run.model[9].weight.fill_(float("nan"))
+        return original(progress, task)
+
+    run._train_epoch = poison
+    with pytest.raises(TrainingDiverged, match="became nan in epoch 3; the state after epoch 2"):
+        run.run()
+    state = load_training(tmp_path / CHECKPOINT)
+    assert state["epoch"] == 2
+    assert all(bool(torch.isfinite(v).all()) for v in state["model"].values())
+    again = trainer(folder, tmp_path)
+    again.run()
+    assert again.epoch == 4
+
+
+def test_divergence_in_the_first_epoch_leaves_the_initial_state(folder, tmp_path):
+    run = trainer(folder, tmp_path)
+    good = {k: v.clone() for k, v in run.model.state_dict().items()}
+    run.scaler.scale = lambda loss: loss * float("nan")
+    with pytest.raises(TrainingDiverged, match="in epoch 1"):
+        run.run()
+    state = load_training(tmp_path / CHECKPOINT)
+    assert state["epoch"] == 0
+    assert all(torch.equal(v, state["model"][k]) for k, v in good.items())
+
+
+def test_unreadable_images_are_named_counted_and_not_fatal(folder, tmp_path):
+    bad = [folder / "train/cat/0.png", folder / "train/dog/9.jpg", folder / "val/cat/1.png"]
+    bad[0].write_bytes(bad[0].read_bytes()[:60])
+    bad[1].write_bytes(b"no image")
+    bad[2].write_bytes(b"")
+    run = trainer(folder, tmp_path / "o")
+    run.run()
+    assert run.unreadable == {str(p) for p in bad}
+    history = json.loads((tmp_path / "o/history.json").read_text())
+    assert history["unreadable"] == sorted(str(p) for p in bad)
+
+
+def test_validation_needs_one_readable_image(folder, tmp_path):
+    for file in (folder / "val").rglob("*.png"):
+        file.write_bytes(b"")
+    with pytest.raises(ValueError, match="no validation image could be read"):
+        trainer(folder, tmp_path / "o").run()
+
+
+def test_checkpoints_of_another_run_are_refused(folder, tmp_path):
+    trainer(folder, tmp_path).run()
+    with pytest.raises(ValueError, match="belongs to another recipe"):
+        trainer(folder, tmp_path, recipe(lr=0.01)).run()
+    other = trainer(folder, tmp_path)
+    other.model.add_module("10", nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="does not fit this model"):
+        other.run()
+    (tmp_path / CHECKPOINT).write_bytes(b"PK damaged")
+    with pytest.raises(ValueError, match="no readable training checkpoint"):
+        trainer(folder, tmp_path).run()
+    trainer(folder, tmp_path).run(resume=False)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_workers_do_not_change_the_images(folder):
+    data = open_data(str(folder), image_size=16, seed=3)
+    seen = []
+    for workers in (0, 2):
+        sampler = EpochSampler(len(data.train), train=True, seed=3)
+        sampler.epoch = 5
+        loader = make_loader(data.train, sampler, 4, workers)
+        seen.append(torch.cat([images for images, _, _ in loader]))
+    assert torch.equal(*seen)
+    sampler.epoch = 6
+    assert not torch.equal(seen[0], torch.cat([i for i, _, _ in loader]))
+
+
+def test_samplers_share_every_image_once():
+    for train in (False, True):
+        parts = [
+            [i for _, i in EpochSampler(11, train=train, seed=0, rank=r, world=2)] for r in (0, 1)
+        ]
+        together = parts[0] + parts[1]
+        assert len(set(together)) == len(together) == (10 if train else 11)
+        assert len(EpochSampler(11, train=train, seed=0, rank=0, world=2)) == len(parts[0])
+    with pytest.raises(DataError, match="1 training images for 2 processes"):
+        EpochSampler(1, train=True, seed=0, world=2)
+
+
+def test_central_crop_keeps_the_middle(tmp_path):
+    where = tmp_path / "a"
+    where.mkdir()
+    pixels = np.zeros((64, 128, 3), np.uint8)
+    pixels[:, 36:92] = 255  # the central 56 of the short side's 64
+    Image.fromarray(pixels).save(where / "x.png")
+    image, label, _ = ImageFolder(tmp_path, ["a"], 16, False, 0)[0, 0]
+    assert label == 0
+    assert image.shape == (3, 16, 16)
+    assert float(image.min()) > 1.5  # all white after normalisation
+
+
+def _cifar(path, count, label=3):
+    record = np.full((count, 3073), 7, np.uint8)
+    record[:, 0] = label
+    record[:, 1] = np.arange(count)
+    path.write_bytes(record.tobytes())
+
+
+def test_cifar10_binaries_are_read(tmp_path):
+    for name, count in (("data_batch_1", 5), ("data_batch_2", 3), ("test_batch", 2)):
+        _cifar(tmp_path / f"{name}.bin", count)
+    data = open_data(str(tmp_path))
+    assert (len(data.train), len(data.validation), len(data.classes)) == (8, 2, 10)
+    images, labels = read_cifar10([tmp_path / "data_batch_1.bin"])
+    assert images.shape == (5, 3, 32, 32)
+    assert images[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    assert labels.tolist() == [3] * 5
+    assert data.train[0, 1][0].shape == (3, 32, 32)
+
+
+def test_bad_data_is_named(tmp_path, folder):
+    with pytest.raises(DataError, match="no such folder"):
+        open_data(str(tmp_path / "none"))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(DataError, match="neither train/ and val/"):
+        open_data(str(empty))
+    for part in ("train", "val"):
+        (empty / part).mkdir()
+    with pytest.raises(DataError, match="both need the same class folders"):
+        open_data(str(empty))
+    for part in ("train", "val"):
+        (empty / part / "cat").mkdir()
+    with pytest.raises(DataError, match="has no images"):
+        open_data(str(empty))
+    (folder / "val/bird").mkdir()
+    with pytest.raises(DataError, match="unknown"):
+        open_data(str(folder))
+    _cifar(tmp_path / "data_batch_1.bin", 2)
+    with pytest.raises(DataError, match=r"test_batch\.bin: no such file"):
+        open_data(str(tmp_path))
+    (tmp_path / "test_batch.bin").write_bytes(b"x" * 100)
+    with pytest.raises(DataError, match="no whole number of 3073-byte records"):
+        open_data(str(tmp_path))
+    _cifar(tmp_path / "test_batch.bin", 2, label=11)
+    with pytest.raises(DataError, match="label 11"):
+        open_data(str(tmp_path))
+
+
+def test_unreadable_items_are_ignored_by_label(folder):
+    (folder / "val/cat/0.png").write_bytes(b"")
+    image, label, _ = ImageFolder(folder / "val", ["cat", "dog"], 16, False, 0)[0, 0]
+    assert label == IGNORED
+    assert not image.any()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "is a mapping, got list"),
+        ({"patern": {}}, r"unknown keys \['patern'\]"),
+        ({"version": 3}, "version 3"),
+        ({"train": {"epoch": 3}}, "epoch"),
+        ({"train": 3}, "invalid train settings"),
+        ({"train": {"lr": -1}}, "lr"),
+        ({"method": "magic"}, "expected oneshot"),
+        ({"patterns": {"connectivity": 0}}, "connectivity"),
+    ],
+)
+def test_bad_recipes_are_named(data, message):
+    with pytest.raises(ConfigError, match=message):
+        Recipe.from_dict(data)
+
+
+def test_recipes_fit_the_method_to_the_epochs(tmp_path):
+    assert Recipe.from_dict({}, epochs=21).method.steps == 9
+    assert Recipe.from_dict({"method": {"name": "admm", "steps": 7}}, 20).method.steps == 7
+    assert Recipe.from_dict({"method": "oneshot"}).prune_epochs == 0
+    whole = Recipe.from_dict({"train": {"prune_fraction": 1.0, "epochs": 3, "warmup": 1}})
+    assert whole.prune_epochs == 3
+    assert learning_rate(whole, 0.5) == pytest.approx(0.05 * 0.5, rel=0.01)
+    assert learning_rate(Recipe.from_dict({}, 10), 7.5) == pytest.approx(0.025)
+    path = tmp_path / "r.yaml"
+    path.write_text("version: 1\npatterns: {library: pconv4}\nmethod: {name: admm, rho: [0.1]}\n")
+    assert Recipe.from_file(path).patterns.library == "pconv4"
+    assert Recipe.from_file(None) == Recipe.from_dict({})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "vgg99", "--data", "digits"], "unknown model 'vgg99'"),
+        (["--model", "nowhere:net", "--data", "digits"], "cannot import model"),
+        (["--model", "builtins:dict", "--data", "digits"], "gave a dict, expected an nn.Module"),
+        (["--model", "vgg16", "--data", "/nowhere"], "no such folder"),
+        (["--model", "vgg16", "--data", "digits", "--recipe", "no.yaml"], "no such file"),
+        (["--model", "tests.pruning.test_train:tiny", "--data", "digits", "--weights", "no"],
+         "no such file"),
+        (["--model", "vgg16", "--data", "digits", "--epochs", "0"], "epochs"),
+        (["--model", "vgg16", "--data", "digits", "--device", "cuda"], "no CUDA device"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_end_with_one_clear_line(arguments, message, tmp_path):
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    result = CliRunner().invoke(APP, ["prune", *arguments, "--output", str(tmp_path)])
+    assert result.exit_code == 1
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.output
+
+
+def test_named_models_are_built():
+    assert isinstance(build_model("mobilenet_v2", 4), nn.Module)
+
+
+def test_the_command_line_trains_and_reports_json(tmp_path, folder):
+    (tmp_path / "r.yaml").write_text("train: {workers: 0, image_size: 16, batch_size: 4}\n")
+    result = CliRunner().invoke(
+        APP,
+        [
+            "prune", "--model", "tests.pruning.test_train:tiny", "--data", str(folder),
+            "--recipe", str(tmp_path / "r.yaml"), "--epochs", "1", "--json",
+            "--output", str(tmp_path / "o"),
+        ],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout)
+    assert figures["output"] == str(Path(tmp_path / "o"))
+    assert figures["compression_rate_pruned"] > 2
