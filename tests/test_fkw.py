@@ -10,8 +10,15 @@ from conv_cases import pattern_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from topi_kernels.fkw import distinct_patterns, pack, unpack, validate
-from topi_kernels.pattern import fixed8_patterns
-from topi_kernels.reorder import GROUP_SIZES, detect_group, filter_order, padded_slots, sharing_classes
+from topi_kernels.pattern import Pattern, fixed8_patterns
+from topi_kernels.reorder import (
+    GROUP_SIZES,
+    detect_group,
+    filter_order,
+    kernel_codes,
+    padded_slots,
+    sharing_classes,
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -104,13 +111,26 @@ def test_share_all_ignores_zeros() -> None:
     assert filter_order(weight, 4, share_all=True).tolist() == [0, 1, 2, 3, 4, 5, 5, 5]
 
 
-def test_distinct_patterns_are_ordered_by_frequency() -> None:
+def test_distinct_patterns_do_not_depend_on_frequency() -> None:
     masks = fixed8_patterns().masks
     weight = np.zeros((1, 6, 3, 3), np.float32)
     weight[0, :4] = masks[5]
     weight[0, 4] = masks[2]
-    patterns = distinct_patterns(weight)
-    assert [np.array_equal(p.mask, m) for p, m in zip(patterns, masks[[5, 2]], strict=True)] == [True] * 2
+    swapped = weight.copy()
+    swapped[0, :4], swapped[0, 4] = masks[2], masks[5]
+    assert distinct_patterns(weight) == distinct_patterns(swapped)
+    assert {p.bits for p in distinct_patterns(weight)} == {
+        Pattern.from_mask(masks[i]).bits for i in (2, 5)
+    }
+
+
+def test_kernels_of_more_than_64_taps() -> None:
+    weight = np.random.default_rng(0).standard_normal((4, 3, 9, 9)).astype(np.float32)
+    weight *= np.random.default_rng(1).random(weight.shape) < 0.01
+    weight[1] = 0
+    codes = kernel_codes(weight)
+    assert (codes == 0).tolist() == (~weight.any(axis=(2, 3))).tolist()
+    assert np.array_equal(unpack(pack(weight)), weight)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .pattern import Pattern, dense_pattern, single_tap_patterns
-from .reorder import filter_order
+from .reorder import filter_order, kernel_codes
 
 LOOKAHEAD = 8
 STRUCTURES = ("pattern", "tap", "dense")
@@ -96,21 +96,23 @@ def _narrowest(limit: int) -> str:
 
 
 def distinct_patterns(weight: np.ndarray) -> tuple[Pattern, ...]:
-    """The distinct non-empty tap sets of a layer, most frequent first.
+    """The distinct non-empty tap sets of a layer.
 
     Parameters
     ----------
     weight : numpy.ndarray
         ``[out_channels, in_channels, kh, kw]``.
+
+    Returns
+    -------
+    tuple of Pattern
+        In an order that depends on the patterns alone, so that layers of equal shape that use the
+        same patterns share one operator.
     """
     kh, kw = weight.shape[2:]
-    masks = (weight != 0).reshape(-1, kh * kw)
-    masks = masks[masks.any(axis=1)]
-    if not len(masks):
-        return ()
-    distinct, counts = np.unique(masks, axis=0, return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    return tuple(Pattern.from_mask(distinct[i].reshape(kh, kw)) for i in order)
+    codes, first = np.unique(kernel_codes(weight).reshape(-1), return_index=True)
+    masks = (weight != 0).reshape(-1, kh, kw)[first[codes != 0]]
+    return tuple(sorted(Pattern.from_mask(mask) for mask in masks))
 
 
 def _membership(weight: np.ndarray, patterns: tuple[Pattern, ...], structure: str) -> np.ndarray:

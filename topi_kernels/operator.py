@@ -16,14 +16,14 @@ from .fkw import FKW, distinct_patterns, pack, validate
 from .layout import PlaneLayout
 from .pattern import Pattern, dense_pattern, single_tap_patterns
 from .reorder import GROUP_SIZES, detect_group
-from .schedules.arm_cpu import NEON, NEON_IN_ORDER, NEON_V7
+from .schedules.arm_cpu import NEON, NEON_IN_ORDER, NEON_V7, NEON_WIDE
 from .schedules.config import ConvConfig, Family, illegal_reason
 from .schedules.pattern_conv import schedule_pattern_conv
 from .schedules.search_space import ConvShape, default_config
 from .schedules.x86 import AVX2, AVX512
 from .workload import ConvWorkload, Epilogue
 
-FAMILIES: dict[str, Family] = {f.name: f for f in (AVX512, AVX2, NEON, NEON_IN_ORDER, NEON_V7)}
+FAMILIES: dict[str, Family] = {f.name: f for f in (AVX512, AVX2, NEON, NEON_WIDE, NEON_IN_ORDER, NEON_V7)}
 GENERIC = Family("generic", vector_width=4, vector_registers=16, temporaries=4, prefetch=0)
 
 # Above this many distinct patterns one loop body per pattern costs more instruction cache and

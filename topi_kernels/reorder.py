@@ -15,8 +15,8 @@ import numpy as np
 GROUP_SIZES = (32, 16, 8, 4, 2, 1)
 
 
-def kernel_signatures(weight: np.ndarray) -> np.ndarray:
-    """Which taps each kernel keeps, as one integer per kernel.
+def kernel_codes(weight: np.ndarray) -> np.ndarray:
+    """Which taps each kernel keeps, as one number per kernel.
 
     Parameters
     ----------
@@ -26,13 +26,19 @@ def kernel_signatures(weight: np.ndarray) -> np.ndarray:
     Returns
     -------
     numpy.ndarray
-        ``[out_channels, in_channels]`` object-free integers: an index into the distinct tap sets of
-        the layer; 0 is the empty kernel if the layer has one.
+        ``[out_channels, in_channels]``: equal numbers are equal tap sets, 0 is the empty kernel.
+        Up to 64 taps the bits are the taps, row-major from the lowest.
     """
     out_channels, in_channels, kh, kw = weight.shape
-    bits = np.packbits(weight.reshape(out_channels * in_channels, kh * kw) != 0, axis=1)
-    _, inverse = np.unique(bits, axis=0, return_inverse=True)
-    return inverse.reshape(out_channels, in_channels)
+    kept = (weight != 0).reshape(out_channels * in_channels, kh * kw)
+    packed = np.packbits(kept, axis=1, bitorder="little")
+    if packed.shape[1] <= 8:
+        wide = np.zeros((len(packed), 8), np.uint8)
+        wide[:, : packed.shape[1]] = packed
+        return wide.view(np.uint64).reshape(out_channels, in_channels)
+    with_empty = np.concatenate([np.zeros((1, packed.shape[1]), np.uint8), packed])
+    _, inverse = np.unique(with_empty, axis=0, return_inverse=True)
+    return inverse.reshape(-1)[1:].reshape(out_channels, in_channels)
 
 
 def sharing_classes(weight: np.ndarray) -> list[np.ndarray]:
@@ -43,11 +49,11 @@ def sharing_classes(weight: np.ndarray) -> list[np.ndarray]:
     list of numpy.ndarray
         Disjoint sorted filter indices; together they are all filters.
     """
-    signatures = kernel_signatures(weight)
+    codes = kernel_codes(weight)
     classes: dict[bytes, list[int]] = defaultdict(list)
-    for o, row in enumerate(signatures):
+    for o, row in enumerate(codes):
         classes[row.tobytes()].append(o)
-    lengths = np.count_nonzero(weight.reshape(*weight.shape[:2], -1).any(axis=2), axis=1)
+    lengths = np.count_nonzero(codes, axis=1)
     members = sorted(classes.values(), key=lambda c: (-int(lengths[c[0]]), c[0]))
     return [np.array(c) for c in members]
 

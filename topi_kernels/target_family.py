@@ -9,18 +9,30 @@ from tvm.target import Target, codegen
 X86_AVX512 = "x86-avx512"
 X86_AVX2 = "x86-avx2"
 ARM_NEON = "arm-neon"
+ARM_NEON_WIDE = "arm-neon-wide"
 ARM_NEON_IN_ORDER = "arm-neon-in-order"
+ARMV7_NEON = "armv7-neon"
 MALI = "mali"
 ADRENO = "adreno"
 GENERIC = "generic"
 OTHER = "other"
 
-CPU_FAMILIES = (X86_AVX512, X86_AVX2, ARM_NEON, ARM_NEON_IN_ORDER, GENERIC)
+CPU_FAMILIES = (
+    X86_AVX512,
+    X86_AVX2,
+    ARM_NEON,
+    ARM_NEON_WIDE,
+    ARM_NEON_IN_ORDER,
+    ARMV7_NEON,
+    GENERIC,
+)
 GPU_FAMILIES = (MALI, ADRENO)
 
-_VECTOR_WIDTH = {X86_AVX512: 16, X86_AVX2: 8, ARM_NEON: 4, ARM_NEON_IN_ORDER: 4, GENERIC: 4}
+_VECTOR_WIDTH = {X86_AVX512: 16, X86_AVX2: 8, **dict.fromkeys(CPU_FAMILIES[2:], 4)}
 _X86_ARCHS = ("x86_64", "amd64", "i686", "i386")
 _AARCH64_ARCHS = ("aarch64", "arm64")
+_ARM_ARCHS = ("arm", "armv7", "armv7l", "armv7a", "armv8l")
+_WIDE_CORES = ("cortex-x1", "cortex-x2", "cortex-x3", "cortex-x4", "neoverse-v1", "neoverse-v2")
 _IN_ORDER_CORES = ("cortex-a34", "cortex-a35", "cortex-a53", "cortex-a55", "cortex-a510", "cortex-a520")
 
 
@@ -54,8 +66,12 @@ def target_family(target: Target) -> str:
         if codegen.llvm_cpu_has_features(["avx2", "fma"], target):
             return X86_AVX2
     if arch in _AARCH64_ARCHS and codegen.llvm_cpu_has_features("neon", target):
-        in_order = str(target.attrs.get("mcpu", "")) in _IN_ORDER_CORES
-        return ARM_NEON_IN_ORDER if in_order else ARM_NEON
+        core = str(target.attrs.get("mcpu", ""))
+        if core in _IN_ORDER_CORES:
+            return ARM_NEON_IN_ORDER
+        return ARM_NEON_WIDE if core in _WIDE_CORES else ARM_NEON
+    if arch in _ARM_ARCHS and codegen.llvm_cpu_has_features("neon", target):
+        return ARMV7_NEON
     return GENERIC
 
 

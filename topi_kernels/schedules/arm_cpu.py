@@ -24,6 +24,21 @@ NEON = Family(
     isa="neon",
 )
 
+# Four 128-bit pipes: twice the accumulators in flight, and loads are what runs out.
+NEON_WIDE = Family(
+    name="arm-neon-wide",
+    vector_width=4,
+    vector_registers=32,
+    temporaries=8,
+    prefetch=0,
+    fma_ports=4.0,
+    load_ports=3.0,
+    load_cost=0.2,
+    split_cost=0.1,
+    shuffle_cost=1.0,
+    isa="neon",
+)
+
 NEON_IN_ORDER = Family(
     name="arm-neon-in-order",
     vector_width=4,
@@ -32,8 +47,10 @@ NEON_IN_ORDER = Family(
     prefetch=0,
     fma_ports=1.0,
     load_ports=1.0,
-    load_cost=0.3,
+    fma_latency=8.0,
+    load_cost=0.5,
     split_cost=0.3,
+    line_cost=1.0,
     shuffle_cost=1.0,
     isa="neon",
     early_loads=True,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from ..layout import PlaneLayout
 from ..pattern import Pattern
@@ -232,6 +233,7 @@ def _why_not(shape: ConvShape, config: ConvConfig, family: Family) -> str | None
     return None
 
 
+@lru_cache(maxsize=1024)
 def default_config(shape: ConvShape, family: Family) -> ConvConfig:
     """The level-0 configuration: the cheapest of the search_space by the model.
 
