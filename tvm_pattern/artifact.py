@@ -295,7 +295,7 @@ class Library:
             raise ArtifactError(f"got {path.name!r}, expected a name ending in .so or .tar")
         if not path.parent.is_dir():
             raise ArtifactError(f"no such folder: {path.parent}; create it first")
-        if not hasattr(self._executable, "export_library"):
+        if not isinstance(self._executable, tvm.runtime.Executable):
             raise ArtifactError("a loaded library cannot be exported again; copy its two files")
         options: dict[str, Any] = {"fcompile": _plain_tar}
         if path.suffix == ".so":
@@ -328,7 +328,7 @@ def load(path: str | os.PathLike, num_threads: int | None = None) -> Library:
     path : str or os.PathLike
         The ``.so`` or ``.tar``; its manifest lies beside it.
     num_threads : int, optional
-        Instead of the number it was compiled for.
+        At most the number it was compiled for, which is the default.
 
     Raises
     ------
@@ -342,6 +342,11 @@ def load(path: str | os.PathLike, num_threads: int | None = None) -> Library:
     manifest = Manifest.read(manifest_path(path))
     if num_threads is not None:
         threads = check_num_threads(num_threads)
+        if threads > manifest.num_threads:
+            raise ArtifactError(
+                f"{path} is compiled for {manifest.num_threads} threads, got num_threads={threads};"
+                " compile it again for more"
+            )
         manifest = Manifest(**{**asdict(manifest), "num_threads": threads})
     digest = _sha256(path)
     if digest != manifest.sha256:
@@ -373,8 +378,11 @@ def _link_tar(path: Path) -> tvm.runtime.Module:
     if shutil.which("gcc") is None:
         raise ArtifactError(f"no gcc to link {path}; install it, or export a .so instead")
     with tempfile.TemporaryDirectory() as folder:
-        with tarfile.open(path) as archive:
-            archive.extractall(folder, filter="data")
+        try:
+            with tarfile.open(path) as archive:
+                archive.extractall(folder, filter="data")
+        except tarfile.TarError as error:
+            raise ArtifactError(f"cannot load {path}: {error}; export it again") from error
         library = Path(folder, "library.so")
         cc.create_shared(str(library), sorted(map(str, Path(folder).glob("*.o"))), cc="gcc")
         return _load_module(library)

@@ -1,0 +1,210 @@
+"""Libraries on disk: what is written, what is checked before anything is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import tvm_pattern as tp
+from tvm_pattern import artifact, machine
+from tvm_pattern.artifact import ArtifactError, Manifest, manifest_path
+
+IMAGE = torch.randn(1, 3, 9, 11, generator=torch.Generator().manual_seed(1)).numpy()
+
+
+@pytest.fixture(scope="module")
+def library():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    tp.pruning.oneshot(model, connectivity=2.0)
+    return tp.compile(model, IMAGE, num_threads=1)
+
+
+@pytest.fixture(scope="module")
+def exported(library, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    return library.export(folder / "net.so")
+
+
+@pytest.fixture
+def copy(exported, tmp_path):
+    """A copy of the exported library that a test may damage."""
+    for path in (exported, manifest_path(exported)):
+        shutil.copy(path, tmp_path)
+    return tmp_path / exported.name
+
+
+def edit(path, **changes):
+    manifest = manifest_path(path)
+    data = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**data, **changes}))
+
+
+@pytest.mark.parametrize("suffix", [".so", ".tar"])
+def test_round_trip(library, tmp_path, suffix, capfd):
+    path = library.export(tmp_path / f"net{suffix}")
+    loaded = tp.load(path)
+    np.testing.assert_array_equal(loaded(IMAGE), library(IMAGE))
+    assert loaded.report == library.report
+    assert loaded.inputs == library.inputs
+    assert loaded.outputs == library.outputs
+    assert dict(loaded.target.export()) == dict(library.target.export())
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"net{suffix}", f"net{suffix}.json"]
+    # TVM's C++ says a line per constant; users should not have to read them.
+    assert capfd.readouterr().err == ""
+
+
+def test_another_process_loads_it(library, exported, tmp_path):
+    np.save(tmp_path / "x.npy", IMAGE)
+    code = (
+        "import sys, numpy as np, tvm_pattern as tp\n"
+        "lib = tp.load(sys.argv[1])\n"
+        "np.save(sys.argv[3], lib(np.load(sys.argv[2])))\n"
+    )
+    arguments = [str(exported), str(tmp_path / "x.npy"), str(tmp_path / "y.npy")]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), library(IMAGE))
+
+
+def test_manifest(library, exported):
+    manifest = Manifest.read(manifest_path(exported))
+    written = json.loads(json.dumps(dataclasses.asdict(library.manifest)))
+    assert dataclasses.asdict(manifest) == {**written, "sha256": manifest.sha256}
+    assert manifest.schema == artifact.MANIFEST_SCHEMA
+    assert manifest.inputs == [{"name": "input", "shape": [1, 3, 9, 11], "dtype": "float32"}]
+    assert manifest.outputs[0]["shape"] == [1, 4, 7, 9]
+    assert manifest.versions["tvm_pattern"] == tp.__version__
+    assert [row["layer"] for row in manifest.report] == ["0", "2"]
+    assert manifest.architecture == machine.machine_architecture()
+    assert set(manifest.cpu_features) <= machine.machine_features()
+
+
+def test_missing_files(copy, tmp_path):
+    with pytest.raises(ArtifactError, match=r"no such library: .*none\.so"):
+        tp.load(tmp_path / "none.so")
+    manifest_path(copy).unlink()
+    with pytest.raises(ArtifactError, match=r"no manifest .*net\.so\.json.*copy both"):
+        tp.load(copy)
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00", b"[1]", b"{}", b'{"schema": 99}'])
+def test_unreadable_or_unknown_manifest(copy, content):
+    manifest_path(copy).write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"is not JSON|has the schema (None|99), expected 1"):
+        tp.load(copy)
+
+
+def test_manifest_with_wrong_fields(copy):
+    edit(copy, extra=1)
+    with pytest.raises(ArtifactError, match=r"unknown fields \['extra'\]"):
+        tp.load(copy)
+    data = json.loads(manifest_path(copy).read_text())
+    del data["extra"], data["inputs"]
+    manifest_path(copy).write_text(json.dumps(data))
+    with pytest.raises(ArtifactError, match=r"missing fields \['inputs'\]"):
+        tp.load(copy)
+
+
+def test_corrupted_library(copy):
+    content = bytearray(copy.read_bytes())
+    content[len(content) // 2] ^= 1
+    copy.write_bytes(content)
+    with pytest.raises(ArtifactError, match="corrupted or belongs to another manifest"):
+        tp.load(copy)
+    copy.write_bytes(b"")
+    with pytest.raises(ArtifactError, match="corrupted"):
+        tp.load(copy)
+
+
+@pytest.mark.parametrize("suffix", [".so", ".tar"])
+def test_a_file_that_is_no_library(copy, suffix):
+    path = copy.with_suffix(suffix)
+    content = b"not a library, but the manifest says so"
+    manifest = Manifest.read(manifest_path(copy))
+    path.write_bytes(content)
+    dataclasses.replace(manifest, sha256=hashlib.sha256(content).hexdigest()).write(
+        manifest_path(path)
+    )
+    with pytest.raises(ArtifactError, match="cannot load"):
+        tp.load(path)
+
+
+def test_library_of_another_machine(copy):
+    edit(copy, architecture="riscv64")
+    with pytest.raises(ArtifactError, match=r"built for riscv64, this machine is"):
+        tp.load(copy)
+    edit(copy, architecture=machine.machine_architecture(), cpu_features=["avx2", "quantum512"])
+    with pytest.raises(ArtifactError, match=r"CPU features .*quantum512, which this machine lacks"):
+        tp.load(copy)
+
+
+def test_a_runtime_that_cannot_tell_its_features_checks_the_architecture(monkeypatch):
+    monkeypatch.setattr(machine.tvm, "get_global_func", lambda name, allow_missing: None)
+    here = machine.machine_architecture()
+    assert machine.why_not_runnable(here, ["quantum512"]) is None
+    assert "built for" in machine.why_not_runnable("riscv64", [])
+
+
+def test_cross_compiled_library_is_written_but_does_not_run(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3)).eval()
+    other = "pattern/cortex-a76"
+    if machine.machine_architecture() == "aarch64":
+        other = "pattern/x86-avx2"
+    library = tp.compile(model, IMAGE, other, num_threads=1)
+    with pytest.raises(ArtifactError, match="cannot run here: it is built for"):
+        library(IMAGE)
+    path = library.export(tmp_path / "net.tar")
+    with pytest.raises(ArtifactError, match="cannot run on this machine: it is built for"):
+        tp.load(path)
+
+
+def test_export_says_what_is_wrong(library, exported, tmp_path):
+    with pytest.raises(ArtifactError, match=r"expected a name ending in \.so or \.tar"):
+        library.export(tmp_path / "net.dll")
+    with pytest.raises(ArtifactError, match="no such folder"):
+        library.export(tmp_path / "none" / "net.so")
+    with pytest.raises(ArtifactError, match="no compiler 'no-such-gcc'"):
+        library.export(tmp_path / "net.so", cc="no-such-gcc")
+    with pytest.raises(ArtifactError, match="cannot be exported again"):
+        tp.load(exported).export(tmp_path / "again.so")
+
+
+def test_tar_without_a_compiler(library, tmp_path, monkeypatch):
+    path = library.export(tmp_path / "net.tar")
+    monkeypatch.setattr(artifact.shutil, "which", lambda name: None)
+    with pytest.raises(ArtifactError, match="no gcc to link"):
+        tp.load(path)
+
+
+def test_threads_of_a_loaded_library(exported, copy):
+    assert tp.load(exported).num_threads == 1
+    with pytest.raises(ArtifactError, match=r"compiled for 1 threads, got num_threads=2"):
+        tp.load(exported, num_threads=2)
+    edit(copy, num_threads=2)
+    assert tp.load(copy, num_threads=1).num_threads == 1
+    with pytest.raises(ValueError, match="num_threads=0"):
+        tp.load(exported, num_threads=0)
+
+
+def test_missing_device(library):
+    target = {"kind": "opencl", "keys": ["pattern", "opencl", "gpu"]}
+    manifest = dataclasses.replace(library.manifest, target=target)
+    with pytest.raises(ArtifactError, match="needs a opencl device"):
+        _ = artifact.Library(None, manifest).device
+
+
+@pytest.mark.parametrize(
+    ("spelling", "expected"),
+    [("AMD64", "x86_64"), ("arm64", "aarch64"), ("armv7l", "arm"), ("thumbv7", "arm")],
+)
+def test_architecture_names(spelling, expected):
+    assert machine.normalise_architecture(spelling) == expected

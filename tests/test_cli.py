@@ -1,0 +1,209 @@
+"""The command line: help that teaches, JSON that parses, errors without tracebacks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import tvm_pattern as tp
+from tvm_pattern import cli, sources
+from tvm_pattern.artifact import manifest_path
+
+
+def small_net() -> nn.Module:
+    """Found by the factory syntax of the command line."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+
+
+def no_net() -> str:
+    return "no module"
+
+
+FACTORY = f"{__name__}:small_net"
+
+
+def run(*arguments):
+    """Exit code, standard output, standard error."""
+    result = CliRunner().invoke(cli.app, [str(a) for a in arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def run_json(*arguments):
+    code, output, error = run(*arguments, "--json")
+    assert code == 0, error
+    return json.loads(output)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "net.so"
+    code, output, error = run(
+        "compile", FACTORY, "--shape", "1x3x9x11", "--connectivity", 2, "--threads", 1, "-o", path
+    )
+    assert code == 0, error
+    assert "2 of 2 convolutions taken" in output
+    assert str(manifest_path(path)) in output.replace("\n", "")
+    return path
+
+
+@pytest.mark.parametrize("command", ["targets", "compile", "run", "inspect"])
+def test_help_of_each_command(command):
+    assert command in run("--help")[1]
+    code, output, _ = run(command, "--help")
+    assert code == 0
+    assert "--json" in output
+
+
+def test_targets():
+    rows = {row["target"]: row for row in run_json("targets")}
+    assert set(rows) == set(tp.targets())
+    assert rows["pattern/native"]["runs_here"]
+    assert rows["pattern/cortex-a53"]["architecture"] == "aarch64"
+    code, output, _ = run("targets")
+    assert code == 0
+    assert "pattern/native" in output
+
+
+def test_compile_json(tmp_path):
+    path = tmp_path / "net.tar"
+    result = run_json("compile", FACTORY, "--shape", "1x3x9x11", "-o", path)
+    assert result["files"] == [str(path), str(manifest_path(path))]
+    assert result["size_bytes"] == path.stat().st_size
+    assert [row["layer"] for row in result["report"]] == ["0", "2"]
+    assert [row["sparsity"] for row in result["report"]] == [0, 0]
+
+
+def test_exported_program_and_weights(tmp_path):
+    model = small_net().eval()
+    image = torch.randn(1, 3, 9, 11)
+    torch.export.save(torch.export.export(model, (image,)), tmp_path / "net.pt2")
+    code, _, error = run("compile", tmp_path / "net.pt2", "-o", tmp_path / "net.so")
+    assert code == 0, error
+    with torch.no_grad():
+        np.testing.assert_allclose(
+            tp.load(tmp_path / "net.so")(image), model(image).numpy(), atol=1e-5
+        )
+
+
+def test_run(library, tmp_path):
+    image = np.random.default_rng(0).standard_normal((1, 3, 9, 11)).astype("float32")
+    np.save(tmp_path / "x.npy", image)
+    result = run_json(
+        "run", library, "-i", tmp_path / "x.npy", "-o", tmp_path / "y.npz", "--repeat", 3
+    )
+    want = tp.load(library)(image)
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npz")["output0"], want)
+    assert result["outputs"][0]["shape"] == [1, 4, 9, 11]
+    assert result["outputs"][0]["max"] == pytest.approx(float(want.max()))
+    assert result["timing"]["runs"] == 3
+    assert result["timing"]["p10_ms"] <= result["timing"]["median_ms"]
+    assert run_json("run", library, "--repeat", 0)["timing"] is None
+    code, output, _ = run("run", library, "--repeat", 1)
+    assert code == 0
+    assert "latency: median" in output
+
+
+def test_inspect(library):
+    data = run_json("inspect", library)
+    assert data["runs_here"]
+    assert data["inputs"] == [{"name": "input", "shape": [1, 3, 9, 11], "dtype": "float32"}]
+    code, output, _ = run("inspect", library)
+    assert code == 0
+    assert "float32[1, 3, 9, 11]" in output
+    assert "2 of 2 convolutions taken" in output
+
+
+def test_inspect_reads_libraries_of_other_machines(library, tmp_path):
+    manifest = json.loads(manifest_path(library).read_text())
+    path = tmp_path / "other.so.json"
+    path.write_text(json.dumps({**manifest, "architecture": "riscv64"}))
+    code, output, _ = run("inspect", tmp_path / "other.so")
+    assert code == 0
+    assert "no: it is built for riscv64" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("compile", "nothing", "-o", "x.so"), "expected a file ending in .onnx or .pt2"),
+        (("compile", "none.onnx", "-o", "x.so"), "no such file: none.onnx"),
+        (("compile", "none.pt2", "-o", "x.so"), "no such file: none.pt2"),
+        (("compile", "none:net", "-o", "x.so"), "expected package.module:factory"),
+        (("compile", f"{__name__}:none", "-o", "x.so"), "expected package.module:factory"),
+        (("compile", f"{__name__}:no_net", "-o", "x.so"), "returned a str, expected a torch"),
+        (("compile", FACTORY, "-o", "x.so"), "needs example_inputs"),
+        (("compile", FACTORY, "--shape", "1x3xx", "-o", "x.so"), "expected sizes joined by x"),
+        (("compile", "a.onnx", "--weights", "w.safetensors", "-o", "x.so"), "leave out --weights"),
+        (("compile", FACTORY, "--weights", "none.safetensors", "-o", "x.so"), "none.safetensors"),
+        (
+            ("compile", FACTORY, "--shape", "1x3x9x9", "--target", "pattern/no", "-o", "x.so"),
+            "unknown target 'pattern/no'",
+        ),
+        (("run", "none.so"), "no such library: none.so"),
+        (("inspect", "none.so"), "no manifest none.so.json"),
+    ],
+)
+def test_errors_are_one_message_and_exit_code_1(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, output, error = run(*arguments)
+    assert code == 1
+    assert message in error.replace("\n", " ")
+    assert "Traceback" not in error
+    assert output == ""
+
+
+def test_bad_files(library, tmp_path):
+    bad = tmp_path / "bad.npy"
+    bad.write_bytes(b"no array")
+    assert "is not an .npy file" in run("run", library, "-i", bad)[2].replace("\n", " ")
+    assert "no such file" in run("run", library, "-i", tmp_path / "none.npy")[2]
+    np.save(tmp_path / "x.npy", np.zeros((1, 3, 9, 10), "float32"))
+    assert "got shape [1, 3, 9, 10]" in run("run", library, "-i", tmp_path / "x.npy")[2]
+    program = tmp_path / "bad.pt2"
+    program.write_bytes(b"no program")
+    error = run("compile", program, "-o", tmp_path / "x.so")[2]
+    assert "is not a readable exported program" in error
+
+
+def test_debug_shows_the_traceback():
+    result = CliRunner().invoke(cli.app, ["--debug", "run", "none.so"])
+    assert result.exit_code == 1
+    assert isinstance(result.exception, ValueError)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nothing"], ["run"], ["run", "x.so", "--repeat", "-1"], ["compile", "resnet50"]]
+)
+def test_wrong_arguments_exit_with_2(arguments):
+    assert run(*arguments)[0] == 2
+
+
+def test_weights_are_loaded_into_the_network(tmp_path, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(
+        "tvm_pattern.pruning.load_pruned", lambda path, model: loaded.append((path, model))
+    )
+    model = sources.open_model(FACTORY, tmp_path / "w.safetensors")
+    assert loaded == [(tmp_path / "w.safetensors", model)]
+    assert not model.training
+
+
+def test_mounted_commands_are_loaded_when_used(monkeypatch):
+    monkeypatch.setitem(cli.MOUNTED, "again", "tvm_pattern.cli")
+    assert "again" in run("--help")[1]
+    assert "pattern/native" in run("again", "targets")[1]
+
+
+def test_the_module_runs_as_a_program():
+    command = [sys.executable, "-m", "tvm_pattern.cli", "run", "none.so"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: no such library: none.so")
