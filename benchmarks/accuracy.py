@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import math
 import os
@@ -71,12 +72,12 @@ class Settings:
     lr: float = 0.1
     allocation: float = 0.5
     ramp_epochs: int = 20
-    admm_epochs: int = 16
+    admm_epochs: int = 20
     admm_lr: float = 0.05
-    admm_retrain_lr: float = 0.1
+    admm_retrain_lr: float = 0.05
     admm_rho: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
     admm_dual_step: float = 0.2
-    filter_allocation: float = 0.0
+    filter_shaped_allocation: float = 0.5
 
     @property
     def epochs(self) -> int:
@@ -100,15 +101,18 @@ class Trial:
         return f"{self.method}{extra}"
 
 
-def trials() -> list[Trial]:
-    """Every comparison of the study."""
-    methods = ("unstructured", "oneshot", "gradual", "admm", "filter")
-    rows = [Trial("dense")]
-    rows += [Trial(method, rate) for rate in RATES for method in methods]
-    rows += [Trial("admm-separate", SWEEP_RATE)]
-    rows += [Trial("gradual", SWEEP_RATE, group=g) for g in GROUPS]
+def main_trials() -> list[Trial]:
+    """Methods against each other. ``filter`` narrows all layers alike, ``filter-shaped`` the wide
+    ones more, as the other methods' allocation does."""
+    methods = ("unstructured", "oneshot", "gradual", "admm", "filter", "filter-shaped")
+    return [Trial("dense"), *(Trial(method, rate) for rate in RATES for method in methods)]
+
+
+def sweep_trials() -> list[Trial]:
+    """One thing changed at a time, at one rate."""
+    rows = [Trial("gradual", SWEEP_RATE, group=g) for g in GROUPS]
     rows += [Trial("gradual", SWEEP_RATE, library=name) for name in LIBRARIES]
-    return rows
+    return [*rows, Trial("admm-separate", SWEEP_RATE)]
 
 
 # Training -------------------------------------------------------------------------------------
@@ -273,7 +277,8 @@ def run_filter(
     model: nn.Sequential, data: digits.Digits, trial: Trial, s: Settings, g: torch.Generator
 ) -> tuple[nn.Module, dict[str, float]]:
     """Whole filters of largest norm kept, the smaller network retrained."""
-    small = digits.network(filter_widths(trial.rate, s.filter_allocation))
+    allocation = s.filter_shaped_allocation if trial.method == "filter-shaped" else 0.0
+    small = digits.network(filter_widths(trial.rate, allocation))
     kept = torch.arange(1)
     with torch.no_grad():
         for big, little in zip(model, small, strict=True):
@@ -337,7 +342,12 @@ def run_pattern(
     return model, figures
 
 
-RUNNERS = {"dense": run_dense, "unstructured": run_unstructured, "filter": run_filter}
+RUNNERS = {
+    "dense": run_dense,
+    "unstructured": run_unstructured,
+    "filter": run_filter,
+    "filter-shaped": run_filter,
+}
 
 
 def run_trial(
@@ -409,11 +419,14 @@ def run_study(
     done = {(Trial(r["method"], r["rate"], r["group"], r["library"]), r["seed"]) for r in rows}
     study = {"device": device_facts(), "settings": facts, "rows": rows}
     path.parent.mkdir(parents=True, exist_ok=True)
+    main = set(main_trials())
     with Progress(console=console) as progress:
         task = progress.add_task("study", total=len(wanted) * seeds)
-        for seed in range(seeds):
-            missing = [t for t in wanted if (t, seed) not in done]
-            progress.advance(task, len(wanted) - len(missing))
+        # All seeds of the main comparison first: an interrupted run is then still of use.
+        for part, seed in itertools.product((True, False), range(seeds)):
+            trials = [t for t in wanted if (t in main) == part]
+            missing = [t for t in trials if (t, seed) not in done]
+            progress.advance(task, len(trials) - len(missing))
             if not missing:
                 continue
             data = digits.load(seed)
@@ -441,7 +454,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.seeds < 1:
         parser.error(f"--seeds must be at least 1, got {options.seeds}")
     torch.set_num_threads(1)
-    settings, wanted, seeds = Settings(), trials(), options.seeds
+    settings, seeds = Settings(), options.seeds
+    wanted = [*main_trials(), *sweep_trials()]
     if options.quick:
         settings, seeds = quick_settings(settings), 1
         wanted = [t for t in wanted if t.rate in (1, SWEEP_RATE)]

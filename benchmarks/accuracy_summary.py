@@ -15,12 +15,15 @@ Key = tuple[str, int, int, str]
 PAIRS = (
     ("gradual", "dense", 1),
     ("gradual", "filter", None),
+    ("gradual", "filter-shaped", None),
     ("gradual", "oneshot", None),
     ("gradual", "unstructured", None),
     ("admm", "oneshot", None),
     ("admm-separate", "admm", None),
 )
 """(method, reference, rate of the reference or None for the same rate)."""
+
+PATTERN_METHODS = ("oneshot", "gradual", "admm", "admm-separate")
 
 
 def _key(row: Row) -> Key:
@@ -69,8 +72,8 @@ def _methods_table(rows: list[Row]) -> str:
             [
                 f"{rate}x",
                 method,
-                str(group) if method not in ("dense", "unstructured", "filter") else "",
-                library if method not in ("dense", "unstructured", "filter") else "",
+                str(group) if method in PATTERN_METHODS else "",
+                library if method in PATTERN_METHODS else "",
                 f"{np.mean(list(rates[key].values())):.2f}x",
                 _cell(hards.get(key)),
                 _cell(recalibrated.get(key)),
