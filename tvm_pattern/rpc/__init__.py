@@ -1,0 +1,1 @@
+"""RPC: trackers, servers and sessions on remote devices, without TVM's ways to wait for ever."""

@@ -1,0 +1,125 @@
+"""From records to the configurations that ``compile`` uses."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from tvm.target import Target
+
+import tuning_logs
+from relay_passes.conv_task import ConvTask
+from topi_kernels.schedules.config import ConvConfig
+from topi_kernels.target_family import target_family
+
+from .records import LogError, Record, TuningLog, best_records
+
+logger = logging.getLogger(__name__)
+
+#: How far the number of kept weights may differ for a record of another layer of the same shape.
+DENSITY_TOLERANCE = 0.25
+
+
+def config_from_dict(data: dict[str, Any]) -> ConvConfig:
+    """A recorded configuration; knobs that came later take their default.
+
+    Raises
+    ------
+    LogError
+        On knobs this program does not know, or missing ones without a default.
+    """
+    known = {f.name: f for f in fields(ConvConfig)}
+    unknown = sorted(set(data) - set(known))
+    missing = sorted(name for name, f in known.items() if name not in data and f.default is MISSING)
+    if unknown or missing:
+        raise LogError(
+            f"a recorded config has unknown knobs {unknown} and lacks {missing}; tune again with"
+            " this version"
+        )
+    return ConvConfig(**data)
+
+
+def log_folder() -> Path:
+    """Folder of the shipped logs."""
+    return Path(next(iter(tuning_logs.__path__)))
+
+
+def shipped_logs(family: str) -> list[Path]:
+    """The logs that ship for a processor family, sorted."""
+    return sorted((log_folder() / family).glob("*.jsonl"))
+
+
+class ConfigLookup:
+    """Finds the best known configuration of a task.
+
+    A record of the same task wins, preferably of as many threads. Otherwise one serves that was
+    measured on the same shape with about as many weights, which is what retraining or pruning the
+    same network again gives.
+
+    Parameters
+    ----------
+    records : iterable of Record
+    num_threads : int
+    """
+
+    def __init__(self, records: Iterable[Record], num_threads: int = 1) -> None:
+        self.num_threads = num_threads
+        self._exact: dict[str, list[Record]] = {}
+        self._similar: dict[str, list[tuple[ConvTask, Record]]] = {}
+        for record in best_records(records):
+            task = ConvTask.from_dict(record.task)
+            self._exact.setdefault(record.task_key, []).append(record)
+            self._similar.setdefault(task.similarity_key, []).append((task, record))
+
+    def __len__(self) -> int:
+        return len(self._exact)
+
+    def __call__(self, task: ConvTask) -> ConvConfig | None:
+        """The configuration for ``task``, or None if no record helps."""
+        for record in self._ranked(task):
+            config = config_from_dict(record.config)
+            reason = task.illegal_reason(config)
+            if reason is None:
+                return config
+            logger.warning("the record of %s is not usable: %s", task.label, reason)
+        return None
+
+    def _ranked(self, task: ConvTask) -> list[Record]:
+        def threads(record: Record) -> tuple[bool, float]:
+            return (record.num_threads != self.num_threads, record.seconds)
+
+        exact = sorted(self._exact.get(task.key, ()), key=threads)
+        near = [
+            (abs(other.kept_weights - task.kept_weights), other.epilogue != task.epilogue, record)
+            for other, record in self._similar.get(task.similarity_key, ())
+            if abs(other.kept_weights - task.kept_weights)
+            <= DENSITY_TOLERANCE * max(1, task.kept_weights)
+        ]
+        near.sort(key=lambda entry: (entry[2].num_threads != self.num_threads, *entry[:2]))
+        return [*exact, *(record for _, _, record in near)]
+
+
+def config_lookup(
+    tuning_log: str | os.PathLike | None, target: Target, num_threads: int = 1
+) -> Callable[[ConvTask], ConvConfig | None]:
+    """The lookup that ``compile`` uses.
+
+    Parameters
+    ----------
+    tuning_log : str or os.PathLike, optional
+        A log to use instead of the ones that ship with the project.
+    target : tvm.target.Target
+    num_threads : int
+
+    Raises
+    ------
+    LogError
+        If the log is missing or holds lines of another schema version or damaged ones.
+    """
+    paths = shipped_logs(target_family(target)) if tuning_log is None else [Path(tuning_log)]
+    records = [record for path in paths for record in TuningLog(path).records()]
+    return ConfigLookup(records, num_threads)

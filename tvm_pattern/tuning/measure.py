@@ -1,0 +1,463 @@
+"""Measuring: candidates are built, verified and timed in processes of their own.
+
+MetaSchedule's runners do the work, with inputs that are real packed weights. A candidate that
+crashes, never ends or computes nonsense costs a worker process and becomes a failed trial.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm.s_tir import meta_schedule as ms
+from tvm.s_tir.meta_schedule.arg_info import ArgInfo, TensorInfo
+from tvm.s_tir.meta_schedule.builder import BuilderInput
+from tvm.s_tir.meta_schedule.runner import EvaluatorConfig, RPCConfig, RunnerInput
+from tvm.support.popen_pool import MapResult, PopenPoolExecutor, StatusKind
+from tvm.target import Target
+
+from relay_passes.conv_task import ConvTask
+from topi_kernels.layout import PlaneLayout
+from topi_kernels.operator import ConvPlan
+from topi_kernels.schedules.config import ConvConfig
+
+from ..machine import (
+    machine_architecture,
+    required_features,
+    target_architecture,
+    why_not_runnable,
+)
+from ..rpc.client import RPCError, TrackerClient, TrackerUnreachableError, parse_address
+from . import worker
+
+_CROSS_COMPILERS = {"aarch64": "aarch64-linux-gnu-gcc", "arm": "arm-linux-gnueabihf-gcc"}
+_BUILDS_PER_PROCESS = 100
+# A lost device may come back: a restarted tracker hears of its servers again after 5 s.
+_RECONNECT_SECONDS = 30.0
+_ATTEMPTS = 2
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """How candidates are measured.
+
+    Parameters
+    ----------
+    build_timeout, run_timeout : float
+        Seconds for one candidate.
+    number, repeat, min_repeat_ms : int
+        Calls per repeat, repeats, and the least duration of a repeat.
+    cooldown : float
+        Seconds of rest before each candidate, for phones that throttle.
+    clock : str
+        ``wall``, or ``cpu`` to count only the time spent computing (local, one thread).
+    build_workers : int
+        Candidates built at a time.
+    tracker, key : str, optional
+        ``HOST:PORT`` of a tracker and the key of its devices; without them this machine measures.
+    cpu : int, optional
+        Core to measure on, of this machine.
+    """
+
+    build_timeout: float = 120.0
+    run_timeout: float = 60.0
+    number: int = 1
+    repeat: int = 8
+    min_repeat_ms: int = 10
+    cooldown: float = 0.0
+    clock: str = "wall"
+    build_workers: int = 1
+    tracker: str | None = None
+    key: str | None = None
+    cpu: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.clock not in ("wall", "cpu"):
+            raise ValueError(f"clock {self.clock!r}: expected 'wall' or 'cpu'")
+        if (self.tracker is None) != (self.key is None):
+            raise ValueError(
+                f"tracker {self.tracker!r} and key {self.key!r}: give both to measure on devices,"
+                " or neither to measure on this machine"
+            )
+        if self.tracker is not None and self.clock == "cpu":
+            raise ValueError("clock 'cpu' works on this machine only; leave it out with a tracker")
+        smallest = min(self.number, self.repeat, self.build_workers)
+        if smallest < 1 or min(self.build_timeout, self.run_timeout) <= 0:
+            raise ValueError(
+                "number, repeat and build_workers must be at least 1, time-outs above 0; got"
+                f" {self}"
+            )
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Outcome of one candidate: times in seconds, or what went wrong."""
+
+    times: tuple[float, ...]
+    error_kind: str = "ok"
+    error: str = ""
+
+
+def linker_for(target: Target) -> str:
+    """Program that links libraries for ``target``.
+
+    Raises
+    ------
+    ValueError
+        If it is not installed.
+    """
+    architecture = target_architecture(target)
+    cross = _CROSS_COMPILERS.get(architecture, "gcc")
+    name = "gcc" if architecture == machine_architecture() else cross
+    if shutil.which(name) is None:
+        raise ValueError(f"no compiler {name!r} to link libraries for {architecture}; install it")
+    return name
+
+
+def image_planes(images: np.ndarray, layout: PlaneLayout) -> np.ndarray:
+    """``[n, c, h, w]`` -> planes ``[n, c, size]`` with zeros around the images."""
+    n, c, height, width = images.shape
+    planes = np.zeros((n, c, layout.size), images.dtype)
+    for y in range(height):
+        start = layout.offset(y, 0)
+        planes[:, :, start : start + width] = images[:, :, y]
+    return planes
+
+
+class TaskInputs:
+    """Arguments of a task's operator, the right answer, and plans that are packed once per group.
+
+    Parameters
+    ----------
+    task : ConvTask
+    weight : numpy.ndarray
+        ``[out_channels, in_channels, kh, kw]``.
+    num_threads : int
+    folder : Path
+        Where workers find the inputs.
+    """
+
+    def __init__(self, task: ConvTask, weight: np.ndarray, num_threads: int, folder: Path) -> None:
+        self.task = task
+        self.weight = weight
+        self.num_threads = num_threads
+        self.folder = folder
+        rng = np.random.default_rng(zlib.crc32(task.key.encode()))
+        self._x = _random_planes(rng, task.batch, weight.shape[1], task.in_layout, task.dtype)
+        self._extra: list[np.ndarray] = []
+        if task.epilogue.bias:
+            self._extra.append(rng.standard_normal(weight.shape[0]).astype(task.dtype))
+        if task.epilogue.residual and task.residual_layout is not None:
+            self._extra.append(
+                _random_planes(rng, task.batch, weight.shape[0], task.residual_layout, task.dtype)
+            )
+        self._plans: dict[int, ConvPlan] = {}
+        self._written: set[int] = set()
+        self._answer_file = f"answer-{task.key}.npz"
+
+    def plan(self, config: ConvConfig) -> ConvPlan:
+        """The plan of a configuration; packed weights depend on its group only."""
+        if config.group not in self._plans:
+            self._plans[config.group] = self.task.plan(self.weight, self.num_threads, config)
+        return replace(self._plans[config.group], config=config)
+
+    def arguments(self, plan: ConvPlan) -> list[np.ndarray]:
+        """Arguments of the operator; the output starts as NaN, so that gaps are seen."""
+        shape = (self.task.batch, self.weight.shape[0], self.task.out_layout.size)
+        out = np.full(shape, np.nan, self.task.dtype)
+        return [self._x, *plan.arrays, *self._extra, out]
+
+    def token(self, plan: ConvPlan) -> int:
+        """Write the inputs of a plan, once, and return the number that names them."""
+        token = zlib.crc32(f"{self.task.key}/{plan.group}".encode())
+        if token not in self._written:
+            if not (self.folder / self._answer_file).exists():
+                answer, tolerance = self._answer(plan)
+                np.savez(self.folder / self._answer_file, answer=answer, tolerance=tolerance)
+            arrays = {f"a{i}": a for i, a in enumerate(self.arguments(plan))}
+            path = worker.input_path(self.folder, token)
+            np.savez(path, answer_file=np.array(self._answer_file), **arrays)
+            self._written.add(token)
+        return token
+
+    def _answer(self, plan: ConvPlan) -> tuple[np.ndarray, float]:
+        """The naive operator's output, and the tolerance for another order of sums."""
+        naive = plan.naive_primfunc().with_attr("global_symbol", worker.ENTRY)
+        host = Target({"kind": "llvm", "mcpu": str(tvm.target.codegen.llvm_get_system_cpu())})
+        library = tvm.compile(tvm.IRModule({worker.ENTRY: naive}), host)
+        tensors = [tvm.runtime.tensor(a) for a in self.arguments(plan)]
+        library[worker.ENTRY](*tensors)
+        answer = tensors[-1].numpy()
+        length = max(1, int(np.count_nonzero(self.weight.reshape(len(self.weight), -1), 1).max()))
+        scale = max(1.0, float(np.abs(answer).max()))
+        epsilon = float(np.finfo(self.task.dtype).eps) / 2
+        return answer, 8 * float(np.sqrt(length)) * epsilon * scale + 1e-6
+
+
+def _random_planes(
+    rng: np.random.Generator, batch: int, channels: int, layout: PlaneLayout, dtype: str
+) -> np.ndarray:
+    images = rng.standard_normal((batch, channels, layout.height, layout.width), np.float32)
+    return image_planes(images.astype(dtype), layout)
+
+
+class Measurer:
+    """Builds and measures candidates of any task for one target.
+
+    A context manager: leaving it ends the worker processes and removes their files.
+
+    Parameters
+    ----------
+    target : tvm.target.Target
+    num_threads : int
+    options : MeasureOptions
+
+    Raises
+    ------
+    ValueError
+        If this machine is to measure but cannot run code for the target.
+    RPCError
+        If the tracker or its devices cannot be used.
+    """
+
+    def __init__(self, target: Target, num_threads: int, options: MeasureOptions) -> None:
+        self.target = target
+        self.num_threads = num_threads
+        self.options = options
+        self.client: TrackerClient | None = None
+        if options.tracker is not None:
+            self.client = TrackerClient(*parse_address(options.tracker))
+            self.client.count(str(options.key))
+        else:
+            reason = why_not_runnable(target_architecture(target), required_features(target))
+            if reason is not None:
+                raise ValueError(
+                    f"this machine cannot measure for the target: {reason}; choose another target,"
+                    " or a device of that kind by --tracker and --key"
+                )
+        self._directory = tempfile.TemporaryDirectory(prefix="tvm-pattern-tuning-")
+        self.folder = Path(self._directory.name)
+        self._allocate = partial(worker.allocate, str(self.folder))
+        self._compile = partial(worker.build_library, str(self.folder), linker_for(target))
+        self._builder = PopenPoolExecutor(
+            max_workers=options.build_workers,
+            timeout=options.build_timeout,
+            maximum_process_uses=_BUILDS_PER_PROCESS,
+        )
+        self._runner: Any = None
+        self._inputs: dict[str, TaskInputs] = {}
+        self.build_seconds = 0.0
+        self.run_seconds = 0.0
+
+    def __enter__(self) -> Measurer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers and remove their files."""
+        self._builder.shutdown()
+        if self._runner is not None:
+            self._runner.pool.shutdown()
+        self._directory.cleanup()
+
+    def inputs(self, task: ConvTask, weight: np.ndarray) -> TaskInputs:
+        """The inputs of a task, prepared at the first call."""
+        if task.key not in self._inputs:
+            self._inputs[task.key] = TaskInputs(task, weight, self.num_threads, self.folder)
+        return self._inputs[task.key]
+
+    def measure(
+        self, task: ConvTask, weight: np.ndarray, configs: Sequence[ConvConfig]
+    ) -> list[Measurement]:
+        """Outcome of every configuration, in order."""
+        inputs = self.inputs(task, weight)
+        candidates = []
+        for config in configs:
+            plan = inputs.plan(config)
+            function = plan.primfunc().with_attr("global_symbol", worker.ENTRY)
+            candidates.append((function, inputs.token(plan)))
+        return self.measure_functions(candidates)
+
+    def measure_functions(self, candidates: Sequence[tuple[Any, int]]) -> list[Measurement]:
+        """Outcome of every ``(PrimFunc, token of its inputs)``, in order."""
+        start = time.monotonic()
+        built = self._build([function for function, _ in candidates])
+        self.build_seconds += time.monotonic() - start
+        start = time.monotonic()
+        jobs: dict[int, RunnerInput] = {}
+        for i, (outcome, (function, token)) in enumerate(zip(built, candidates, strict=True)):
+            if not isinstance(outcome, Measurement):
+                infos = [*ArgInfo.from_prim_func(function), TensorInfo("int64", [token])]
+                jobs[i] = RunnerInput(outcome, "cpu", infos)
+        measured = self._run(jobs)
+        results = [measured[i] if i in jobs else built[i] for i in range(len(built))]
+        for job in jobs.values():
+            Path(str(job.artifact_path)).unlink(missing_ok=True)
+        self.run_seconds += time.monotonic() - start
+        return results
+
+    def _build(self, functions: Sequence[Any]) -> list[Any]:
+        """Path of the library of every function, or a failed Measurement."""
+        jobs = [BuilderInput(tvm.IRModule({worker.ENTRY: f}), self.target) for f in functions]
+        outcomes: list[Any] = []
+        result: MapResult
+        for result in self._builder.map_with_error_catching(self._compile, jobs):
+            if result.status == StatusKind.COMPLETE:
+                outcomes.append(str(result.value))
+            elif result.status == StatusKind.TIMEOUT:
+                text = f"the build took longer than {self.options.build_timeout:g} s"
+                outcomes.append(Measurement((), "build_timeout", text))
+            else:
+                outcomes.append(Measurement((), "build_error", _last_line(str(result.value))))
+        return outcomes
+
+    def _run(self, jobs: dict[int, RunnerInput]) -> dict[int, Measurement]:
+        """Run all jobs; those that lost their device are tried again."""
+        done: dict[int, Measurement] = {}
+        waiting = dict(jobs)
+        for attempt in range(_ATTEMPTS):
+            if not waiting:
+                break
+            if attempt:
+                self._await_device()
+            for i, outcome in self._run_once(waiting).items():
+                done[i] = outcome
+            waiting = {i: jobs[i] for i in waiting if done[i].error_kind == "device_lost"}
+        # Losing the device every time is what a candidate does that crashes it.
+        for i in waiting:
+            done[i] = Measurement((), "crash", done[i].error)
+        return done
+
+    def _run_once(self, jobs: dict[int, RunnerInput]) -> dict[int, Measurement]:
+        runner = self.runner()
+        outcomes: dict[int, Measurement] = {}
+        # One at a time where there is a pause to keep; otherwise all devices work at once.
+        step = 1 if self.options.cooldown > 0 or self.client is None else len(jobs)
+        keys = list(jobs)
+        for first in range(0, len(keys), max(1, step)):
+            part = keys[first : first + step]
+            if self.options.cooldown > 0:
+                time.sleep(self.options.cooldown)
+            futures = runner.run([jobs[i] for i in part])
+            for i, future in zip(part, futures, strict=True):
+                result = future.result()
+                outcomes[i] = self._outcome(result)
+        return outcomes
+
+    def _outcome(self, result: Any) -> Measurement:
+        if result.error_msg is None:
+            return Measurement(tuple(float(t) for t in result.run_secs))
+        message = str(result.error_msg)
+        kind = classify_run_error(message, remote=self.client is not None)
+        if kind == "run_timeout":
+            return Measurement((), kind, f"no result within {self.options.run_timeout:g} s")
+        return Measurement((), kind, _last_line(message))
+
+    def runner(self) -> Any:
+        """MetaSchedule's runner, started at the first call."""
+        if self._runner is None:
+            self._runner = self._local_runner() if self.client is None else self._rpc_runner()
+        return self._runner
+
+    def _evaluator(self) -> EvaluatorConfig:
+        o = self.options
+        return EvaluatorConfig(number=o.number, repeat=o.repeat, min_repeat_ms=o.min_repeat_ms)
+
+    def _local_runner(self) -> Any:
+        cpu_clock, cpu = self.options.clock == "cpu", self.options.cpu
+        return ms.runner.LocalRunner(
+            timeout_sec=self.options.run_timeout,
+            evaluator_config=self._evaluator(),
+            f_alloc_argument=self._allocate,
+            f_run_evaluator=worker.evaluate_cpu_clock if cpu_clock else worker.evaluate,
+            initializer=None if cpu is None else partial(worker.stay_on, cpu),
+        )
+
+    def _rpc_runner(self) -> Any:
+        assert_client = self.client
+        if assert_client is None:
+            raise RPCError("no tracker is set; give tracker and key to measure on devices")
+        key = str(self.options.key)
+        devices = assert_client.count(key)
+        runner = ms.runner.RPCRunner(
+            rpc_config=RPCConfig(
+                tracker_host=assert_client.host,
+                tracker_port=assert_client.port,
+                tracker_key=key,
+                session_timeout_sec=self.options.run_timeout,
+            ),
+            evaluator_config=self._evaluator(),
+            f_create_session=worker.connect,
+            f_alloc_argument=self._allocate,
+            f_run_evaluator=worker.evaluate,
+            max_workers=devices,
+        )
+        # MetaSchedule's pool has no time-out: a session that hangs would stop the search.
+        runner.pool.shutdown()
+        runner.pool = PopenPoolExecutor(
+            max_workers=devices,
+            timeout=2 * self.options.run_timeout + 10,
+        )
+        return runner
+
+    def _await_device(self) -> None:
+        """Wait for the tracker to list a device again.
+
+        Raises
+        ------
+        RPCError
+            If that does not happen in time; it names the command to start what is missing.
+        """
+        if self.client is None:
+            return
+        deadline = time.monotonic() + _RECONNECT_SECONDS
+        while True:
+            try:
+                self.client.count(str(self.options.key))
+                return
+            except RPCError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
+
+def classify_run_error(message: str, remote: bool) -> str:
+    """Error kind of a runner's message; TVM tells failures apart by their text only."""
+    if worker.WRONG_RESULT in message:
+        return "wrong_result"
+    if "Timeout" in message:
+        return "run_timeout"
+    if "Subprocess terminated" in message:
+        return "crash"
+    lost = ("kShutdown", "NoDeviceError", "TrackerUnreachableError", "ConnectionRefused", "Connect")
+    if remote and any(word in message for word in lost):
+        return "device_lost"
+    return "run_error"
+
+
+def _last_line(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "no message"
+
+
+__all__ = [
+    "MeasureOptions",
+    "Measurement",
+    "Measurer",
+    "TaskInputs",
+    "TrackerUnreachableError",
+    "classify_run_error",
+    "image_planes",
+    "linker_for",
+]

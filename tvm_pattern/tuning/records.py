@@ -1,0 +1,301 @@
+"""Records of measurements: one JSON object per line, appended atomically.
+
+A line is written by one ``write`` to a file opened for appending, so a process that is killed loses
+at most the line it was writing, and several processes may append to one log. A line that does not
+end in a newline, or is no JSON object, is a damaged line: readers name it by number.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+SCHEMA = "tvm-pattern/tuning-record"
+SCHEMA_VERSION = 1
+
+#: What can become of a trial; ``ok`` is the only one with times.
+OK = "ok"
+ERROR_KINDS = (
+    OK,
+    "build_error",
+    "build_timeout",
+    "run_error",
+    "run_timeout",
+    "crash",
+    "wrong_result",
+    "device_lost",
+)
+
+
+class LogError(ValueError):
+    """A tuning log that cannot be read or written."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One trial.
+
+    Parameters
+    ----------
+    task_key : str
+        Key of the :class:`relay_passes.conv_task.ConvTask`.
+    task : dict
+        The task as plain data; it holds the facts on the structure of the weights.
+    config : dict
+        Knobs of the measured configuration.
+    times : tuple of float
+        Seconds of one call, one figure per repeat; empty unless ``error_kind`` is ``ok``.
+    error_kind : str
+        One of :data:`ERROR_KINDS`.
+    error : str
+        First line of the error message.
+    target : dict
+        The target as plain data.
+    device : str
+        Tracker key of the device, or the processor name of this machine.
+    num_threads : int
+    versions : dict
+        Tool versions.
+    timestamp : float
+        Seconds since the epoch.
+    """
+
+    task_key: str
+    task: dict[str, Any]
+    config: dict[str, Any]
+    times: tuple[float, ...]
+    error_kind: str = OK
+    error: str = ""
+    target: dict[str, Any] = field(default_factory=dict)
+    device: str = ""
+    num_threads: int = 1
+    versions: dict[str, str] = field(default_factory=dict)
+    timestamp: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.error_kind not in ERROR_KINDS:
+            raise LogError(f"error_kind {self.error_kind!r}: expected one of {ERROR_KINDS}")
+        if (self.error_kind == OK) != bool(self.times):
+            raise LogError(
+                f"a record of kind {self.error_kind!r} has {len(self.times)} times; only"
+                f" {OK!r} records have times, and they have at least one"
+            )
+
+    @property
+    def ok(self) -> bool:
+        """Whether the trial ran and was right."""
+        return self.error_kind == OK
+
+    @property
+    def seconds(self) -> float:
+        """Time of one call in seconds: the lower quartile of the repeats, infinite if it failed.
+
+        Whatever disturbs a measurement only ever adds time, so the lower quartile is steadier than
+        the median, and less lucky than the minimum.
+        """
+        if not self.times:
+            return float("inf")
+        return sorted(self.times)[(len(self.times) - 1) // 4]
+
+    @property
+    def config_key(self) -> str:
+        """The configuration as canonical text."""
+        return config_key(self.config)
+
+    def to_line(self) -> str:
+        """The record as one line of JSON, newline included."""
+        data = {"schema": SCHEMA, "version": SCHEMA_VERSION, **asdict(self)}
+        return json.dumps(data, sort_keys=True, separators=(",", ":")) + "\n"
+
+    @classmethod
+    def from_line(cls, line: str) -> Record:
+        """Inverse of :meth:`to_line`.
+
+        Raises
+        ------
+        LogError
+            If the line is damaged, or of another schema or version.
+        """
+        try:
+            data = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise LogError(f"not JSON ({error.msg}); probably a write that was cut off") from error
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+            got = data.get("schema") if isinstance(data, dict) else type(data).__name__
+            raise LogError(f"schema {got!r}, expected {SCHEMA!r}; this is no tuning log")
+        if data.get("version") != SCHEMA_VERSION:
+            raise LogError(
+                f"schema version {data.get('version')!r}, this program reads {SCHEMA_VERSION};"
+                " tune again or use the program that wrote it"
+            )
+        fields = {k: v for k, v in data.items() if k not in ("schema", "version")}
+        missing = sorted({"task_key", "task", "config", "times"} - set(fields))
+        unknown = sorted(set(fields) - set(cls.__dataclass_fields__))
+        if missing or unknown:
+            raise LogError(f"fields missing: {missing}, unknown: {unknown}")
+        fields["times"] = tuple(fields["times"])
+        return cls(**fields)
+
+
+def config_key(config: dict[str, Any]) -> str:
+    """Canonical text of a configuration."""
+    return json.dumps(config, sort_keys=True, separators=(",", ":"))
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line that could not be read: its number (from 1) and why."""
+
+    path: str
+    number: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}, line {self.number}: {self.reason}"
+
+
+class TuningLog:
+    """A file of records.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        Need not exist before the first :meth:`append`.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+
+    def append(self, record: Record) -> None:
+        """Write one record durably.
+
+        Raises
+        ------
+        LogError
+            If it cannot be written; the file then holds what it held before.
+        """
+        data = record.to_line().encode()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise LogError(f"cannot open {self.path}: {error.strerror}") from error
+        try:
+            size = os.fstat(file).st_size
+            if size and os.pread(file, 1, size - 1) not in (b"\n", b""):
+                # Someone was killed while writing: end that line, readers report it by number.
+                data = b"\n" + data
+            _write_whole(file, data, size, self.path)
+        finally:
+            os.close(file)
+
+    def read(self) -> tuple[list[Record], list[BadLine]]:
+        """All readable records, and the lines that are not.
+
+        Raises
+        ------
+        LogError
+            If the file does not exist or is no text.
+        """
+        if not self.path.is_file():
+            raise LogError(
+                f"tuning log {str(self.path)!r} does not exist; write one by `tvm-pattern tune`"
+            )
+        records, bad = [], []
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise LogError(f"{self.path} is no text file: {error.reason}") from error
+        for number, line in enumerate(text.splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                records.append(Record.from_line(line))
+            except LogError as error:
+                bad.append(BadLine(str(self.path), number, str(error)))
+        return records, bad
+
+    def records(self, skip_bad: bool = False) -> list[Record]:
+        """The records.
+
+        Parameters
+        ----------
+        skip_bad : bool
+            Leave out unreadable lines instead of refusing the log.
+
+        Raises
+        ------
+        LogError
+            If a line cannot be read and ``skip_bad`` is False; it names the line.
+        """
+        records, bad = self.read()
+        if bad and not skip_bad:
+            more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+            raise LogError(
+                f"{bad[0]}{more}; `tvm-pattern logs merge --skip-bad` writes a log without such"
+                " lines"
+            )
+        return records
+
+    def write(self, records: Iterable[Record]) -> int:
+        """Replace the file by ``records`` in one step; returns how many."""
+        lines = [record.to_line() for record in records]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        try:
+            temporary.write_text("".join(lines), encoding="utf-8")
+            temporary.replace(self.path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise LogError(f"cannot write {self.path}: {error.strerror}") from error
+        return len(lines)
+
+
+def _write_whole(file: int, data: bytes, size: int, path: Path) -> None:
+    """One ``write``; what a full disk cut off is taken back, so that no half line stays."""
+    try:
+        written = os.write(file, data)
+        if written == len(data):
+            # A device such as a pipe cannot be synchronised, and needs not.
+            if os.path.isfile(path):
+                os.fsync(file)
+            return
+        os.ftruncate(file, size)
+        reason = f"only {written} of {len(data)} bytes fit"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    raise LogError(
+        f"cannot append to {path}: {reason}; free some space and continue with --resume, the"
+        " records written so far are kept"
+    )
+
+
+def merge(logs: Iterable[Iterable[Record]]) -> list[Record]:
+    """All records in order of time, each once."""
+    unique = {record.to_line(): record for records in logs for record in records}
+    return sorted(unique.values(), key=lambda r: (r.timestamp, r.task_key, r.config_key))
+
+
+def best_records(records: Iterable[Record], keep: int = 1) -> list[Record]:
+    """The fastest ``keep`` right configurations per task, device and number of threads.
+
+    A configuration that was measured several times counts with its median record.
+    """
+    grouped: dict[tuple[str, str, int], dict[str, list[Record]]] = {}
+    for record in records:
+        if record.ok:
+            where = (record.task_key, record.device, record.num_threads)
+            grouped.setdefault(where, {}).setdefault(record.config_key, []).append(record)
+    chosen = []
+    for configs in grouped.values():
+        middles = [_by_time(same)[len(same) // 2] for same in configs.values()]
+        chosen += _by_time(middles)[:keep]
+    return chosen
+
+
+def _by_time(records: Iterable[Record]) -> list[Record]:
+    return sorted(records, key=lambda r: r.seconds)

@@ -1,0 +1,385 @@
+"""The search over a network's convolutions: tasks, tuners, measuring and records together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tvm.target import Target
+
+from relay_passes import targets as target_tags
+from relay_passes.conv_task import ConvTask
+from topi_kernels.operator import family_of
+from topi_kernels.schedules.config import ConvConfig
+from topi_kernels.schedules.search_space import estimate_cost
+
+from ..frontend import import_model
+from ..threads import check_num_threads
+from .environment import device_name, target_dict, tool_versions
+from .lookup import config_from_dict
+from .measure import Measurement, MeasureOptions, Measurer
+from .records import LogError, Record, TuningLog
+from .scheduler import TaskState, next_task
+from .space import Space, config_features
+from .tasks import WeightedTask, extract_tasks
+from .tuners import TUNERS, make_tuner
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """How to search.
+
+    Parameters
+    ----------
+    trials : int
+        Measurements in all, over all tasks; with ``resume`` those in the log count.
+    tuner : str
+        ``xgb``, ``random``, ``grid`` or ``genetic``.
+    batch : int
+        Candidates measured between two looks at the results.
+    early_stop : int, optional
+        Trials of a task without improvement after which it is left alone.
+    seed : int
+    epsilon : float
+        Random fraction of the xgb tuner's batches.
+    warm_start : tuple of str or Path
+        Logs of other networks, targets or devices for the cost model to learn from.
+    resume : bool
+        Continue the log instead of refusing one that exists.
+    extra_knobs : dict, optional
+        See :class:`tvm_pattern.tuning.space.Space`.
+    measure : MeasureOptions
+    """
+
+    trials: int = 1000
+    tuner: str = "xgb"
+    batch: int = 16
+    early_stop: int | None = 150
+    seed: int = 0
+    epsilon: float = 0.1
+    warm_start: tuple[str | os.PathLike, ...] = ()
+    resume: bool = False
+    extra_knobs: dict[str, Sequence[Any]] | None = None
+    measure: MeasureOptions = field(default_factory=MeasureOptions)
+
+    def __post_init__(self) -> None:
+        if self.tuner not in TUNERS:
+            raise ValueError(f"unknown tuner {self.tuner!r}; expected one of {sorted(TUNERS)}")
+        if self.trials < 1 or self.batch < 1:
+            raise ValueError(
+                f"trials and batch must be at least 1, got {self.trials} and {self.batch}"
+            )
+        if self.early_stop is not None and self.early_stop < 1:
+            raise ValueError(f"early_stop must be at least 1 or None, got {self.early_stop}")
+        if not 0 <= self.epsilon <= 1:
+            raise ValueError(f"epsilon is a fraction from 0 to 1, got {self.epsilon}")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """State of a search after a batch, for whoever shows it."""
+
+    states: Sequence[TaskState]
+    current: TaskState
+    trials: int
+    total_trials: int
+    failed: int
+    seconds: float
+
+    @property
+    def network_seconds(self) -> float:
+        """Estimated time of all tuned convolutions of the network at their best so far."""
+        return sum(state.network_seconds for state in self.states)
+
+    @property
+    def eta_seconds(self) -> float:
+        """Estimated remaining time of the search."""
+        if not self.trials:
+            return float("inf")
+        return self.seconds / self.trials * (self.total_trials - self.trials)
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What a search found.
+
+    Parameters
+    ----------
+    log : Path
+    states : tuple of TaskState
+    trials, failed : int
+        Measurements of this run, and how many of them failed.
+    seconds, measure_seconds : float
+        Wall time of the search, and the part spent building and running candidates.
+    """
+
+    log: Path
+    states: tuple[TaskState, ...]
+    trials: int
+    failed: int
+    seconds: float
+    measure_seconds: float
+
+    @property
+    def overhead(self) -> float:
+        """Fraction of the wall time that was not measuring."""
+        return 1.0 - self.measure_seconds / self.seconds if self.seconds else 0.0
+
+    @property
+    def network_seconds(self) -> float:
+        """Sum over all tuned convolutions at their best configuration."""
+        return sum(state.network_seconds for state in self.states)
+
+    @property
+    def default_seconds(self) -> float:
+        """The same at level 0."""
+        return sum(s.weighted.count * s.default_seconds for s in self.states)
+
+
+def make_record(
+    task: ConvTask,
+    config: ConvConfig,
+    outcome: Measurement | None,
+    target: Target,
+    device: str,
+    num_threads: int,
+    versions: dict[str, str],
+) -> Record:
+    """The record of one measurement; ``outcome`` None makes one that never ran."""
+    outcome = outcome or Measurement((), "run_error", "not measured")
+    return Record(
+        task_key=task.key,
+        task=task.as_dict(),
+        config=config.as_dict(),
+        times=outcome.times,
+        error_kind=outcome.error_kind,
+        error=outcome.error,
+        target=target_dict(target),
+        device=device,
+        num_threads=num_threads,
+        versions=versions,
+        timestamp=round(time.time(), 3),
+    )
+
+
+def warm_start_sets(
+    records: Iterable[Record],
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Records as training sets of the cost model, one per task and device."""
+    grouped: dict[tuple[str, str, int], list[Record]] = {}
+    for record in records:
+        where = (record.task_key, record.device, record.num_threads)
+        grouped.setdefault(where, []).append(record)
+    sets = []
+    for same in grouped.values():
+        task = ConvTask.from_dict(same[0].task)
+        shape, family = task.shape, family_of(task.family)
+        configs = [config_from_dict(r.config) for r in same]
+        features = [config_features(task, c, estimate_cost(shape, c, family)) for c in configs]
+        sets.append((np.stack(features), np.array([r.seconds for r in same])))
+    return sets
+
+
+class Search:
+    """One search over given tasks; :func:`tune` makes one for a model.
+
+    Parameters
+    ----------
+    tasks : list of WeightedTask
+    target : tvm.target.Target
+    log : TuningLog
+    options : TuneOptions
+    num_threads : int
+
+    Raises
+    ------
+    ValueError
+        If there are no tasks.
+    LogError
+        If the log exists and ``options.resume`` is False, or cannot be read.
+    """
+
+    def __init__(
+        self,
+        tasks: list[WeightedTask],
+        target: Target,
+        log: TuningLog,
+        options: TuneOptions,
+        num_threads: int = 1,
+    ) -> None:
+        if not tasks:
+            raise ValueError(
+                "the module has no convolution to tune; see the report of compile for the reasons"
+            )
+        self.target = target
+        self.log = log
+        self.options = options
+        self.num_threads = num_threads
+        self.device = options.measure.key or device_name()
+        self.versions = tool_versions()
+        known: list[Record] = []
+        if log.path.exists() and log.path.stat().st_size:
+            if not options.resume:
+                raise LogError(
+                    f"{log.path} exists; continue it with --resume, or choose another file"
+                )
+            known, bad = log.read()
+            for line in bad:
+                logger.warning("skipped: %s", line)
+        self.states = [self._state(weighted) for weighted in tasks]
+        self.trials = sum(self._replay(state, known) for state in self.states)
+        self.failed = 0
+
+    def _state(self, weighted: WeightedTask) -> TaskState:
+        options = self.options
+        space = Space(weighted.task, options.extra_knobs)
+        extra: dict[str, Any] = {}
+        if options.tuner == "xgb":
+            others = [r for path in options.warm_start for r in TuningLog(path).records()]
+            extra = {"epsilon": options.epsilon, "warm_start": warm_start_sets(others)}
+        tuner = make_tuner(options.tuner, space, options.seed, **extra)
+        return TaskState(weighted, space, tuner, options.early_stop)
+
+    def _replay(self, state: TaskState, known: list[Record]) -> int:
+        """Feed the records of an earlier run to a task; returns how many."""
+        positions, seconds = [], []
+        for record in known:
+            same = (record.task_key, record.device, record.num_threads) == (
+                state.weighted.task.key,
+                self.device,
+                self.num_threads,
+            )
+            position = state.space.position(config_from_dict(record.config)) if same else None
+            if position is not None:
+                positions.append(position)
+                seconds.append(record.seconds)
+        if positions:
+            state.update(positions, seconds)
+        return len(positions)
+
+    def run(
+        self, measurer: Measurer, callback: Callable[[Progress], None] | None = None
+    ) -> TuneResult:
+        """Search until the trials are used up or every task is finished."""
+        start = time.monotonic()
+        before = measurer.build_seconds + measurer.run_seconds
+        first = self.trials
+        while self.trials < self.options.trials:
+            state = next_task(self.states)
+            if state is None:
+                break
+            self._batch(state, measurer)
+            if callback is not None:
+                callback(
+                    Progress(
+                        self.states,
+                        state,
+                        self.trials - first,
+                        self.options.trials - first,
+                        self.failed,
+                        time.monotonic() - start,
+                    )
+                )
+        measured = measurer.build_seconds + measurer.run_seconds - before
+        return TuneResult(
+            self.log.path,
+            tuple(self.states),
+            self.trials - first,
+            self.failed,
+            time.monotonic() - start,
+            measured,
+        )
+
+    def _batch(self, state: TaskState, measurer: Measurer) -> None:
+        count = min(self.options.batch, self.options.trials - self.trials)
+        indices = []
+        default = state.space.default
+        if default is not None and not state.history:
+            # Every tuner is held against level 0.
+            state.tuner.update([default], [float("inf")])
+            indices.append(default)
+        indices += state.tuner.propose(count - len(indices))
+        configs = [state.space.configs[i] for i in indices]
+        task = state.weighted.task
+        outcomes = measurer.measure(task, state.weighted.weight, configs)
+        seconds = []
+        for config, outcome in zip(configs, outcomes, strict=True):
+            record = make_record(
+                task,
+                config,
+                outcome,
+                self.target,
+                self.device,
+                self.num_threads,
+                self.versions,
+            )
+            self.log.append(record)
+            seconds.append(record.seconds)
+            self.failed += not record.ok
+        state.update(indices, seconds)
+        self.trials += len(indices)
+
+
+def tune(
+    model: Any,
+    example_inputs: Any = None,
+    target: str | dict | Target = "pattern/native",
+    log: str | os.PathLike = "tuning.jsonl",
+    options: TuneOptions | None = None,
+    num_threads: int | None = None,
+    callback: Callable[[Progress], None] | None = None,
+) -> TuneResult:
+    """Tune the convolutions of a pruned model by measuring.
+
+    Parameters
+    ----------
+    model, example_inputs
+        As :func:`tvm_pattern.compile`.
+    target : str, dict or tvm.target.Target
+    log : str or os.PathLike
+        Where the records go; give it to ``compile(tuning_log=...)`` afterwards.
+    options : TuneOptions, optional
+    num_threads : int, optional
+        Threads that the operators are scheduled for and measured with.
+    callback : callable, optional
+        Called with a :class:`Progress` after every batch.
+
+    Returns
+    -------
+    TuneResult
+
+    Raises
+    ------
+    ValueError, TypeError
+        On a model, target or option that cannot be used.
+    LogError
+        If the log cannot be read or written.
+    RPCError
+        If the tracker or its devices cannot be used.
+
+    Examples
+    --------
+    >>> result = tvm_pattern.tune(model, x, log="resnet50.jsonl")  # doctest: +SKIP
+    >>> library = tvm_pattern.compile(model, x, tuning_log=result.log)  # doctest: +SKIP
+    """
+    options = options or TuneOptions()
+    threads = check_num_threads(num_threads)
+    resolved = target_tags.resolve(target)
+    imported = import_model(model, example_inputs)
+    tasks = extract_tasks(imported.mod, resolved, threads)
+    search = Search(tasks, resolved, TuningLog(log), options, threads)
+    with Measurer(resolved, threads, options.measure) as measurer:
+        return search.run(measurer, callback)
+
+
+def options_dict(options: TuneOptions) -> dict[str, Any]:
+    """Options as plain data, for reports."""
+    return asdict(options)

@@ -1,0 +1,218 @@
+"""The search space of a task, and features of its points for the cost model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from relay_passes.conv_task import ConvTask
+from topi_kernels.operator import family_of
+from topi_kernels.schedules.config import LOOP_ORDERS, ConvConfig, register_need
+from topi_kernels.schedules.search_space import default_config, estimate_cost, search_space
+
+#: Knobs that do not change which points are legal, and the values tried beside the schedule's own.
+EXTRA_KNOBS: dict[str, tuple[Any, ...]] = {"loop_order": LOOP_ORDERS, "prefetch": (0,)}
+
+
+class EmptySpaceError(ValueError):
+    """A task without a single legal configuration."""
+
+
+class Space:
+    """Every configuration worth measuring for one task.
+
+    Parameters
+    ----------
+    task : ConvTask
+    extra_knobs : dict of str to sequence, optional
+        Knob -> further values to combine with every point of the schedule's own space; default
+        :data:`EXTRA_KNOBS`. An empty dict leaves the schedule's space as it is.
+
+    Attributes
+    ----------
+    configs : list of ConvConfig
+        In a fixed order.
+    dropped : dict of str to int
+        Reason -> points dropped for it.
+
+    Raises
+    ------
+    EmptySpaceError
+        If no configuration is legal.
+    """
+
+    def __init__(self, task: ConvTask, extra_knobs: dict[str, Sequence[Any]] | None = None) -> None:
+        self.task = task
+        self.dropped: Counter[str] = Counter()
+        extra = EXTRA_KNOBS if extra_knobs is None else extra_knobs
+        base = list(search_space(task.shape, family_of(task.family)))
+        self.configs = list(self._legal(_combine(base, extra)))
+        if not self.configs:
+            reasons = "; ".join(self.dropped) or (
+                f"no tile fits an output of {task.out_layout.height}x{task.out_layout.width} with"
+                f" row stride {task.out_layout.row_stride}"
+            )
+            raise EmptySpaceError(
+                f"task {task.label} has an empty search space on {task.family}: {reasons};"
+                " compile it at level 0 or widen the knobs"
+            )
+        self._positions = {config: i for i, config in enumerate(self.configs)}
+        rows = [tuple(asdict(config).values()) for config in self.configs]
+        self.knob_names = list(asdict(self.configs[0]))
+        self.knob_values = [sorted({row[k] for row in rows}) for k in range(len(rows[0]))]
+        self._rows = rows
+        self._by_row = {row: i for i, row in enumerate(rows)}
+        self._features: dict[int, np.ndarray] = {}
+
+    def _legal(self, configs: Iterable[ConvConfig]) -> Iterable[ConvConfig]:
+        for config in dict.fromkeys(configs):
+            reason = self.task.illegal_reason(config)
+            if reason is None:
+                yield config
+            else:
+                self.dropped[reason] += 1
+
+    def __len__(self) -> int:
+        return len(self.configs)
+
+    def position(self, config: ConvConfig) -> int | None:
+        """Index of ``config``, or None if it is outside the space."""
+        return self._positions.get(config)
+
+    @cached_property
+    def default(self) -> int | None:
+        """Index of the level-0 configuration."""
+        return self.position(default_config(self.task.shape, family_of(self.task.family)))
+
+    @cached_property
+    def estimates(self) -> np.ndarray:
+        """The schedule's own cost estimates, ``[len(self)]``; only their order matters."""
+        shape, family = self.task.shape, family_of(self.task.family)
+        return np.array([estimate_cost(shape, c, family) for c in self.configs])
+
+    def neighbour(self, index: int, rng: np.random.Generator) -> int:
+        """A random point that differs from ``index`` in as few knobs as can be had."""
+        return self._search(lambda row: _mutate(row, self.knob_values, rng), index, rng)
+
+    def cross(self, first: int, second: int, rng: np.random.Generator) -> int:
+        """A random point that takes each knob from one of two parents."""
+
+        def child(row: list[Any]) -> None:
+            take = rng.random(len(row)) < 0.5
+            row[:] = [b if t else a for a, b, t in zip(row, self._rows[second], take, strict=True)]
+
+        return self._search(child, first, rng)
+
+    def _search(
+        self, change: Callable[[list[Any]], None], index: int, rng: np.random.Generator
+    ) -> int:
+        for _ in range(50):
+            row = list(self._rows[index])
+            change(row)
+            found = self._by_row.get(tuple(row))
+            if found is not None and found != index:
+                return found
+        return int(rng.integers(len(self)))
+
+    def features(self, indices: Sequence[int]) -> np.ndarray:
+        """Feature rows ``[len(indices), features]``, float32."""
+        for i in indices:
+            if i not in self._features:
+                self._features[i] = config_features(self.task, self.configs[i], self.estimates[i])
+        return np.stack([self._features[i] for i in indices])
+
+
+def _combine(base: list[ConvConfig], extra: dict[str, Sequence[Any]]) -> Iterable[ConvConfig]:
+    points = base
+    for knob, values in extra.items():
+        points = [
+            replace(config, **{knob: value})
+            for config in points
+            for value in dict.fromkeys((getattr(config, knob), *values))
+        ]
+    return points
+
+
+def _mutate(row: list[Any], values: list[list[Any]], rng: np.random.Generator) -> None:
+    # Tiles and groups are tied by legality, so one knob alone often has no legal neighbour.
+    free = [k for k, v in enumerate(values) if len(v) > 1]
+    for k in rng.choice(free, size=min(len(free), int(rng.integers(1, 4))), replace=False):
+        row[k] = values[k][int(rng.integers(len(values[k])))]
+
+
+FEATURES = (
+    "vector_width",
+    "filter_lanes",
+    "filter_vectors",
+    "tile_rows",
+    "tile_cols",
+    "taps_per_step",
+    "rotate",
+    "filter_outer",
+    "prefetch",
+    "other_isa",
+    "accumulators",
+    "register_share",
+    "loads_per_fma",
+    "computed_share",
+    "input_tile_bytes",
+    "weight_bytes",
+    "parallel_tasks",
+    "flops",
+    "flops_per_byte",
+    "estimate",
+)
+
+
+def config_features(task: ConvTask, config: ConvConfig, estimate: float) -> np.ndarray:
+    """Knobs and static facts of one configuration, in the order of :data:`FEATURES`.
+
+    Sizes are logarithms, so that records of one layer mean something to another.
+    """
+    family = family_of(task.family)
+    c, layout = config, task.out_layout
+    columns = -(-layout.width // c.pixel_lanes)
+    tiles = -(-layout.height // c.tile_rows) * -(-columns // c.tile_cols)
+    groups = -(-task.weight_shape[0] // c.group)
+    computed = tiles * c.tile_rows * c.tile_cols * c.pixel_lanes / (layout.height * layout.width)
+    kernels = max(1.0, task.shape.kernels_per_group)
+    taps = max(1.0, task.kept_weights / max(1, task.kept_kernels))
+    (sh, sw), (kh, kw) = task.stride, task.weight_shape[2:]
+    rows_in = (c.tile_rows - 1) * sh + kh
+    cols_in = (c.tile_cols * c.pixel_lanes - 1) * sw + kw
+    input_bytes = 4.0 * kernels * rows_in * cols_in
+    weight_bytes = 4.0 * kernels * taps * c.group
+    bytes_moved = tiles * groups * (input_bytes + weight_bytes)
+    loads = c.tile_rows * c.tile_cols + c.filter_vectors
+    flops = task.effective_flops * computed
+    return np.array(
+        [
+            c.vector_width,
+            c.filter_lanes,
+            c.filter_vectors,
+            c.tile_rows,
+            c.tile_cols,
+            c.taps_per_step,
+            c.shift == "rotate",
+            c.loop_order == "filter_outer",
+            c.prefetch,
+            c.isa != "any",
+            c.accumulators,
+            register_need(c) / family.vector_registers,
+            loads / c.accumulators,
+            computed,
+            np.log2(input_bytes),
+            np.log2(weight_bytes),
+            np.log2(tiles * groups),
+            np.log2(max(1.0, flops)),
+            flops / bytes_moved,
+            # Against the work itself, so that it compares across layers.
+            np.log2(estimate / max(1.0, task.effective_flops)),
+        ],
+        np.float32,
+    )

@@ -1,0 +1,87 @@
+"""Tasks of a network: its distinct convolutions, with how often they occur."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.target import Target
+
+from relay_passes.conv_task import ConvTask
+from relay_passes.dataflow import bindings_of, constant, relax_functions, static_shape
+from relay_passes.fuse_epilogue import FuseEpilogue
+from relay_passes.lower_matmul import LowerMatmul
+from relay_passes.markers import ConvParams, parse
+from relay_passes.pattern_rewrite import PatternRewrite
+from relay_passes.pipeline import normalize_passes
+from relay_passes.plane_layout import PlaneLayout
+from relay_passes.report import ReportBuilder
+from topi_kernels.operator import default_layout
+from topi_kernels.plane_ops import PlaneTarget
+from topi_kernels.target_family import CPU_FAMILIES, target_family
+
+
+@dataclass
+class WeightedTask:
+    """A task, the weights it is measured with, and the layers it stands for."""
+
+    task: ConvTask
+    weight: np.ndarray = field(repr=False)
+    layers: list[str] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """Occurrences in the network."""
+        return len(self.layers)
+
+
+def extract_tasks(mod: tvm.IRModule, target: Target, num_threads: int = 1) -> list[WeightedTask]:
+    """The distinct convolutions of a module, in order of first occurrence.
+
+    Parameters
+    ----------
+    mod : tvm.IRModule
+        Relax module with its parameters bound as constants; it is not changed.
+    target : tvm.target.Target
+    num_threads : int
+
+    Raises
+    ------
+    ValueError
+        If the target's family has no search space.
+    """
+    family = target_family(target)
+    if family not in CPU_FAMILIES:
+        raise ValueError(
+            f"target family {family!r} has no search space to tune; expected one of {CPU_FAMILIES}"
+        )
+    plane_target = PlaneTarget(family, num_threads)
+    passes = [
+        LowerMatmul(plane_target),
+        *normalize_passes(),
+        PatternRewrite(ReportBuilder()),
+        FuseEpilogue(),
+        PlaneLayout(partial(default_layout, family=family)),
+    ]
+    with target:
+        planes = tvm.transform.Sequential(passes)(mod)
+    tasks: dict[str, WeightedTask] = {}
+    for _, func in relax_functions(planes):
+        for name, marker in _convolutions(func):
+            weight = constant(marker.tensors[1])
+            batch = static_shape(marker.tensors[0])[0]
+            params = ConvParams.from_dict(marker.params)
+            task = ConvTask.from_weight(weight, batch, params, family)
+            tasks.setdefault(task.key, WeightedTask(task, weight)).layers.append(name)
+    return list(tasks.values())
+
+
+def _convolutions(func: relax.Function):
+    for block in bindings_of(func):
+        for binding in block:
+            marker = parse(binding.value)
+            if marker is not None and marker.op == "plane_conv2d":
+                yield str(marker.params["layer"]), marker
