@@ -13,14 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import typer
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from typer.testing import CliRunner
 
 from tvm_pattern.pruning import ConfigError, load_pruned, load_training
-from tvm_pattern.pruning.cli import build_model, register
+from tvm_pattern.pruning.cli import app, build_model
 from tvm_pattern.pruning.data import (
     IGNORED,
     DataError,
@@ -34,10 +33,6 @@ from tvm_pattern.pruning.recipe import Recipe
 from tvm_pattern.pruning.train import CHECKPOINT, Trainer, TrainingDiverged, learning_rate
 
 from .test_distributed import ROOT, launch
-
-APP = typer.Typer()
-register(APP)
-APP.command("other")(lambda: None)
 
 
 def tiny(num_classes: int = 10) -> nn.Module:
@@ -129,7 +124,7 @@ def test_interrupted_after_an_epoch_equals_uninterrupted(folder, tmp_path):
 
 def _command(folder, output, epochs, *more):
     return [
-        "-m", "tests.pruning.train_worker", "prune", "--model", "tests.pruning.test_train:tiny",
+        "-m", "tests.pruning.train_worker", "--model", "tests.pruning.test_train:tiny",
         "--data", str(folder), "--output", str(output), "--epochs", str(epochs), *more,
     ]  # fmt: skip
 
@@ -157,7 +152,7 @@ def test_kill_9_in_the_middle_and_resume_equals_uninterrupted(folder, tmp_path):
     assert 3 <= load_training(checkpoint)["epoch"] < epochs
     for output in ("a", "b"):  # a from the start, b from where it was killed
         arguments = _command(folder, tmp_path / output, epochs, *more)[2:]
-        result = CliRunner().invoke(APP, arguments)
+        result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, result.output
     a, b = (load_training(tmp_path / n / CHECKPOINT) for n in "ab")
     assert a["epochs"] == b["epochs"]
@@ -385,7 +380,7 @@ def test_recipes_fit_the_method_to_the_epochs(tmp_path):
 def test_bad_arguments_end_with_one_clear_line(arguments, message, tmp_path):
     if "cuda" in arguments and torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
-    result = CliRunner().invoke(APP, ["prune", *arguments, "--output", str(tmp_path)])
+    result = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path)])
     assert result.exit_code == 1
     assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.output
@@ -398,9 +393,9 @@ def test_named_models_are_built():
 def test_the_command_line_trains_and_reports_json(tmp_path, folder):
     (tmp_path / "r.yaml").write_text("train: {workers: 0, image_size: 16, batch_size: 4}\n")
     result = CliRunner().invoke(
-        APP,
+        app,
         [
-            "prune", "--model", "tests.pruning.test_train:tiny", "--data", str(folder),
+            "--model", "tests.pruning.test_train:tiny", "--data", str(folder),
             "--recipe", str(tmp_path / "r.yaml"), "--epochs", "1", "--json",
             "--output", str(tmp_path / "o"),
         ],

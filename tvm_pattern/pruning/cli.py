@@ -20,6 +20,7 @@ from .data import open_data
 from .recipe import Recipe
 from .train import Process, Trainer, TrainingDiverged, distributed
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 MODELS = ("vgg16", "vgg16_bn", "resnet50", "mobilenet_v2")
 
 
@@ -84,6 +85,7 @@ def _run(
     }
 
 
+@app.command()
 def prune(
     model: Annotated[
         str, typer.Option(help="vgg16, vgg16_bn, resnet50, mobilenet_v2 or package.module:callable")
@@ -121,8 +123,3 @@ def prune(
         raise typer.Exit(1) from error
     if process.is_main:
         typer.echo(json.dumps(result) if json_output else f"written to {result['output']}")
-
-
-def register(app: typer.Typer) -> None:
-    """Mount the command as ``prune`` on the main command line."""
-    app.command("prune")(prune)
