@@ -44,12 +44,13 @@ def pack_columns(matrix: np.ndarray, block: int) -> np.ndarray:
 
 
 def matvec(
-    rows: int, k: int, n: int, target: PlaneTarget, config: MatvecConfig = MatvecConfig()
+    rows: int, k: int, n: int, target: PlaneTarget, config: MatvecConfig | None = None
 ) -> tirx.PrimFunc:
     """``(x[rows, k], packed[ceil(n / block), k, block], out[rows, n])`` with ``out = x @ matrix``.
 
     ``block`` is ``config.vectors * target.lanes``; see :func:`pack_columns`. Parallel over blocks.
     """
+    config = config or MatvecConfig()
     lanes, tile = target.lanes, min(config.rows, rows)
     block = config.vectors * lanes
     blocks = -(-n // block)
@@ -58,21 +59,20 @@ def matvec(
         matrix = T.arg("matrix", T.Buffer((blocks, k, block), "float32"))
         out = T.arg("out", T.Buffer((rows, n), "float32"))
         loop = T.parallel if target.num_threads > 1 else T.serial
-        with loop(0, blocks) as b:
-            with T.serial(0, -(-rows // tile)) as t:
-                first = T.Bind(T.min(t * tile, rows - tile))
-                acc = [T.alloc_buffer((block,), "float32", scope="local") for _ in range(tile)]
-                for a in acc:
-                    for v in range(config.vectors):
-                        store(a, broadcast(0.0, lanes), [v * lanes], lanes)
-                with T.serial(0, k) as i:
-                    scalars = [T.Bind(broadcast(x[first + r, i], lanes)) for r in range(tile)]
-                    for v in range(config.vectors):
-                        column = T.Bind(load(matrix, [b, i, v * lanes], lanes))
-                        for a, scalar in zip(acc, scalars, strict=True):
-                            total = load(a, [v * lanes], lanes) + scalar * column
-                            store(a, total, [v * lanes], lanes)
-                with T.serial(0, T.min(block, n - b * block)) as j:
-                    for r, a in enumerate(acc):
-                        T.buffer_store(out, a[j], [first + r, b * block + j])
+        with loop(0, blocks) as b, T.serial(0, -(-rows // tile)) as t:
+            first = T.Bind(T.min(t * tile, rows - tile))
+            acc = [T.alloc_buffer((block,), "float32", scope="local") for _ in range(tile)]
+            for a in acc:
+                for v in range(config.vectors):
+                    store(a, broadcast(0.0, lanes), [v * lanes], lanes)
+            with T.serial(0, k) as i:
+                scalars = [T.Bind(broadcast(x[first + r, i], lanes)) for r in range(tile)]
+                for v in range(config.vectors):
+                    column = T.Bind(load(matrix, [b, i, v * lanes], lanes))
+                    for a, scalar in zip(acc, scalars, strict=True):
+                        total = load(a, [v * lanes], lanes) + scalar * column
+                        store(a, total, [v * lanes], lanes)
+            with T.serial(0, T.min(block, n - b * block)) as j:
+                for r, a in enumerate(acc):
+                    T.buffer_store(out, a[j], [first + r, b * block + j])
     return ib.get()

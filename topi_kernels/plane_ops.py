@@ -19,7 +19,7 @@ from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from .layout import PlaneLayout
+from .layout import PlaneLayout, round_up
 from .target_family import vector_width
 from .vector_math import activate, broadcast, largest_power_of_two
 
@@ -47,13 +47,10 @@ class PlaneTarget:
 @contextmanager
 def primfunc_builder(name: str) -> Iterator[IRBuilder]:
     """Open a PrimFunc that no later pass reschedules or fuses; arguments never alias."""
-    with IRBuilder() as ib:
-        with T.prim_func(s_tir=True):
-            T.func_name(name)
-            T.func_attr(
-                {"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": OPAQUE}
-            )
-            yield ib
+    with IRBuilder() as ib, T.prim_func(s_tir=True):
+        T.func_name(name)
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": OPAQUE})
+        yield ib
 
 
 def for_each_plane(
@@ -83,7 +80,9 @@ def for_each_vector(width: int, lanes: int, body: Callable[[Index, int], None]) 
         body(i * lanes if width % lanes == 0 else T.Bind(T.min(i * lanes, width - lanes)), lanes)
 
 
-def fill_zero(buffer: tirx.Buffer, index: list[Index], start: Index, count: int, lanes: int) -> None:
+def fill_zero(
+    buffer: tirx.Buffer, index: list[Index], start: Index, count: int, lanes: int
+) -> None:
     """Write ``count`` zeros to ``buffer[*index, start:]``."""
     done, vectors = 0, count // lanes
     if vectors > FILL_UNROLLED:
@@ -135,9 +134,7 @@ def plane_arg(name: str, batch: int, channels: int, layout: PlaneLayout) -> tirx
     return T.arg(name, T.Buffer((batch, channels, layout.size), "float32"))
 
 
-def pack(
-    batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget
-) -> tirx.PrimFunc:
+def pack(batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget) -> tirx.PrimFunc:
     """``(x[batch, channels, height, width], out planes)``: NCHW to planes."""
     with primfunc_builder("pack_planes") as ib:
         x = T.arg("x", T.Buffer((batch, channels, layout.height, layout.width), "float32"))
@@ -158,9 +155,7 @@ def pack(
     return ib.get()
 
 
-def unpack(
-    batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget
-) -> tirx.PrimFunc:
+def unpack(batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget) -> tirx.PrimFunc:
     """``(x planes, out[batch, channels, height, width])``: planes to NCHW."""
     with primfunc_builder("unpack_planes") as ib:
         x = plane_arg("x", batch, channels, layout)
@@ -238,6 +233,9 @@ def global_avg_pool(
     """
     first, lanes = layout.offset(0, 0), target.lanes
     count = layout.offset(layout.height - 1, layout.width) - first
+    # Zeros follow the image; adding some of them saves a scalar remainder.
+    if first + round_up(count, lanes) <= layout.size:
+        count = round_up(count, lanes)
     step = lanes * SUM_ACCUMULATORS
     with primfunc_builder("plane_global_avg_pool") as ib:
         x = plane_arg("x", batch, channels, layout)
@@ -252,8 +250,13 @@ def global_avg_pool(
                 for i in range(SUM_ACCUMULATORS):
                     value = load(x, [n, c, first + k * step + i * lanes], lanes)
                     store(acc, load(acc, [i * lanes], lanes) + value, [i * lanes], lanes)
-            with T.serial(0, count % step) as k:
-                value = x[n, c, first + count // step * step + k]
+            done = count // step * step
+            for i in range((count - done) // lanes):
+                value = load(x, [n, c, first + done + i * lanes], lanes)
+                store(acc, load(acc, [i * lanes], lanes) + value, [i * lanes], lanes)
+            done = count // lanes * lanes
+            with T.serial(0, count - done) as k:
+                value = x[n, c, first + done + k]
                 T.buffer_store(acc, acc[k % lanes] + value, [k % lanes])
             half = step // 2
             while half >= 1:

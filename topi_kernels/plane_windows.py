@@ -28,14 +28,19 @@ from .plane_ops import (
     primfunc_builder,
     store,
 )
-from .vector_math import activate, broadcast, largest_power_of_two
+from .vector_math import activate, broadcast
+
+SMALL_HEIGHT = 28
 
 Combine = Callable[[Expr, Expr], Expr]
 
 
 @dataclass(frozen=True)
 class Window:
-    """Geometry of a sliding window; ``padding`` is ``(top, left)``, the rest ``(rows, columns)``."""
+    """Geometry of a sliding window.
+
+    ``padding`` is ``(top, left)``, all others ``(rows, columns)``.
+    """
 
     kernel_size: tuple[int, int]
     stride: tuple[int, int]
@@ -52,7 +57,8 @@ class Window:
     @property
     def reach(self) -> tuple[int, int]:
         """Distance of the first and the last tap, vertically and horizontally."""
-        return tuple((k - 1) * d for k, d in zip(self.kernel_size, self.dilation, strict=True))
+        (kh, kw), (dh, dw) = self.kernel_size, self.dilation
+        return (kh - 1) * dh, (kw - 1) * dw
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,11 @@ class DepthwiseConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.rows <= 8:
             raise ValueError(f"rows must be in 1..8 to stay in registers, got {self.rows}")
+
+    @classmethod
+    def default(cls, height: int) -> DepthwiseConfig:
+        """Taller tiles where they divide a small image: more reuse of the loaded rows."""
+        return cls(7 if height % 7 == 0 and height <= SMALL_HEIGHT else 4)
 
 
 def _over_read(window: Window, lanes: int) -> int:
@@ -100,9 +111,7 @@ def _pick_lanes(
     return 1
 
 
-def _for_each_column_vector(
-    width: int, lanes: int, body: Callable[[Index, int], None]
-) -> None:
+def _for_each_column_vector(width: int, lanes: int, body: Callable[[Index, int], None]) -> None:
     """Like ``for_each_vector``, but one vector wider than the row is allowed."""
     if lanes > width:
         body(0, lanes)
@@ -134,7 +143,11 @@ def _columns(
 
 
 def _row_loader(
-    x: tirx.Buffer, plane: list[Index], starts: list[Index], window: Window, lanes: int,
+    x: tirx.Buffer,
+    plane: list[Index],
+    starts: list[Index],
+    window: Window,
+    lanes: int,
     combine: Combine | None = None,
 ) -> list[Expr]:
     """Kernel-column vectors of one or more input rows, rows folded by ``combine`` before."""
@@ -189,16 +202,16 @@ def max_pool(
     lanes = _pick_lanes(window, in_layout, out_layout, target.lanes, 0, last)
     borders = _border_columns(window, in_layout.width, out_layout.width)
     if any(not inside for _, inside in borders):
-        raise ValueError(f"{window} has outputs that see no pixel of a {in_layout.width} wide image")
+        raise ValueError(
+            f"{window} has outputs that see no pixel of an image {in_layout.width} pixels wide"
+        )
     with primfunc_builder("plane_max_pool") as ib:
         x = plane_arg("x", batch, channels, in_layout)
         out = plane_arg("out", batch, channels, out_layout)
 
         def row(n: Index, c: Index, y: Index) -> None:
             rows = [y * sh - top + k * window.dilation[0] for k in range(kh)]
-            starts = [
-                T.Bind(in_layout.offset(T.max(T.min(r, last), 0), 0)) for r in rows
-            ]
+            starts = [T.Bind(in_layout.offset(T.max(T.min(r, last), 0), 0)) for r in rows]
 
             def vector(at: Index, width: int) -> None:
                 first = [s + (at * sw - left) for s in starts]
@@ -305,7 +318,7 @@ def depthwise_conv(
     activation: str = "none",
     bounds: tuple[float, float] = (0.0, 6.0),
     multiplier: int = 1,
-    config: DepthwiseConfig = DepthwiseConfig(),
+    config: DepthwiseConfig | None = None,
 ) -> tirx.PrimFunc:
     """``(x planes, weight[channels, kh, kw], bias[channels] if bias, out planes)``.
 
@@ -330,6 +343,7 @@ def depthwise_conv(
     if channels % multiplier:
         raise ValueError(f"{channels} out_channels are no multiple of the multiplier {multiplier}")
     lanes = _pick_lanes(window, in_layout, out_layout, target.lanes, -top, bottom)
+    config = config or DepthwiseConfig.default(out_layout.height)
     rows = min(config.rows, out_layout.height)
     with primfunc_builder("plane_depthwise_conv") as ib:
         x = plane_arg("x", batch, channels // multiplier, in_layout)

@@ -33,7 +33,14 @@ _X86_ARCHS = ("x86_64", "amd64", "i686", "i386")
 _AARCH64_ARCHS = ("aarch64", "arm64")
 _ARM_ARCHS = ("arm", "armv7", "armv7l", "armv7a", "armv8l")
 _WIDE_CORES = ("cortex-x1", "cortex-x2", "cortex-x3", "cortex-x4", "neoverse-v1", "neoverse-v2")
-_IN_ORDER_CORES = ("cortex-a34", "cortex-a35", "cortex-a53", "cortex-a55", "cortex-a510", "cortex-a520")
+_IN_ORDER_CORES = (
+    "cortex-a34",
+    "cortex-a35",
+    "cortex-a53",
+    "cortex-a55",
+    "cortex-a510",
+    "cortex-a520",
+)
 
 
 def architecture(target: Target) -> str:

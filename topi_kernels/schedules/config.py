@@ -35,6 +35,9 @@ class Family:
         one of weights (these stream in order, which hardware prefetches), one shuffle, one loop iteration, one accumulator's start and one stored piece add to the FMAs,
         in FMA slots. They only rank configurations.
     cache_line_floats : int
+    page_floats, near_pages, page_cost : int, int, float
+        Elements of a memory page, pages whose translation is at hand, and what one more page that
+        a kernel touches adds, in FMA slots.
     near_cache_floats : int
         Input of a tile that stays in the nearest cache while the filter_groups go over it; half of
         what a group touches is reused by the next, so this is more than L1.
@@ -63,6 +66,9 @@ class Family:
     store_cost: float = 3.5
     cache_line_floats: int = 16
     near_cache_floats: int = 24_000
+    page_floats: int = 1024
+    near_pages: int = 96
+    page_cost: float = 4.0
     isa: str = "any"
     early_loads: bool = False
 

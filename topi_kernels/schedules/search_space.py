@@ -90,6 +90,16 @@ def _miss_share(shape: ConvShape, config: ConvConfig, family: Family) -> float:
     return max(0.0, 1.0 - family.near_cache_floats / footprint)
 
 
+def _page_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
+    """Address translation: tall tiles of wide images touch a new page every few rows."""
+    kh = shape.patterns[0].kernel_size[0]
+    rows = (config.tile_rows - 1) * shape.stride[0] + (kh - 1) * shape.dilation[0] + 1
+    pages = 1 + rows * shape.in_layout.row_stride / family.page_floats
+    if pages * shape.in_channels <= family.near_pages:
+        return 0.0
+    return (pages - 1) * family.page_cost
+
+
 def _step_cost(
     shape: ConvShape, config: ConvConfig, family: Family, taps: Sequence[tuple[int, int]]
 ) -> float:
@@ -140,6 +150,7 @@ def estimate_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float
             step = taps[first : first + config.taps_per_step]
             per_kernel += _step_cost(shape, config, family, step)
     per_kernel = per_kernel / len(shape.patterns) + family.loop_cost
+    per_kernel += _page_cost(shape, config, family)
     # Few FMAs in flight can't hide their latency; twice as many also smooth over late loads.
     in_flight = family.fma_ports * family.fma_latency
     if config.accumulators < in_flight:
@@ -216,6 +227,8 @@ def _why_not(shape: ConvShape, config: ConvConfig, family: Family) -> str | None
     limit = family.vector_registers - family.temporaries
     if max(len(p) for p in shape.patterns) > config.taps_per_step:
         limit = family.vector_registers * MULTI_STEP_ACCUMULATORS
+    if config.isa == "neon" and 1 < config.filter_lanes < config.vector_width:
+        return "lanes that mix pixels and filters cost NEON a shuffle per weight vector"
     if family.early_loads and _live_early(shape, config) > family.vector_registers:
         return "the inputs and weights of a step do not fit beside the accumulators"
     extra = weight_loads(config, config.taps_per_step)
