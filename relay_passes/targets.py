@@ -92,6 +92,18 @@ def _aarch64(mcpu: str) -> dict[str, Any]:
     }
 
 
+def _armv7() -> dict[str, Any]:
+    # The oldest core with fused multiply-adds; it schedules well for all in-order ones.
+    return {
+        "kind": "llvm",
+        "mtriple": "armv7l-linux-gnueabihf",
+        "mcpu": "cortex-a7",
+        "mattr": ["+neon"],
+        "mfloat-abi": "hard",
+        "keys": [KEY, "arm_cpu", "cpu"],
+    }
+
+
 def _opencl(device: str) -> dict[str, Any]:
     return {
         "kind": "opencl",
@@ -119,6 +131,7 @@ def tag_configs() -> dict[str, dict[str, Any]]:
         PREFIX + "x86-avx2": _x86("x86-64-v3"),
         PREFIX + "x86-avx512": _x86("x86-64-v4"),
         **{PREFIX + core: _aarch64(core) for core in _ARM_CORES},
+        PREFIX + "armv7": _armv7(),
         PREFIX + "mali": _opencl("mali"),
         PREFIX + "adreno": _opencl("adreno"),
     }
