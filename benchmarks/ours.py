@@ -47,8 +47,8 @@ class LayerEngine:
 
     def __init__(self, plan: ConvPlan, function: Any, arguments: list[Any]) -> None:
         self.plan = plan
-        self._function = function
-        self._arguments = arguments
+        self.function = function
+        self.arguments = arguments
 
     @classmethod
     def build(
@@ -97,10 +97,10 @@ class LayerEngine:
         return f"{tile}, {c.vector_width} lanes, {c.shift}, {c.loop_order}"
 
     def run(self) -> None:
-        self._function(*self._arguments)
+        self.function(*self.arguments)
 
     def output(self) -> np.ndarray:
-        return from_planes(self._arguments[-1].numpy(), self.plan.workload.out_layout)
+        return from_planes(self.arguments[-1].numpy(), self.plan.workload.out_layout)
 
 
 class NetworkEngine:
