@@ -16,7 +16,12 @@ from typer.core import TyperGroup
 
 # Commands that live in their own rooms: name -> module with a typer ``app``. They are imported when
 # they are used or listed.
-MOUNTED: dict[str, str] = {}
+MOUNTED: dict[str, str] = {
+    "prune": "tvm_pattern.pruning.cli",
+    "tune": "tvm_pattern.tuning.cli",
+    "logs": "tvm_pattern.tuning.logs_cli",
+    "rpc": "tvm_pattern.rpc.cli",
+}
 
 
 class _Commands(TyperGroup):
@@ -35,7 +40,7 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (typer.Exit, typer.Abort):
+        except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except (ValueError, TypeError, KeyError, RuntimeError, OSError, ImportError) as error:
             if ctx.params.get("debug"):

@@ -16,6 +16,7 @@ from relay_passes.report import RewriteReport
 from .artifact import Library, Manifest
 from .frontend import import_model
 from .threads import check_num_threads, use_threads
+from .tuning.lookup import config_lookup
 
 
 def targets() -> list[str]:
@@ -67,7 +68,11 @@ tvm.IRModule
     imported = import_model(model, example_inputs)
     use_threads(num_threads)
     lowered, report = pipeline.lower(
-        imported.mod, resolved, num_threads=num_threads, tuning_log=tuning_log
+        imported.mod,
+        resolved,
+        num_threads=num_threads,
+        tuning_log=tuning_log,
+        config_for=config_lookup(tuning_log, resolved, num_threads),
     )
     executable = tvm.compile(lowered, resolved)
     report = _with_names(report, imported.layer_names)

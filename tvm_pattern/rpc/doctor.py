@@ -1,0 +1,137 @@
+"""Checks that find out why a device cannot be measured on, and say what to do."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm.script.ir_builder import IRBuilder
+from tvm.target import Target
+from tvm.tirx.script import builder as T
+
+from ..machine import target_architecture
+from .client import NoDeviceError, RPCError, TrackerClient
+
+_LANES = 16
+
+
+class TargetMismatchError(RPCError):
+    """Code for the target does not run on the device."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Outcome of one check."""
+
+    check: str
+    ok: bool
+    detail: str
+
+
+def probe_function() -> Any:
+    """``y = 2 x + y`` on one vector: the smallest function that uses the target's vectors."""
+    with IRBuilder() as builder, T.prim_func():
+        T.func_name("main")
+        x = T.arg("x", T.buffer((_LANES,), "float32"))
+        y = T.arg("y", T.buffer((_LANES,), "float32"))
+        lane = T.ramp(0, 1, _LANES)
+        T.buffer_store(y, x[lane] * T.broadcast(T.float32(2.0), _LANES) + y[lane], [lane])
+    return builder.get()
+
+
+def probe(session: Any, target: Target, linker: str) -> None:
+    """Build a function for ``target``, run it on the device of ``session`` and check its result.
+
+    Raises
+    ------
+    TargetMismatchError
+        If the device cannot load or run it.
+    """
+    architecture = target_architecture(target)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "probe.so")
+        library = tvm.compile(tvm.IRModule({"main": probe_function()}), target)
+        library.export_library(str(path), cc=linker)
+        try:
+            session.upload(str(path))
+            function = session.load_module("probe.so")["main"]
+            device = session.cpu(0)
+            tensors = [tvm.runtime.tensor(np.ones(_LANES, np.float32), device) for _ in range(2)]
+            function(*tensors)
+            result = tensors[1].numpy()
+        except (RuntimeError, OSError) as error:
+            raise TargetMismatchError(
+                f"the device cannot run code for {architecture}, mcpu"
+                f" {target.attrs.get('mcpu', 'generic')}: {_reason(str(error))}; choose the target"
+                " of the device's processor"
+            ) from error
+    if not np.array_equal(result, np.full(_LANES, 3.0, np.float32)):
+        raise TargetMismatchError(f"the device computes 2 * 1 + 1 = {result}; its libraries differ")
+
+
+def _reason(message: str) -> str:
+    if "cannot open shared object" in message or "wrong ELF class" in message:
+        return "it does not load libraries of that architecture"
+    if "kShutdown" in message or "closed" in message:
+        return "the session died, as with an instruction that the processor does not have"
+    return message.strip().splitlines()[-1]
+
+
+def check_target(client: TrackerClient, key: str, target: Target, linker: str) -> None:
+    """:func:`probe` on one device of ``key``.
+
+    Raises
+    ------
+    RPCError
+        If there is no device, or it does not fit the target.
+    """
+    session = client.request(key, session_timeout=30)
+    probe(session, target, linker)
+
+
+def diagnose(
+    client: TrackerClient, key: str | None, target: Target | None, linker: str | None
+) -> list[Finding]:
+    """Every check up to the first that fails.
+
+    Parameters
+    ----------
+    client : TrackerClient
+    key : str, optional
+        Device to check beyond the tracker.
+    target : tvm.target.Target, optional
+        Target to check on the device.
+    linker : str, optional
+        Program that links for ``target``.
+    """
+    findings: list[Finding] = []
+    try:
+        status = client.status()
+        known = ", ".join(f"{s.key} ({s.free} of {s.devices} free)" for s in status) or "no devices"
+        findings.append(Finding("tracker", True, f"{client.address}: {known}"))
+        if key is None:
+            return findings
+        client.count(key)
+        mine = next(s for s in status if s.key == key)
+        busy = "" if mine.free else f"; all busy, {mine.pending} requests wait"
+        findings.append(Finding("key", True, f"{mine.devices} registered, {mine.free} free{busy}"))
+        start = time.monotonic()
+        session = client.request(key, session_timeout=30, wait=10)
+        detail = f"opened in {1e3 * (time.monotonic() - start):.0f} ms"
+        findings.append(Finding("session", True, detail))
+        if target is not None and linker is not None:
+            probe(session, target, linker)
+            findings.append(Finding("target", True, "a vector function ran and was right"))
+    except TargetMismatchError as error:
+        findings.append(Finding("target", False, str(error)))
+    except NoDeviceError as error:
+        name = "session" if len(findings) > 1 else "key"
+        findings.append(Finding(name, False, str(error)))
+    except RPCError as error:
+        findings.append(Finding("tracker", False, str(error)))
+    return findings

@@ -1,0 +1,54 @@
+"""The server process: ``python -m tvm_pattern.rpc.serve``; ends when its listening thread does."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+_PORTS = 100
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies (Linux; elsewhere nothing)."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until a session crashes; the exit code 1 asks to be restarted."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tracker", required=True)
+    parser.add_argument("--key", required=True)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=9090)
+    parser.add_argument("--custom-address")
+    parser.add_argument("--cpu", type=int)
+    options = parser.parse_args(arguments)
+    if options.cpu is not None:
+        os.sched_setaffinity(0, {options.cpu})
+    die_with_parent()
+
+    from tvm.rpc.server import PopenRPCServerState
+
+    # A session that outlives its server computes on, and its client waits for it.
+    os.register_at_fork(after_in_child=die_with_parent)
+    host, port = options.tracker.rsplit(":", 1)
+    state = PopenRPCServerState(
+        options.host,
+        options.port,
+        min(65535, options.port + _PORTS),
+        tracker_addr=(host, int(port)),
+        key=options.key,
+        custom_addr=options.custom_address,
+        silent=True,
+    )
+    state.thread.join()
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""A tracker, and a server that is restarted when it dies.
+
+TVM's server stops listening for good when a session's process crashes, which is what a bad
+candidate of a search does. :func:`supervise` starts it again, and takes orphaned sessions with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .client import parse_address
+
+logger = logging.getLogger(__name__)
+
+FIRST_SERVER_PORT = 9090
+_PORTS = 100
+_RESTART_PAUSE = 0.2
+# A server that dies this soon again and again has another problem than a crashed session.
+_SHORT_LIFE = 3.0
+_MAX_SHORT_LIVES = 5
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """One RPC server.
+
+    Parameters
+    ----------
+    tracker : str
+        ``HOST:PORT``.
+    key : str
+        Name of the kind of device.
+    host : str
+        Address to listen at.
+    port : int
+        First port to try.
+    custom_address : str, optional
+        Address the tracker shall tell clients, behind port forwarding.
+    cpu : int, optional
+        Core that the server and its sessions stay on.
+    """
+
+    tracker: str
+    key: str
+    host: str = "127.0.0.1"
+    port: int = FIRST_SERVER_PORT
+    custom_address: str | None = None
+    cpu: int | None = None
+
+    def __post_init__(self) -> None:
+        parse_address(self.tracker)
+        if not self.key or any(c.isspace() or c == ":" for c in self.key):
+            raise ValueError(f"key {self.key!r}: expected a word without spaces and colons")
+        if not 0 < self.port < 65536:
+            raise ValueError(f"port {self.port}: expected 1 to 65535")
+        if self.cpu is not None and self.cpu not in os.sched_getaffinity(0):
+            raise ValueError(
+                f"core {self.cpu} is not among those this process may use:"
+                f" {sorted(os.sched_getaffinity(0))}"
+            )
+
+    def command(self) -> list[str]:
+        """The command of the process that :func:`supervise` keeps alive."""
+        command = [sys.executable, "-m", "tvm_pattern.rpc.serve"]
+        command += ["--tracker", self.tracker, "--key", self.key]
+        command += ["--host", self.host, "--port", str(self.port)]
+        if self.custom_address is not None:
+            command += ["--custom-address", self.custom_address]
+        if self.cpu is not None:
+            command += ["--cpu", str(self.cpu)]
+        return command
+
+
+def supervise(
+    options: ServerOptions,
+    stop: threading.Event,
+    tell: Callable[[str], None] = logger.warning,
+) -> int:
+    """Keep a server running until ``stop`` is set; returns how often it was restarted.
+
+    Raises
+    ------
+    RuntimeError
+        If the server dies at once several times in a row.
+    """
+    restarts = short_lives = 0
+    while True:
+        started = time.monotonic()
+        process = subprocess.Popen(options.command(), start_new_session=True)
+        try:
+            while process.poll() is None and not stop.wait(0.1):
+                pass
+        finally:
+            end_group(process)
+        if stop.is_set():
+            return restarts
+        short_lives = short_lives + 1 if time.monotonic() - started < _SHORT_LIFE else 0
+        if short_lives >= _MAX_SHORT_LIVES:
+            raise RuntimeError(
+                f"the server for {options.key!r} died {short_lives} times right after its start"
+                f" (last exit code {process.returncode}); run `{' '.join(options.command())}` to"
+                " see why"
+            )
+        restarts += 1
+        tell(
+            f"the server for {options.key!r} died (exit code {process.returncode}), probably with a"
+            f" crashed session; restarted ({restarts})"
+        )
+        stop.wait(_RESTART_PAUSE)
+
+
+def end_group(process: subprocess.Popen) -> None:
+    """Kill a process that leads a session, with everything it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port that was free a moment ago."""
+    with socket.socket() as sock:
+        sock.bind((host, 0))
+        return int(sock.getsockname()[1])
+
+
+def lan_address() -> str:
+    """Address of this machine in its network, by its routing table; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect(("10.255.255.255", 1))
+            return str(sock.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"
+
+
+def phone_commands(tracker: str, key: str) -> list[str]:
+    """What to run on a device so that it serves under ``key``, one command per way to serve."""
+    port = FIRST_SERVER_PORT
+    ports = f"--port {port} --port-end {port + _PORTS}"
+    return [
+        f"python -m tvm.exec.rpc_server --host 0.0.0.0 {ports} --tracker {tracker} --key {key}",
+        f"./tvm_rpc server --host=0.0.0.0 --port={port} --port-end={port + _PORTS}"
+        f" --tracker={tracker} --key={key}",
+    ]
+
+
+def run_tracker(host: str, port: int, ready: Callable[[int], None]) -> None:
+    """Run TVM's tracker in this process until it is stopped.
+
+    Parameters
+    ----------
+    host : str
+    port : int
+        0 chooses a free one.
+    ready : callable
+        Called with the port once the tracker listens.
+
+    Raises
+    ------
+    RuntimeError
+        If the port cannot be bound.
+    """
+    from tvm.rpc.tracker import PopenTrackerServerState
+
+    port = port or free_port(host)
+    try:
+        state = PopenTrackerServerState(host, port, port + 1, silent=True)
+    except (ValueError, OSError) as error:
+        raise RuntimeError(
+            f"cannot listen at {host}:{port}: {error}; another tracker may run there already, see"
+            f" `tvm-pattern rpc status --tracker {host}:{port}`"
+        ) from error
+    state.thread.daemon = True
+    ready(state.port)
+    state.thread.join()

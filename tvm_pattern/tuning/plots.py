@@ -1,0 +1,36 @@
+"""Plots of searches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .scheduler import TaskState
+
+
+def plot_search(path: Path, states: Sequence[TaskState]) -> None:
+    """Speed of the best configuration over the trials, one curve per task.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        Image to write; its suffix decides the format.
+    states : sequence of TaskState
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for state in states:
+        if not state.curve:
+            continue
+        flops = state.weighted.task.effective_flops
+        trials = [trial for trial, _ in state.curve] + [state.trials]
+        speeds = [flops / seconds / 1e9 for _, seconds in state.curve]
+        axes.step(trials, [*speeds, speeds[-1]], where="post", label=state.weighted.task.label)
+    axes.set_xlabel("trial of the task")
+    axes.set_ylabel("effective GFLOP/s of the best so far")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize="x-small", ncols=2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
