@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import logging
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +59,17 @@ def _open_exported_program(path: Path) -> Any:
 
     if not path.is_file():
         raise ValueError(f"no such file: {path}; expected a program saved by torch.export.save")
+    logger = logging.getLogger("torch.export")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # it prints the traceback of an error that it also raises
     try:
         return torch.export.load(path)
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
+    except (RuntimeError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path} is not a readable exported program: {error}; save it by torch.export.save"
         ) from error
+    finally:
+        logger.setLevel(level)
 
 
 def _call_factory(source: str) -> Any:
