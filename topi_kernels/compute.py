@@ -12,7 +12,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from .schedules.pattern_conv import Buffers, declare_parameters
+from .schedules.tile import Buffers, declare_parameters
 from .vector_math import activate
 from .workload import ConvWorkload
 
@@ -68,19 +68,18 @@ def naive_pattern_conv(workload: ConvWorkload) -> tirx.PrimFunc:
         Same parameters as :func:`~topi_kernels.schedules.pattern_conv.schedule_pattern_conv`.
     """
     w = workload
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
-            T.func_name("pattern_conv2d_naive")
-            T.func_attr({"tirx.noalias": True})
-            b = declare_parameters(w)
-            with T.serial(0, w.batch * w.out_channels * w.out_layout.size) as i:
-                T.buffer_store(b.out, tirx.const(0.0, w.dtype), [i])
-            with (
-                T.serial(0, w.batch) as n,
-                T.serial(0, w.num_groups) as g,
-                T.serial(0, w.group) as j,
-                T.serial(0, w.out_layout.height) as y,
-                T.serial(0, w.out_layout.width) as x,
-            ):
-                _output_element(w, b, (n, g, j, y, x))
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("pattern_conv2d_naive")
+        T.func_attr({"tirx.noalias": True})
+        b = declare_parameters(w)
+        with T.serial(0, w.batch * w.out_channels * w.out_layout.size) as i:
+            T.buffer_store(b.out, tirx.const(0.0, w.dtype), [i])
+        with (
+            T.serial(0, w.batch) as n,
+            T.serial(0, w.num_groups) as g,
+            T.serial(0, w.group) as j,
+            T.serial(0, w.out_layout.height) as y,
+            T.serial(0, w.out_layout.width) as x,
+        ):
+            _output_element(w, b, (n, g, j, y, x))
     return builder.get()

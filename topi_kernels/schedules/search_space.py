@@ -1,8 +1,8 @@
 """Search space and level-0 default of the pattern-sparse convolution.
 
-The default needs no measurement: legal configurations are ranked by a small model of the inner loop
-(FMA slots, loads, shuffles, loop overhead, tile tails) and the cheapest is taken. The tuner searches
-the same space by measuring.
+The default needs no measurement: legal configurations are ranked by a small model of the inner
+loop (FMA slots, loads, shuffles, loop overhead, tile tails) and the cheapest is taken. The tuner
+searches the same space by measuring.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def estimate_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float
     if config.accumulators < in_flight:
         per_kernel *= in_flight / config.accumulators
     per_kernel *= 1 + MISSING_CHAIN_COST * max(0.0, 2 * in_flight - config.accumulators)
-    pieces = config.accumulators * config.filter_lanes
+    pieces = float(config.accumulators * config.filter_lanes)
     if config.pixel_lanes == 1 and config.tile_cols >= 4:
         pieces /= 4
     tile = config.accumulators * family.tile_cost + pieces * family.store_cost
@@ -164,7 +164,7 @@ def estimate_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float
 
 
 def _filter_splits(family: Family, group: int) -> Iterator[tuple[int, int, int]]:
-    """``(vector_width, filter_lanes, filter_vectors)`` whose product of the last two is ``group``."""
+    """``(vector_width, filter_lanes, filter_vectors)`` that make up a ``group``."""
     width = family.vector_width
     while width >= MIN_VECTOR_WIDTH:
         lanes = 1
@@ -181,7 +181,7 @@ def search_space(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
     budget = family.vector_registers - family.temporaries
     most_taps = max(len(p) for p in shape.patterns)
     kernel_width = shape.patterns[0].kernel_size[1]
-    steps = (most_taps,) if most_taps <= 4 else (kernel_width,)
+    steps: tuple[int, ...] = (most_taps,) if most_taps <= 4 else (kernel_width,)
     if family.vector_registers <= 16 and most_taps == 4:
         steps = (4, 2)
     # Long bodies give the hardware time to fetch; short ones need to look further ahead.
@@ -226,7 +226,7 @@ def _why_not(shape: ConvShape, config: ConvConfig, family: Family) -> str | None
         return reason
     limit = family.vector_registers - family.temporaries
     if max(len(p) for p in shape.patterns) > config.taps_per_step:
-        limit = family.vector_registers * MULTI_STEP_ACCUMULATORS
+        limit = int(family.vector_registers * MULTI_STEP_ACCUMULATORS)
     if config.isa == "neon" and 1 < config.filter_lanes < config.vector_width:
         return "lanes that mix pixels and filters cost NEON a shuffle per weight vector"
     if family.early_loads and _live_early(shape, config) > family.vector_registers:

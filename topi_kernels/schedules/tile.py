@@ -1,0 +1,91 @@
+"""Parameters of the convolution operator and the register_tile that the schedule's steps share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from tvm.tirx.script import builder as T
+
+from ..fkw import INDEX_DTYPES, LOOKAHEAD
+from ..workload import ConvWorkload
+from .config import ConvConfig
+
+
+@dataclass
+class Buffers:
+    """The operator's parameters, activations and weights flattened to one dimension."""
+
+    x: Any
+    filter_order: Any
+    group_start: Any
+    weight_start: Any
+    pattern_count: Any
+    in_channel: Any
+    weights: Any
+    bias: Any
+    residual: Any
+    out: Any
+
+
+@dataclass
+class Tile:
+    """Where one register_tile lies; all members are index expressions."""
+
+    group: Any
+    batch: Any
+    y0: Any
+    x0: Any
+    row_block: Any
+    col_block: Any
+    acc: dict[tuple[int, int, int], Any] = field(default_factory=dict)
+    slots: list[Any] = field(default_factory=list)
+
+
+def row_vectors(workload: ConvWorkload, config: ConvConfig) -> int:
+    return -(-workload.out_layout.width // config.pixel_lanes)
+
+
+def declare_parameters(workload: ConvWorkload) -> Buffers:
+    """Declare the operator's parameters in their fixed order inside an open function."""
+    w = workload
+
+    def planes(name: str, channels: int, size: int) -> Any:
+        return T.arg(name, T.Buffer((w.batch, channels, size), w.dtype))
+
+    def flat(whole: Any) -> Any:
+        size = math.prod(int(extent) for extent in whole.shape)
+        return T.decl_buffer((size,), w.dtype, data=whole.data)
+
+    def vector(name: str, length: int, dtype: str) -> Any:
+        return T.arg(name, T.Buffer((length,), dtype))
+
+    x = planes("x", w.in_channels, w.in_layout.size)
+    order_dtype = "uint8" if w.out_channels <= 0xFF else "uint16"
+    order_dtype = order_dtype if w.out_channels <= 0xFFFF else "int32"
+    filter_order = vector("filter_order", w.num_slots, order_dtype)
+    group_start = vector("group_start", w.num_groups + 1, "int32")
+    weight_start = None
+    if len({len(p) for p in w.patterns}) > 1:
+        weight_start = vector("weight_start", w.num_groups + 1, "int32")
+    pattern_count = vector("pattern_count", w.num_groups * len(w.patterns), w.count_dtype)
+    in_channel = vector("in_channel", w.num_kernels + LOOKAHEAD, INDEX_DTYPES[w.index_encoding])
+    weights = vector("weights", max(w.num_weights, 1), w.dtype)
+    bias = vector("bias", w.out_channels, w.dtype) if w.epilogue.bias else None
+    residual = None
+    if w.epilogue.residual and w.residual_layout is not None:
+        residual = planes("residual", w.out_channels, w.residual_layout.size)
+    out = planes("out", w.out_channels, w.out_layout.size)
+    return Buffers(
+        flat(x),
+        filter_order,
+        group_start,
+        weight_start,
+        pattern_count,
+        in_channel,
+        weights,
+        bias,
+        None if residual is None else flat(residual),
+        flat(out),
+    )

@@ -1,0 +1,149 @@
+"""Epilogue and stores of a register_tile, and the zeros around the image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from ..vector import constant, lanes, shuffle, transpose_blocks
+from ..vector_math import activate
+from ..workload import ConvWorkload
+from .config import ConvConfig
+from .tile import Buffers, Tile, row_vectors
+
+
+def _store_pixels(
+    workload: ConvWorkload,
+    buffers: Buffers,
+    tile: Tile,
+    slot: Any,
+    where: tuple[int, int, int],
+    value: Any,
+    activated: bool,
+) -> None:
+    """Store neighbouring pixels of one filter; ``where`` is (tile row, first column, pixels)."""
+    row, col, count = where
+    epilogue, layout = workload.epilogue, workload.out_layout
+
+    def position(geometry: Any) -> Any:
+        plane = (tile.batch * workload.out_channels + slot) * geometry.size
+        inside = geometry.origin + (tile.y0 + row) * geometry.row_stride + tile.x0 + col
+        return lanes(plane + inside, count)
+
+    if epilogue.residual:
+        value = value + buffers.residual[position(workload.residual_layout)]
+    if not activated:
+        value = activate(value, epilogue.activation, count)
+    T.buffer_store(buffers.out, value, [position(layout)])
+
+
+def store_tile(workload: ConvWorkload, config: ConvConfig, buffers: Buffers, tile: Tile) -> None:
+    """Epilogue and the only store of every output."""
+    width, pixels = config.vector_width, config.pixel_lanes
+    vec = lanes(0, width)
+    # Without a residual the activation is cheapest on whole vectors, before lanes are taken apart.
+    early = not workload.epilogue.residual
+    padded = workload.num_slots != workload.out_channels
+
+    def guarded(slot: Any, emit: Any) -> None:
+        if not padded:
+            emit()
+            return
+        with T.If(slot < workload.out_channels), T.Then():
+            emit()
+
+    for f in range(config.filter_vectors):
+        for r in range(config.tile_rows):
+            values = []
+            for c in range(config.tile_cols):
+                value = tile.acc[f, r, c][vec]
+                if early:
+                    value = activate(value, workload.epilogue.activation, width)
+                values.append(T.Bind(value))
+            for slot, col, count, part in _split_row(config, values):
+                number = tile.slots[f * config.filter_lanes + slot]
+                guarded(
+                    number,
+                    lambda n=number, w=(r, col, count), v=part: _store_pixels(
+                        workload, buffers, tile, n, w, v, early
+                    ),
+                )
+    for slot_expr in tile.slots:
+        guarded(slot_expr, lambda n=slot_expr: _zero_halo(workload, config, buffers, tile, n))
+
+
+def _split_row(config: ConvConfig, values: list[Any]) -> list[tuple[int, int, int, Any]]:
+    """Take one tile row apart into ``(filter lane, first pixel, pixels, vector)`` pieces."""
+    width, pixels = config.vector_width, config.pixel_lanes
+    pieces = []
+    if pixels > 1 or width == 1:
+        for c, value in enumerate(values):
+            for lane in range(config.filter_lanes):
+                whole = config.filter_lanes == 1
+                picks = range(lane * pixels, (lane + 1) * pixels)
+                part = value if whole else shuffle([value], picks)
+                pieces.append((lane, c * pixels, pixels, part))
+        return pieces
+    if len(values) < 4:
+        for c, value in enumerate(values):
+            pieces += [(lane, c, 1, shuffle([value], [lane])) for lane in range(width)]
+        return pieces
+    # Blocks of 4 pixels; the last one overlaps its neighbour rather than leaving a remainder.
+    for start in sorted({*range(0, len(values) - 3, 4), len(values) - 4}):
+        for lane, part in transpose_blocks(values[start : start + 4], width):
+            pieces.append((lane, start, 4, part))
+    return pieces
+
+
+def _zero_range(out: Any, start: Any, count: int, width: int) -> None:
+    done = 0
+    while done < count:
+        step = width
+        while step > count - done:
+            step //= 2
+        if count - done >= 4 * width:
+            chunks = (count - done) // width
+            with T.serial(0, chunks) as i:
+                T.buffer_store(out, constant(0.0, width), [lanes(start + done + i * width, width)])
+            done += chunks * width
+            continue
+        T.buffer_store(out, constant(0.0, step), [lanes(start + done, step)])
+        done += step
+
+
+def _zero_halo(
+    workload: ConvWorkload, config: ConvConfig, buffers: Buffers, tile: Tile, slot: Any
+) -> None:
+    """Zeros around the image: right of every row, and above and below it.
+
+    Whoever stores the last vector of a row also clears what lies between it and the next row, so
+    that vectors which ran over the image's edge leave nothing behind.
+    """
+    layout, width = workload.out_layout, config.vector_width
+    plane = T.Bind((tile.batch * workload.out_channels + slot) * layout.size)
+    row_blocks = -(-layout.height // config.tile_rows)
+    col_blocks = -(-row_vectors(workload, config) // config.tile_cols)
+
+    def clear_gaps() -> None:
+        for r in range(config.tile_rows):
+            start = plane + layout.origin + (tile.y0 + r) * layout.row_stride + layout.width
+            _zero_range(buffers.out, start, layout.row_stride - layout.width, width)
+
+    def clear_bottom() -> None:
+        below = layout.offset(layout.height, 0)
+        _zero_range(buffers.out, plane + below, layout.size - below, width)
+
+    if col_blocks == 1:
+        clear_gaps()
+    else:
+        with T.If(tile.col_block == col_blocks - 1), T.Then():
+            clear_gaps()
+    with T.If(tirx.all(tile.row_block == 0, tile.col_block == col_blocks - 1)), T.Then():
+        _zero_range(buffers.out, plane, layout.origin, width)
+    with (
+        T.If(tirx.all(tile.row_block == row_blocks - 1, tile.col_block == col_blocks - 1)),
+        T.Then(),
+    ):
+        clear_bottom()
