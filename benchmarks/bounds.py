@@ -1,8 +1,8 @@
 """Which bound holds: the operator's instruction mix, and its speed with and without cache misses.
 
 Run as ``python -m benchmarks.bounds --json FILE``. For every 3x3 layer and group the generated
-assembly is read (multiply-adds, loads and shuffles of the innermost loops, which lanes are padding),
-and the operator is timed twice, interleaved: as it is, and with every kernel reading one of the
+assembly is read (multiply-adds, loads and shuffles of the innermost loops; lanes of padding), and
+the operator is timed twice, interleaved: as it is, and with every kernel reading one of the
 first in_channels, so that the input stays in the nearest cache. The second figure is what the
 instruction mix allows on this core; the distance to the first is the price of L2.
 """
@@ -53,7 +53,7 @@ class BoundRow:
 
 
 def _near(engine: LayerEngine) -> LayerEngine:
-    """The same operator on the first in_channels only; its answer is meaningless, its work equal."""
+    """The same work on the first in_channels only; the answer is meaningless."""
     plan = engine.plan
     arguments = list(engine.arguments)
     position = 1 + next(i for i, a in enumerate(plan.arrays) if a is plan.fkw.in_channel)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import tvm
+
 from topi_kernels.layout import PlaneLayout
 from topi_kernels.operator import ConvPlan, default_layout, plan_conv
 from topi_kernels.pattern import fixed8_patterns
@@ -104,7 +105,9 @@ class ConvCase:
             padding=self.padding,
             dilation=self.dilation,
             epilogue=Epilogue(self.bias, self.residual, self.activation),
-            residual_layout=default_layout(height, width, 2, self.family) if self.residual else None,
+            residual_layout=default_layout(height, width, 2, self.family)
+            if self.residual
+            else None,
             family=self.family,
             num_threads=self.threads,
             config=self.config,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tvm
 from conv_cases import ConvCase, pattern_weights
-from topi_kernels.operator import ConvPlan
 
 from benchmarks.assembly import InnerLoop, inner_loops
+from topi_kernels.operator import ConvPlan
 
 TARGETS = {
     "x86-avx512": tvm.target.Target({"kind": "llvm", "mcpu": "sapphirerapids"}),
@@ -66,7 +66,8 @@ def test_dense_goes_through_the_same_loop() -> None:
     loops = loops_of(plan, "x86-avx512")
     assert len(loops) == 1
     assert loops[0].fma == 9 * plan.config.accumulators
-    assert loops[0].stores == 0 and loops[0].stack == 0
+    assert loops[0].stores == 0
+    assert loops[0].stack == 0
 
 
 def test_no_workspace_is_allocated() -> None:

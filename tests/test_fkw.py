@@ -9,6 +9,7 @@ import pytest
 from conv_cases import pattern_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from topi_kernels.fkw import distinct_patterns, pack, unpack, validate
 from topi_kernels.pattern import Pattern, fixed8_patterns
 from topi_kernels.reorder import (
@@ -81,7 +82,8 @@ def test_filters_are_ordered_by_length_and_kernels_by_pattern() -> None:
     packed = pack(weight)
     lengths = np.diff(packed.group_start)
     assert (np.diff(lengths) <= 0).all()
-    assert packed.filter_order[-1] == 7 and lengths[-1] == 0
+    assert packed.filter_order[-1] == 7
+    assert lengths[-1] == 0
 
 
 def test_sharing_is_found_wherever_the_filters_stand() -> None:

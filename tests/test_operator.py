@@ -9,6 +9,7 @@ import pytest
 from conv_cases import ConvCase, assert_case, pattern_weights, run_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from topi_kernels.operator import (
     analyse,
     conv_shape,
@@ -44,7 +45,9 @@ def test_any_convolution_matches_torch(data, kernel, density, seed) -> None:
     dilation = data.draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
     padding = tuple(data.draw(st.integers(0, k)) for k in kernel)
     spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
-    height, width = (data.draw(st.integers(max(1, s - 2 * p), 34)) for s, p in zip(spans, padding, strict=True))
+    height, width = (
+        data.draw(st.integers(max(1, s - 2 * p), 34)) for s, p in zip(spans, padding, strict=True)
+    )
     case = ConvCase(
         height,
         width,
@@ -205,7 +208,8 @@ def test_illegal_configs_say_why(change, reason: str) -> None:
         out_row_stride=row_stride,
         stride_w=1,
     )
-    assert why is not None and reason in why
+    assert why is not None
+    assert reason in why
 
 
 def test_a_legal_config_has_no_reason_against_it() -> None:

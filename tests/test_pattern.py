@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from topi_kernels.pattern import (
     Pattern,
     PatternSet,
@@ -29,7 +30,9 @@ def test_natural_patterns_are_the_centre_and_three_of_eight() -> None:
 def test_fixed8_is_four_corners_and_four_t_shapes() -> None:
     masks = fixed8_patterns().masks
     assert masks.shape == (8, 3, 3)
-    corners = [m for m in masks if any(m[r : r + 2, c : c + 2].all() for r in (0, 1) for c in (0, 1))]
+    corners = [
+        m for m in masks if any(m[r : r + 2, c : c + 2].all() for r in (0, 1) for c in (0, 1))
+    ]
     assert len(corners) == 4
     assert sum(m[1].all() or m[:, 1].all() for m in masks) == 4
 
@@ -39,7 +42,9 @@ def test_pconv_patterns_come_from_the_enhanced_laplacian_of_gaussian() -> None:
     masks = pconv_patterns().masks
     assert len(masks) == 4
     for mask in masks:
-        assert mask[1, 1] and mask.sum() == 4 and not (mask & ~elog).any()
+        assert mask[1, 1]
+        assert mask.sum() == 4
+        assert not (mask & ~elog).any()
 
 
 @pytest.mark.parametrize("name", ["natural56", "fixed8", "pconv4"])

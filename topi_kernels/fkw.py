@@ -141,7 +141,7 @@ def _membership(weight: np.ndarray, patterns: tuple[Pattern, ...], structure: st
 def _encode_lists(
     lists: list[np.ndarray], in_channels: int
 ) -> tuple[str, list[np.ndarray], list[np.ndarray]]:
-    """Encode in_channel lists; returns encoding, encoded lists and each entry's real kernel or -1."""
+    """Encoding, encoded in_channel lists, and per entry its kernel or -1 for a bridge."""
     ranks = [np.arange(len(c)) for c in lists]
     if in_channels <= 256:
         return "absolute8", lists, ranks
@@ -191,8 +191,8 @@ def pack(
         Patterns that cover every kernel; default: the distinct patterns of ``weight``. Only for the
         structure "pattern".
     structure : str
-        ``pattern`` files every kernel under the smallest pattern that covers it. ``tap`` files every
-        weight by itself under the pattern of its single tap, for kernels that follow no small
+        ``pattern`` files every kernel under the smallest pattern that covers it. ``tap`` files
+        every weight by itself under the pattern of its single tap, for kernels that follow no small
         pattern set. ``dense`` stores all weights, zeros included; all filters share.
 
     Raises

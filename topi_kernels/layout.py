@@ -1,9 +1,9 @@
 """Plane layout: how one activation lies in memory between the operators of an island.
 
 An activation of ``channels`` planes is a tensor ``[batch, channels, size]``. Every plane is the
-zero-padded image, flattened: pixel ``(y, x)`` is element ``origin + y * row_stride + x``, so each tap
-of a convolution is a constant offset. Everything outside the image is zero, which makes it the halo
-of the next layer; whoever writes a plane writes these zeros too.
+zero-padded image, flattened: pixel ``(y, x)`` is element ``origin + y * row_stride + x``, so each
+tap of a convolution is a constant offset. Everything outside the image is zero, which makes it the
+halo of the next layer; whoever writes a plane writes these zeros too.
 """
 
 from __future__ import annotations

@@ -23,7 +23,9 @@ from .schedules.search_space import ConvShape, default_config
 from .schedules.x86 import AVX2, AVX512
 from .workload import ConvWorkload, Epilogue
 
-FAMILIES: dict[str, Family] = {f.name: f for f in (AVX512, AVX2, NEON, NEON_WIDE, NEON_IN_ORDER, NEON_V7)}
+FAMILIES: dict[str, Family] = {
+    f.name: f for f in (AVX512, AVX2, NEON, NEON_WIDE, NEON_IN_ORDER, NEON_V7)
+}
 GENERIC = Family("generic", vector_width=4, vector_registers=16, temporaries=4, prefetch=0)
 
 # Above this many distinct patterns one loop body per pattern costs more instruction cache and
@@ -128,9 +130,9 @@ def conv_shape(
     out_layout: PlaneLayout,
     geometry: tuple[tuple[int, int], tuple[int, int], tuple[int, int]],
 ) -> ConvShape:
-    """The convolution as the schedule model sees it; ``geometry`` is (stride, padding, dilation)."""
+    """The convolution for the cost model; ``geometry`` is (stride, padding, dilation)."""
     stride, padding, dilation = geometry
-    out_channels, in_channels, kh, kw = weight_shape
+    out_channels, in_channels = weight_shape[:2]
     if structure.kind == "dense":
         kernels = float(in_channels)
     elif structure.kind == "tap":
@@ -208,9 +210,7 @@ def plan_conv(
     _check(weight, batch, in_layout, out_layout)
     structure = analyse(weight)
     machine = family_of(family).of_dtype(str(weight.dtype))
-    shape = conv_shape(
-        weight.shape, structure, in_layout, out_layout, (stride, padding, dilation)
-    )
+    shape = conv_shape(weight.shape, structure, in_layout, out_layout, (stride, padding, dilation))
     if config is None:
         config = default_config(shape, machine)
     else:

@@ -139,9 +139,7 @@ class PatternSet:
         """
         expected = {"schema", "name", "kernel_size", "patterns"}
         if set(data) != expected:
-            raise ValueError(
-                f"a pattern set needs the keys {sorted(expected)}, got {sorted(data)}"
-            )
+            raise ValueError(f"a pattern set needs the keys {sorted(expected)}, got {sorted(data)}")
         if data["schema"] != PATTERN_SET_SCHEMA:
             raise ValueError(
                 f"pattern set schema {data['schema']!r} is unknown; this version reads"
@@ -182,9 +180,7 @@ def _from_flat(name: str, flat: Sequence[Sequence[int]]) -> PatternSet:
 def natural_patterns() -> PatternSet:
     """All 56 patterns of the centre and 3 of the 8 other taps (PatDNN, section 4.1)."""
     others = [t for t in range(9) if t != 4]
-    return _from_flat(
-        "natural56", [sorted((4, *c)) for c in itertools.combinations(others, 3)]
-    )
+    return _from_flat("natural56", [sorted((4, *c)) for c in itertools.combinations(others, 3)])
 
 
 def fixed8_patterns() -> PatternSet:

@@ -2,8 +2,8 @@
 
 PatDNN (ASPLOS'20, section 5.2) orders filters by length so that neighbouring filters, and therefore
 threads, do equal work, and the kernels of a filter by pattern so that the inner loop has no branch.
-Here the filters of a *filter_group* moreover share their kernels and patterns exactly, which lets one
-loaded input vector serve all of them (filter-level load redundancy elimination).
+Here the filters of a *filter_group* moreover share their kernels and patterns exactly, which lets
+one loaded input vector serve all of them (filter-level load redundancy elimination).
 """
 
 from __future__ import annotations

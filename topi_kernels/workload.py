@@ -103,7 +103,7 @@ class ConvWorkload:
 
     @property
     def effective_flops(self) -> int:
-        """Floating point operations on stored weights, the padding of incomplete groups excluded."""
+        """Floating point operations on stored weights, without the empty slots of groups."""
         pixels = self.out_layout.height * self.out_layout.width
         share = self.out_channels / self.num_slots
         return round(2 * self.batch * self.num_weights * share * pixels)

@@ -30,10 +30,12 @@ class Family:
         Kernels to look ahead when prefetching input by default; 0 for never.
     fma_ports, load_ports, fma_latency : float
         Vector FMAs and vector loads a core starts per cycle, and cycles until an FMA's result.
-    load_cost, split_cost, line_cost, weight_line_cost, shuffle_cost, loop_cost, tile_cost, store_cost
+    load_cost, split_cost, line_cost, weight_line_cost : float
         What one vector load, one load that crosses a cache line, one cache line of input from L2,
-        one of weights (these stream in order, which hardware prefetches), one shuffle, one loop iteration, one accumulator's start and one stored piece add to the FMAs,
-        in FMA slots. They only rank configurations.
+        and one of weights (these stream in order, which hardware prefetches) add to the FMAs, in
+        FMA slots. Costs only rank configurations.
+    shuffle_cost, loop_cost, tile_cost, store_cost : float
+        The same for one shuffle, one loop iteration, one accumulator's start and one stored piece.
     cache_line_floats : int
     page_floats, near_pages, page_cost : int, int, float
         Elements of a memory page, pages whose translation is at hand, and what one more page that

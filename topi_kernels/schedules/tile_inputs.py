@@ -1,7 +1,7 @@
 """Inputs and weights of one kernel: every distinct vector is loaded once.
 
-This is where load redundancy is eliminated: :func:`input_uses` says which taps, rows and columns of a
-register_tile share an input vector, :class:`InputLoader` loads each of them once.
+This is where load redundancy is eliminated: :func:`input_uses` says which taps, rows and columns
+of a register_tile share an input vector, :class:`InputLoader` loads each of them once.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class InputLoader:
         return self._raw[row, index]
 
     def load(self, row: int, col: int) -> Any:
-        """The vector of ``pixel_lanes`` inputs from ``(row, col)``, repeated for every filter lane."""
+        """``pixel_lanes`` inputs from ``(row, col)`` on, repeated for every filter lane."""
         config, stride = self.config, self.workload.stride[1]
         width, pixels = config.vector_width, config.pixel_lanes
         if config.shift == "rotate":

@@ -41,7 +41,7 @@ def _store_pixels(
 
 def store_tile(workload: ConvWorkload, config: ConvConfig, buffers: Buffers, tile: Tile) -> None:
     """Epilogue and the only store of every output."""
-    width, pixels = config.vector_width, config.pixel_lanes
+    width = config.vector_width
     vec = lanes(0, width)
     # Without a residual the activation is cheapest on whole vectors, before lanes are taken apart.
     early = not workload.epilogue.residual
