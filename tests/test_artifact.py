@@ -78,7 +78,9 @@ def test_another_process_loads_it(library, exported, tmp_path):
 def test_manifest(library, exported):
     manifest = Manifest.read(manifest_path(exported))
     written = json.loads(json.dumps(dataclasses.asdict(library.manifest)))
-    assert dataclasses.asdict(manifest) == {**written, "sha256": manifest.sha256}
+    known = {name: getattr(manifest, name) for name in ("abi", "page_size", "sha256")}
+    assert dataclasses.asdict(manifest) == {**written, **known}
+    assert manifest.abi == "gnu" and manifest.page_size >= 4096
     assert manifest.schema == artifact.MANIFEST_SCHEMA
     assert manifest.inputs == [{"name": "input", "shape": [1, 3, 9, 11], "dtype": "float32"}]
     assert manifest.outputs[0]["shape"] == [1, 4, 7, 9]

@@ -30,9 +30,10 @@ from tvm.target import Target
 from relay_passes.report import RewriteReport
 
 from . import __version__
+from .crosscompile import CrossCompileError, Linker, find_linker, read_elf
 from .frontend import TensorSpec
 from .machine import (
-    machine_architecture,
+    host_target,
     required_features,
     target_architecture,
     why_not_runnable,
@@ -41,7 +42,6 @@ from .threads import check_num_threads, use_threads
 
 MANIFEST_SCHEMA = 1
 SUFFIXES = (".so", ".tar")
-_CROSS_COMPILERS = {"aarch64": "aarch64-linux-gnu-gcc", "arm": "arm-linux-gnueabihf-gcc"}
 
 
 class ArtifactError(ValueError):
@@ -68,6 +68,10 @@ class Manifest:
         Of this package, TVM and Python at compile time.
     report : list of dict
         One row per convolution.
+    abi : str
+        ``gnu``, ``gnueabihf`` or ``android``; empty for a ``.tar`` and before export.
+    page_size : int
+        Alignment in bytes of the library's segments; the device's pages may not be larger.
     sha256 : str
         Of the library file; empty before export.
     """
@@ -80,6 +84,8 @@ class Manifest:
     num_threads: int
     versions: dict[str, str]
     report: list[dict[str, Any]]
+    abi: str = ""
+    page_size: int = 0
     sha256: str = ""
     schema: int = MANIFEST_SCHEMA
 
@@ -298,26 +304,25 @@ class Library:
         if not isinstance(self._executable, tvm.runtime.Executable):
             raise ArtifactError("a loaded library cannot be exported again; copy its two files")
         options: dict[str, Any] = {"fcompile": _plain_tar}
+        facts: dict[str, Any] = {}
         if path.suffix == ".so":
-            options = {"cc": self._compiler(cc)}
+            linker = self._linker(cc)
+            options = {"cc": linker.command, "options": list(linker.options)}
         with _without_scope_warnings():
             self._executable.export_library(str(path), **options)
-        digest = _sha256(path)
-        manifest = Manifest(**{**asdict(self.manifest), "sha256": digest})
+        if path.suffix == ".so":
+            facts = {"abi": linker.abi, "page_size": read_elf(path).page_size}
+        facts["sha256"] = _sha256(path)
+        manifest = Manifest(**{**asdict(self.manifest), **facts})
         manifest.write(manifest_path(path))
         return path
 
-    def _compiler(self, cc: str | None) -> str:
-        architecture = self.manifest.architecture
-        if cc is None:
-            native = architecture == machine_architecture()
-            cc = "gcc" if native else _CROSS_COMPILERS.get(architecture, "gcc")
-        if shutil.which(cc) is None:
-            raise ArtifactError(
-                f"no compiler {cc!r} to link a library for {architecture}; install it, name"
-                " another by cc=, or export a .tar"
-            )
-        return cc
+    def _linker(self, cc: str | None) -> Linker:
+        triple = str(host_target(self.target).attrs.get("mtriple", ""))
+        try:
+            return find_linker(triple or self.manifest.architecture, cc)
+        except CrossCompileError as error:
+            raise ArtifactError(str(error)) from None
 
 
 def load(path: str | os.PathLike, num_threads: int | None = None) -> Library:
