@@ -28,7 +28,7 @@ from topi_kernels.schedules.config import ConvConfig, illegal_reason
 from topi_kernels.schedules.search_space import ConvShape
 from topi_kernels.workload import Epilogue
 
-from .markers import ConvParams, layout_from_list, layout_to_list
+from .markers import ConvParams, layout_to_list
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class ConvTask:
             **{
                 **data,
                 **{name: tuple(data[name]) for name in _TUPLES},
-                **{name: layout_from_list(data[name]) for name in _LAYOUTS},
+                **{name: PlaneLayout(*data[name]) if data[name] else None for name in _LAYOUTS},
                 "epilogue": Epilogue(**data["epilogue"]),
                 "patterns": tuple(_pattern(kernel_size, bits) for bits in data["patterns"]),
             }
@@ -200,9 +200,7 @@ class ConvTask:
             self.structure, self.patterns, self.max_group, self.kept_kernels, self.kept_weights
         )
         geometry = (self.stride, self.padding, self.dilation)
-        return conv_shape(
-            self.weight_shape, structure, self.in_layout, self.out_layout, geometry
-        )
+        return conv_shape(self.weight_shape, structure, self.in_layout, self.out_layout, geometry)
 
     def illegal_reason(self, config: ConvConfig) -> str | None:
         """Why ``config`` cannot be used for this task, or None when it can."""

@@ -7,6 +7,7 @@ never have to be rewritten.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import tvm
@@ -47,9 +48,9 @@ def bindings_of(func: relax.Function) -> list[list[relax.Binding]]:
     return [list(block.bindings) for block in func.body.blocks]
 
 
-def op_name(expr: Expr | None) -> str | None:
-    """Name of the operator that ``expr`` calls, or None."""
-    return expr.op.name if isinstance(expr, Call) and isinstance(expr.op, Op) else None
+def op_name(expr: Any) -> str:
+    """Name of the operator that ``expr`` calls; empty if it calls none."""
+    return str(expr.op.name) if isinstance(expr, Call) and isinstance(expr.op, Op) else ""
 
 
 def is_float32_image(expr: Expr) -> bool:
@@ -70,14 +71,44 @@ def static_shape(expr: Expr, ndim: int | None = None) -> tuple[int, ...] | None:
     return tuple(int(d) for d in dims)
 
 
+def shape_of(expr: Expr) -> tuple[int, ...]:
+    """Shape of a tensor whose shape is known to be static.
+
+    Raises
+    ------
+    ValueError
+        If it is not.
+    """
+    shape = static_shape(expr)
+    if shape is None:
+        raise ValueError(f"expected a tensor of static shape, got {expr} of type {expr.ty}")
+    return shape
+
+
+def array_of(expr: Expr) -> np.ndarray:
+    """Value of a tensor that is known to be a constant.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    value = constant(expr)
+    if value is None:
+        raise ValueError(f"expected a constant tensor, got {expr}; bind the parameters first")
+    return value
+
+
 def constant(expr: Expr) -> np.ndarray | None:
-    """Value of a tensor constant or a float literal, else None."""
+    """Value of a tensor constant (not copied) or a float literal, else None."""
     if isinstance(expr, tvm.tirx.FloatImm):
         return np.asarray(expr.value, str(expr.ty.dtype))
     if not isinstance(expr, GenericConst) or not isinstance(expr.ty, relax.TensorType):
         return None
     value = expr.value
-    return value.numpy() if hasattr(value, "numpy") else np.asarray(value, str(expr.ty.dtype))
+    if isinstance(value, tvm.runtime.Tensor):
+        return np.from_dlpack(value)
+    return np.asarray(value, str(expr.ty.dtype))
 
 
 def channel_constant(expr: Expr, out_channels: int) -> np.ndarray | None:
@@ -88,12 +119,10 @@ def channel_constant(expr: Expr, out_channels: int) -> np.ndarray | None:
     value = constant(expr)
     if value is None or value.dtype != np.float32 or value.ndim > 4:
         return None
-    padded = value.reshape((1,) * (4 - value.ndim) + value.shape)
-    if padded.shape[0] != 1 or padded.shape[2:] != (1, 1):
+    batch, channels, *image = (1,) * (4 - value.ndim) + value.shape
+    if batch != 1 or image != [1, 1] or channels not in (1, out_channels):
         return None
-    if padded.shape[1] not in (1, out_channels):
-        return None
-    return np.broadcast_to(padded.reshape(-1), (out_channels,)).copy()
+    return np.broadcast_to(value.reshape(-1), (out_channels,)).copy()
 
 
 def scalar_constant(expr: Expr) -> float | None:
@@ -124,6 +153,6 @@ class Uses:
         users = self.users.get(var, [])
         return users[0] if len(users) == 1 and users[0] is not OUTPUT else None
 
-    def definition(self, expr: Expr) -> Expr | None:
+    def definition(self, expr: Expr) -> Any:
         """Value bound to a variable; None for parameters and non-variables."""
         return self.value.get(expr) if isinstance(expr, Var) else None

@@ -11,6 +11,7 @@ Relax's own ``FoldBatchnormToConv2D`` leaves a convolution with a bias alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tvm
@@ -19,6 +20,7 @@ from tvm.ir import Call, Expr, Var
 
 from .dataflow import (
     Uses,
+    array_of,
     bindings_of,
     channel_constant,
     constant,
@@ -76,7 +78,7 @@ def _both_orders(args: list[Expr]) -> list[tuple[Expr, Expr]]:
     return [(args[0], args[1]), (args[1], args[0])]
 
 
-def _is_constant_conv(call: Expr | None) -> bool:
+def _is_constant_conv(call: Any) -> bool:
     return (
         op_name(call) == "relax.nn.conv2d"
         and constant(call.args[1]) is not None
@@ -108,13 +110,13 @@ def fold_constants(
 def _fold(uses: Uses, match: _Match) -> tuple[Call, Call]:
     """New values of the convolution and of the batch norm's output."""
     conv, norm = uses.value[match.conv], uses.value[match.batch_norm]
-    weight = constant(conv.args[1])
+    weight = array_of(conv.args[1])
     bias = None
     if match.bias is not None:
         for first, second in _both_orders(uses.value[match.bias].args):
             if first == match.conv:
                 bias = channel_constant(second, weight.shape[0])
-    gamma, beta, mean, variance = (constant(arg) for arg in norm.args[1:5])
+    gamma, beta, mean, variance = (array_of(arg) for arg in norm.args[1:5])
     if not norm.attrs.scale:
         gamma = np.ones_like(gamma)
     if not norm.attrs.center:
@@ -151,7 +153,5 @@ def _transform(func: relax.Function) -> relax.Function:
 class FoldBatchNorm:
     """conv2d (+ bias) + batch_norm -> conv2d + bias, on constants."""
 
-    def transform_module(
-        self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext
-    ) -> tvm.IRModule:
+    def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         return map_functions(mod, _transform)

@@ -29,6 +29,7 @@ from .dataflow import (
     map_functions,
     op_name,
     rebuild,
+    shape_of,
     static_shape,
 )
 from .markers import ConvParams, Marker, parse
@@ -74,7 +75,7 @@ class _Chain:
         return True
 
     def _add(self, other: Expr) -> bool:
-        channels = channel_constant(other, static_shape(self.end)[1])
+        channels = channel_constant(other, shape_of(self.end)[1])
         if channels is not None and self.residual is None:
             self.bias = channels if self.bias is None else self.bias + channels
             return True
@@ -130,7 +131,5 @@ def _transform(func: relax.Function) -> relax.Function:
 class FuseEpilogue:
     """conv -> bias -> residual -> activation becomes one marker."""
 
-    def transform_module(
-        self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext
-    ) -> tvm.IRModule:
+    def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         return map_functions(mod, _transform)

@@ -48,16 +48,14 @@ class LowerMatmul:
     Parameters
     ----------
     target : PlaneTarget
-    config : MatvecConfig
+    config : MatvecConfig, optional
     """
 
-    def __init__(self, target: PlaneTarget, config: MatvecConfig = MatvecConfig()) -> None:
+    def __init__(self, target: PlaneTarget, config: MatvecConfig | None = None) -> None:
         self.target = target
-        self.config = config
+        self.config = config or MatvecConfig()
 
-    def transform_module(
-        self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext
-    ) -> tvm.IRModule:
+    def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         builder = relax.BlockBuilder(mod)
         for gv, func in relax_functions(mod):
             builder.update_func(gv, self._transform(func, builder))
@@ -75,7 +73,8 @@ class LowerMatmul:
                 dtypes = {str(call.args[0].ty.dtype), str(binding.var.ty.dtype)}
                 if shape is None or matrix is None or dtypes != {"float32"}:
                     continue
-                primfunc = matvec(*shape, matrix.shape[1], self.target, self.config)
+                k, n = matrix.shape
+                primfunc = matvec(shape[0], k, n, self.target, self.config)
                 gv = builder.add_func(primfunc.without_attr("global_symbol"), "matvec")
                 packed = pack_columns(matrix, self.config.vectors * self.target.lanes)
                 value = relax.call_tir(

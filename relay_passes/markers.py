@@ -52,7 +52,7 @@ class Marker:
         return relax.BlockBuilder().normalize(call)
 
 
-def parse(expr: Expr | None) -> Marker | None:
+def parse(expr: Any) -> Marker | None:
     """The marker that ``expr`` is, or None."""
     if op_name(expr) != "relax.call_pure_packed" or not isinstance(expr.args[0], relax.ExternFunc):
         return None
@@ -95,15 +95,23 @@ class ConvParams:
         for key in ("strides", "padding", "dilation"):
             data[key] = tuple(data[key])
         for key in ("in_layout", "out_layout", "residual_layout"):
-            data[key] = layout_from_list(data[key])
+            data[key] = None if data[key] is None else layout_from_list(data[key])
         return cls(**data)
 
 
 def layout_to_list(layout: PlaneLayout | None) -> list[int] | None:
-    """``[height, width, pad, row_stride, origin, size]``."""
+    """``[height, width, pad, row_stride, origin, size]``; None as long as there is no layout."""
     return None if layout is None else list(asdict(layout).values())
 
 
-def layout_from_list(values: list[int] | None) -> PlaneLayout | None:
-    """Inverse of :func:`layout_to_list`."""
-    return None if values is None else PlaneLayout(*values)
+def layout_from_list(values: list[int] | None) -> PlaneLayout:
+    """Inverse of :func:`layout_to_list` for a tensor that has a layout.
+
+    Raises
+    ------
+    ValueError
+        If it has none.
+    """
+    if values is None:
+        raise ValueError("a marker without layout cannot be scheduled; run PlaneLayout before")
+    return PlaneLayout(*values)

@@ -7,12 +7,14 @@ the report here; nothing is skipped silently.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import tvm
 from tvm import relax
 from tvm.ir import Call, Expr
 
-from .dataflow import bindings_of, constant, map_functions, op_name, rebuild, static_shape
+from .dataflow import bindings_of, constant, map_functions, op_name, rebuild, shape_of, static_shape
 from .markers import ConvParams, Marker
 from .report import LayerRow, ReportBuilder
 
@@ -52,7 +54,7 @@ def rejection(call: Call, out: Expr) -> str:
         return f"dtypes {'/'.join(dtypes)}; only float32 is supported"
     if static_shape(data, 4) is None or static_shape(out, 4) is None:
         return "dynamic shape; compile with fixed shapes"
-    if max(np.prod(static_shape(e), dtype=np.int64) for e in (data, out)) > MAX_ELEMENTS:
+    if max(np.prod(shape_of(e), dtype=np.int64) for e in (data, out)) > MAX_ELEMENTS:
         return "an activation exceeds 32-bit indexing; reduce the batch"
     value = constant(weight)
     if value is None:
@@ -61,7 +63,7 @@ def rejection(call: Call, out: Expr) -> str:
         return "the weight holds NaN or Inf"
     if max(int(s) for s in attrs.strides) > MAX_STRIDE:
         return f"stride {_pair(attrs.strides)}; at most {MAX_STRIDE} is supported"
-    groups, in_channels = int(attrs.groups), static_shape(data)[1]
+    groups, in_channels = int(attrs.groups), shape_of(data)[1]
     if groups != 1 and not _is_depthwise(groups, in_channels):
         return f"grouped convolution ({groups} groups of {in_channels // groups} in_channels)"
     return ""
@@ -71,7 +73,7 @@ def _is_depthwise(groups: int, in_channels: int) -> bool:
     return groups == in_channels and groups > 1
 
 
-def _pair(values: object) -> tuple[int, ...]:
+def _pair(values: Any) -> Any:
     return tuple(int(v) for v in values)
 
 
@@ -106,10 +108,8 @@ def describe(call: Call, out: Expr, layer: str, reason: str) -> LayerRow:
 def marker_of(call: Call, layer: str) -> Marker:
     """The marker of an accepted convolution."""
     attrs = call.attrs
-    depthwise = _is_depthwise(int(attrs.groups), static_shape(call.args[0])[1])
-    params = ConvParams(
-        layer, _pair(attrs.strides), _pair(attrs.padding), _pair(attrs.dilation)
-    )
+    depthwise = _is_depthwise(int(attrs.groups), shape_of(call.args[0])[1])
+    params = ConvParams(layer, _pair(attrs.strides), _pair(attrs.padding), _pair(attrs.dilation))
     op = "depthwise_conv2d" if depthwise else "conv2d"
     return Marker(op, tuple(call.args), params.to_dict())
 
@@ -130,9 +130,7 @@ class PatternRewrite:
         self.report = report
         self.unsupported = unsupported
 
-    def transform_module(
-        self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext
-    ) -> tvm.IRModule:
+    def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         return map_functions(mod, self._transform)
 
     def _transform(self, func: relax.Function) -> relax.Function:

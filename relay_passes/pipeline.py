@@ -15,6 +15,7 @@ from topi_kernels.plane_ops import PlaneTarget
 from topi_kernels.target_family import CPU_FAMILIES, num_cores, target_family
 
 from .fold_batch_norm import FoldBatchNorm
+from .fold_constants import FoldConstants
 from .fuse_epilogue import FuseEpilogue
 from .lower_matmul import LowerMatmul
 from .pattern_rewrite import PatternRewrite
@@ -32,9 +33,7 @@ REPORT_ATTRIBUTE = f"{PIPELINE}.report"
 def normalize_passes() -> list[Pass]:
     """Constants and tuples out of the way, batch norms folded, activations named."""
     return [
-        relax.transform.FoldConstant(),
-        relax.transform.CanonicalizeBindings(),
-        relax.transform.DeadCodeElimination(),
+        FoldConstants(),
         FoldBatchNorm(),
         RecognizeActivations(),
     ]

@@ -27,6 +27,7 @@ from .dataflow import (
     map_functions,
     op_name,
     rebuild,
+    shape_of,
     static_shape,
 )
 from .markers import ConvParams, Marker, layout_to_list, parse
@@ -38,9 +39,9 @@ LayoutChooser = Callable[[int, int, int], Layout]
 class _PlaneOp:
     """An operator that works on planes.
 
-    ``images`` are the inputs that come as planes, ``pads`` the padding each of them needs; ``build``
-    makes the marker from the planes, their layouts and the layout of the output (None where the
-    output is no plane).
+    ``images`` are the inputs that come as planes, ``pads`` the padding each of them needs;
+    ``build`` makes the marker from the planes, their layouts and the layout of the output (None
+    where the output is no plane).
     """
 
     images: tuple[Expr, ...]
@@ -83,7 +84,7 @@ def _elementwise(images: tuple[Expr, ...], params: dict[str, Any]) -> _PlaneOp:
 def _windows_see_pixels(call: Call, out: Expr) -> bool:
     """Whether every window of a pool covers at least one pixel of the image."""
     attrs = call.attrs
-    size, out_size = static_shape(call.args[0])[2:], static_shape(out)[2:]
+    size, out_size = shape_of(call.args[0])[2:], shape_of(out)[2:]
     return all(
         int(attrs.padding[i]) < int(attrs.pool_size[i])
         and (out_size[i] - 1) * int(attrs.strides[i]) - int(attrs.padding[i]) < size[i]
@@ -151,7 +152,7 @@ def plane_op(value: Expr, out: Expr) -> _PlaneOp | None:
         axes = {int(a) % 4 for a in value.attrs.axis} if value.attrs.axis is not None else set()
         return _global_pool(value.args[0], bool(value.attrs.keepdims)) if axes == {2, 3} else None
     if name == "relax.nn.adaptive_avg_pool2d" and is_float32_image(value.args[0]):
-        is_global = str(value.attrs.layout) == "NCHW" and static_shape(out)[2:] == (1, 1)
+        is_global = str(value.attrs.layout) == "NCHW" and shape_of(out)[2:] == (1, 1)
         return _global_pool(value.args[0], True) if is_global else None
     return None
 
@@ -206,9 +207,7 @@ class _Block:
         for op in self.ops.values():
             for image, pad in zip(op.images, op.pads, strict=True):
                 pads[image] = max(pads.get(image, 0), pad)
-        return {
-            image: self.choose(*static_shape(image)[2:], pad) for image, pad in pads.items()
-        }
+        return {image: self.choose(*_height_width(image), pad) for image, pad in pads.items()}
 
     def run(self) -> list[relax.Binding]:
         for binding in self.bindings:
@@ -224,7 +223,7 @@ class _Block:
         return self.result
 
     def _plane_type(self, image: Expr) -> relax.TensorType:
-        batch, channels = static_shape(image)[:2]
+        batch, channels = shape_of(image)[:2]
         return relax.TensorType((batch, channels, self.layouts[image].size), "float32")
 
     def _planes_of(self, image: Expr) -> Expr:
@@ -280,6 +279,11 @@ class _Normal:
         return flatten(value, True)
 
 
+def _height_width(image: Expr) -> tuple[int, int]:
+    height, width = shape_of(image)[2:]
+    return height, width
+
+
 def _name(expr: Expr) -> str:
     return f"{expr.name}_planes" if isinstance(expr, Var) else "constant_planes"
 
@@ -297,9 +301,7 @@ class PlaneLayout:
     def __init__(self, choose: LayoutChooser) -> None:
         self.choose = choose
 
-    def transform_module(
-        self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext
-    ) -> tvm.IRModule:
+    def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         return map_functions(mod, self._transform)
 
     def _transform(self, func: relax.Function) -> relax.Function:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import tvm
 import tvm_ffi
@@ -33,6 +34,7 @@ from .dataflow import (
     rebuild,
     relax_functions,
     scalar_constant,
+    shape_of,
     static_shape,
 )
 from .markers import Marker, parse
@@ -74,9 +76,7 @@ class _Gate:
         return all(math.isclose(g, w, abs_tol=TOLERANCE) for g, w in zip(got, want, strict=True))
 
 
-def activation_marker(
-    x: Expr, activation: str, bounds: tuple[float, float] = (0.0, 0.0)
-) -> Marker:
+def activation_marker(x: Expr, activation: str, bounds: tuple[float, float] = (0.0, 0.0)) -> Marker:
     """The marker of ``activation(x)``; clips with a name of their own get it."""
     if activation in ("clip", "relu", "relu6"):
         activation = {(0.0, 6.0): "relu6", (0.0, INF): "relu"}.get(bounds, "clip")
@@ -146,7 +146,7 @@ class _Recognizer:
         func = self.mod[gv]
         for operator, low, high in ((topi.maximum, limit, INF), (topi.minimum, -INF, limit)):
             if tvm_ffi.structural_equal(
-                _anonymous(func), _anonymous(_reference(operator, shape, static_shape(args[1])))
+                _anonymous(func), _anonymous(_reference(operator, shape, shape_of(args[1])))
             ):
                 return args[0], low, high
         return None
@@ -157,8 +157,8 @@ class _Recognizer:
         if inner is None or self.uses.sole_user(x) is None:
             return activation_marker(x, "clip", (low, high))
         source, inner_low, inner_high = inner
-        bounds = tuple(min(max(v, low), high) for v in (inner_low, inner_high))
-        return activation_marker(source, "clip", bounds)
+        merged = _Gate(low=inner_low, high=inner_high).clipped(low, high)
+        return activation_marker(source, "clip", (merged.low, merged.high))
 
     def product(self, var: Var) -> Marker | None:
         """silu or hardswish whose last operator is ``var``."""
@@ -181,7 +181,7 @@ class _Recognizer:
                 return activation_marker(x, "hardswish")
         return None
 
-    def scale_of(self, value: Expr) -> tuple[float | None, Expr | None]:
+    def scale_of(self, value: Any) -> tuple[float | None, Any]:
         """``(factor, x)`` if ``value`` is ``x`` times or over a constant."""
         name = op_name(value)
         if name == "relax.divide":
@@ -209,10 +209,11 @@ class _Recognizer:
             gate = self.gate(x, base)
             return gate and gate.scaled(factor)
         if op_name(value) == "relax.add":
-            for x, term in (tuple(value.args), tuple(value.args)[::-1]):
-                if scalar_constant(term) is not None:
+            for x, other in (tuple(value.args), tuple(value.args)[::-1]):
+                term = scalar_constant(other)
+                if term is not None:
                     gate = self.gate(x, base)
-                    return gate and gate.shifted(scalar_constant(term))
+                    return gate and gate.shifted(term)
         return None
 
     def hardsigmoid(self, var: Var) -> Marker | None:
@@ -231,8 +232,8 @@ class _Recognizer:
                 return activation_marker(base, "hardsigmoid")
 
 
-def _is_call(value: Expr | None) -> bool:
-    return op_name(value) is not None
+def _is_call(value: Any) -> bool:
+    return bool(op_name(value))
 
 
 def _anonymous(func: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
@@ -256,9 +257,7 @@ def _reference(
 class RecognizeActivations:
     """Spellings of activations -> ``activation`` markers; what becomes unused is removed."""
 
-    def transform_module(
-        self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext
-    ) -> tvm.IRModule:
+    def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         result = mod.clone()
         for gv, func in relax_functions(mod):
             result.update_func(gv, _Recognizer(mod, func).run(func))

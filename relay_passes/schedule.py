@@ -21,7 +21,7 @@ from topi_kernels.plane_ops import PlaneTarget
 from topi_kernels.plane_windows import Window
 
 from .conv_task import ConvTask
-from .dataflow import bindings_of, constant, rebuild, relax_functions, static_shape
+from .dataflow import array_of, bindings_of, rebuild, relax_functions, shape_of
 from .markers import ConvParams, Marker, layout_from_list, parse
 from .report import ReportBuilder
 
@@ -37,7 +37,7 @@ def plan_marker(
     marker: Marker, batch: int, target: PlaneTarget, config_for: ConfigFor = no_records
 ) -> ConvPlan:
     """Plan of a ``plane_conv2d`` marker, with the tuned config if there is one."""
-    weight = constant(marker.tensors[1])
+    weight = array_of(marker.tensors[1])
     params = ConvParams.from_dict(marker.params)
     task = ConvTask.from_weight(weight, batch, params, target.family)
     return task.plan(weight, target.num_threads, config_for(task))
@@ -72,16 +72,23 @@ class _Scheduler:
             gv, args = self.conv(marker)
         elif marker.op == "plane_depthwise":
             gv, args = self.depthwise(marker, out)
-        else:
-            key = (marker.op, static_shape(out)[:2], repr(marker.params))
+        elif marker.op in _PLANE_OPS:
+            batch, channels = shape_of(out)[:2]
+            key = (marker.op, batch, channels, repr(marker.params))
             make = _PLANE_OPS[marker.op]
-            gv = self.function(key, lambda: make(static_shape(out)[:2], marker, self.target))
+            gv = self.function(key, lambda: make((batch, channels), marker, self.target))
             args = list(marker.tensors)
+        else:
+            raise ValueError(
+                f"the marker {marker.op!r} cannot be scheduled; expected one of"
+                f" {sorted([*_PLANE_OPS, 'plane_conv2d', 'plane_depthwise'])}: run PlaneLayout"
+                " before"
+            )
         return self.builder.normalize(relax.call_tir(gv, args, out_ty=out.ty))
 
     def conv(self, marker: Marker) -> tuple[GlobalVar, list[Expr]]:
         x, _weight, *epilogue = marker.tensors
-        plan = plan_marker(marker, static_shape(x)[0], self.target, self.config_for)
+        plan = plan_marker(marker, shape_of(x)[0], self.target, self.config_for)
         gv = self.function((plan.workload, plan.config), plan.primfunc)
         config = asdict(plan.config) if hasattr(plan.config, "__dataclass_fields__") else {}
         self.report.update(
@@ -94,18 +101,20 @@ class _Scheduler:
 
     def depthwise(self, marker: Marker, out: Var) -> tuple[GlobalVar, list[Expr]]:
         params = ConvParams.from_dict(marker.params)
+        in_layout = layout_from_list(marker.params["in_layout"])
+        out_layout = layout_from_list(marker.params["out_layout"])
         x, weight, *bias = marker.tensors
-        value = constant(weight)
-        (batch, in_channels), channels = static_shape(x)[:2], static_shape(out)[1]
+        value = array_of(weight)
+        (batch, in_channels), channels = shape_of(x)[:2], shape_of(out)[1]
         window = Window(value.shape[2:], params.strides, params.padding[:2], params.dilation)
-        key = (batch, channels, window, params.in_layout, params.out_layout, params.activation)
+        key = (batch, channels, window, in_layout, out_layout, params.activation)
 
         def make() -> tirx.PrimFunc:
             return plane_windows.depthwise_conv(
                 batch,
                 channels,
-                params.in_layout,
-                params.out_layout,
+                in_layout,
+                out_layout,
                 window,
                 self.target,
                 bias=params.bias,
@@ -187,9 +196,7 @@ class Schedule:
         self.report = report
         self.config_for = config_for
 
-    def transform_module(
-        self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext
-    ) -> tvm.IRModule:
+    def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         scheduler = _Scheduler(mod, self.target, self.config_for, self.report)
         for gv, func in relax_functions(mod):
             blocks = []

@@ -21,9 +21,7 @@ def import_torch(model, *inputs, dynamic_shapes=None):
     """Relax module of a torch model, parameters bound."""
     with torch.no_grad():
         program = torch.export.export(model.eval(), inputs, dynamic_shapes=dynamic_shapes)
-    return from_exported_program(
-        program, keep_params_as_input=False, unwrap_unit_return_tuple=True
-    )
+    return from_exported_program(program, keep_params_as_input=False, unwrap_unit_return_tuple=True)
 
 
 def execute(executable, *inputs):
@@ -38,9 +36,7 @@ def check_against_torch(model, *inputs, target="pattern/native", num_threads=1, 
     with torch.no_grad():
         want = model.eval()(*inputs)
     want = want if isinstance(want, tuple) else (want,)
-    mod, report = pipeline.lower(
-        import_torch(model, *inputs), target, num_threads=num_threads
-    )
+    mod, report = pipeline.lower(import_torch(model, *inputs), target, num_threads=num_threads)
     relax.analysis.well_formed(mod)
     got = execute(tvm.compile(mod, resolve(target)), *[x.numpy() for x in inputs])
     assert len(got) == len(want)

@@ -18,7 +18,9 @@ def random(*shape, seed=0):
 
 
 @pytest.mark.parametrize("family", [X86_AVX512, X86_AVX2, ARM_NEON])
-@pytest.mark.parametrize("rows,k,n", [(1, 1, 1), (1, 37, 63), (2, 5, 64), (7, 20, 65), (4, 3, 200)])
+@pytest.mark.parametrize(
+    ("rows", "k", "n"), [(1, 1, 1), (1, 37, 63), (2, 5, 64), (7, 20, 65), (4, 3, 200)]
+)
 def test_product(rows, k, n, family):
     target, config = PlaneTarget(family, 2), MatvecConfig()
     x, matrix = random(rows, k), random(k, n, seed=1)
@@ -74,7 +76,7 @@ def test_pass(transposed):
 
 
 @pytest.mark.parametrize(
-    "emit,shape",
+    ("emit", "shape"),
     [
         (lambda b, x: relax.op.matmul(x, x), (6, 6)),
         (lambda b, x: relax.op.matmul(x, relax.const(random(6, 4))), (1, 2, 6)),

@@ -11,8 +11,13 @@ from tvm import relax
 from tvm.target import Target
 
 from relay_passes import pipeline
-from relay_passes.report import RewriteReport
+from relay_passes.fold_constants import FoldConstants
+from relay_passes.markers import layout_from_list
+from relay_passes.pattern_rewrite import PatternRewrite
+from relay_passes.report import ReportBuilder, RewriteReport
+from relay_passes.schedule import Schedule
 from relay_passes.targets import resolve
+from topi_kernels.plane_ops import PlaneTarget
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +56,9 @@ class Residual(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 7, 2, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 8, 7, 2, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()
+        )
         self.pool = nn.MaxPool2d(3, 2, 1)
         self.a = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8))
         self.b = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16))
@@ -122,7 +129,8 @@ class Plain(nn.Module):
 @pytest.mark.parametrize("shape", [(1, 3, 32, 32), (2, 3, 29, 41)])
 def test_networks(network, shape):
     report = check_against_torch(prune(shake(network())), torch.randn(shape))
-    assert len(report) > 0 and not report.skipped
+    assert len(report) > 0
+    assert not report.skipped
 
 
 @pytest.mark.parametrize("target", ["pattern/x86-avx2", "pattern/native"])
@@ -164,7 +172,7 @@ def test_activations(act):
 
 
 class Branches(nn.Module):
-    """Concatenation (not an island operator), several consumers, an output that is a convolution."""
+    """Concatenation (no island operator), several consumers, an output that is a convolution."""
 
     def __init__(self):
         super().__init__()
@@ -224,9 +232,11 @@ class Rest(nn.Module):
 def test_what_is_left_dense_has_a_reason():
     report = check_against_torch(Rest(), torch.randn(1, 4, 8, 9))
     reasons = {row.op: row.reason for row in report.skipped}
-    assert len(report) == 6 and len(report.taken) == 1
+    assert len(report) == 6
+    assert len(report.taken) == 1
     assert "transposed" in reasons["nn.conv2d_transpose"]
-    assert "1-D" in reasons["nn.conv1d"] and "3-D" in reasons["nn.conv3d"]
+    assert "1-D" in reasons["nn.conv1d"]
+    assert "3-D" in reasons["nn.conv3d"]
     two_d = [row.reason for row in report.skipped if row.op == "nn.conv2d"]
     assert any("grouped convolution (2 groups" in r for r in two_d)
     assert any("stride (3, 3)" in r for r in two_d)
@@ -310,7 +320,8 @@ def test_gpu_is_reported_and_left_to_tvm():
     mod = import_torch(nn.Conv2d(1, 1, 1), torch.randn(1, 1, 2, 2))
     _, report = pipeline.lower(mod, "pattern/mali")
     (row,) = report
-    assert not row.taken and "no schedules for the family 'mali'" in row.reason
+    assert not row.taken
+    assert "no schedules for the family 'mali'" in row.reason
 
 
 def test_lower_rejects_bad_arguments(tmp_path):
@@ -321,6 +332,28 @@ def test_lower_rejects_bad_arguments(tmp_path):
         pipeline.lower(mod, "pattern/native", tuning_log=tmp_path / "missing.json")
     with pytest.raises(ValueError, match="unknown target"):
         pipeline.lower(mod, "pattern/pentium")
+
+
+def test_threads_change_no_bit():
+    model, x = prune(shake(Inverted())).eval(), torch.randn(1, 3, 40, 40)
+    results = []
+    for threads in (1, 2):
+        lowered, _ = pipeline.lower(import_torch(model, x), "pattern/native", num_threads=threads)
+        executable = tvm.compile(lowered, resolve("pattern/native"))
+        results.append(execute(executable, x.numpy())[0])
+    np.testing.assert_array_equal(*results)
+
+
+def test_markers_without_layout_are_refused():
+    """Schedule says which pass is missing."""
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, groups=4))
+    mod = import_torch(model, torch.randn(1, 4, 5, 5))
+    report, target = ReportBuilder(), PlaneTarget("generic")
+    marked = tvm.transform.Sequential([FoldConstants(), PatternRewrite(report)])(mod)
+    with pytest.raises(Exception, match="'conv2d' cannot be scheduled; expected one of"):
+        Schedule(target, report)(marked)
+    with pytest.raises(ValueError, match="run PlaneLayout before"):
+        layout_from_list(None)
 
 
 def test_repeated_layers_share_a_primfunc():

@@ -57,7 +57,10 @@ def assert_same(got, expected):
                         b.var,
                         tvm.ir.Call(
                             b.value.op,
-                            [ones(a) if isinstance(a, tvm.ir.GenericConst) else a for a in b.value.args],
+                            [
+                                ones(a) if isinstance(a, tvm.ir.GenericConst) else a
+                                for a in b.value.args
+                            ],
                             b.value.attrs,
                         ),
                     )

@@ -74,7 +74,8 @@ def test_whole_chain(activation, swapped):
         return [g.act(y, activation, bounds)]
 
     graph = Graph().run(emit)
-    assert graph.facts("c") == (True, True, activation) and graph.others == []
+    assert graph.facts("c") == (True, True, activation)
+    assert graph.others == []
     x, _weight, bias, residual = graph.markers["c"].tensors
     np.testing.assert_array_equal(bias.value.numpy(), BIAS.reshape(-1))
     assert residual.same_as(x)
@@ -87,14 +88,16 @@ def test_biases_add_up():
         return [g.add(y, np.ones((4, 1, 1), "float32"))]
 
     graph = Graph().run(emit)
-    assert graph.facts("c") == (True, False, "none") and graph.others == []
+    assert graph.facts("c") == (True, False, "none")
+    assert graph.others == []
     bias = graph.markers["c"].tensors[2].value.numpy()
     np.testing.assert_array_equal(bias, BIAS.reshape(-1) + 3)
 
 
 def test_bias_after_residual_stays_outside():
     graph = Graph().run(lambda g: [g.add(g.add(g.conv("c"), g.x), BIAS)])
-    assert graph.facts("c") == (False, True, "none") and graph.others == ["relax.add"]
+    assert graph.facts("c") == (False, True, "none")
+    assert graph.others == ["relax.add"]
 
 
 def test_constant_of_the_image_is_no_bias():
@@ -102,7 +105,8 @@ def test_constant_of_the_image_is_no_bias():
     row = np.ones((1, 1, 1, 7), "float32")
     for value in (image, row):
         graph = Graph().run(lambda g, value=value: [g.add(g.conv("c"), value)])
-        assert graph.facts("c") == (False, False, "none") and graph.others == ["relax.add"]
+        assert graph.facts("c") == (False, False, "none")
+        assert graph.others == ["relax.add"]
 
 
 def test_second_activation_stays_outside():
@@ -110,13 +114,15 @@ def test_second_activation_stays_outside():
         return [g.act(g.act(g.conv("c"), "silu"), "hardswish")]
 
     graph = Graph().run(emit)
-    assert graph.facts("c") == (False, False, "silu") and graph.others == ["hardswish"]
+    assert graph.facts("c") == (False, False, "silu")
+    assert graph.others == ["hardswish"]
 
 
-@pytest.mark.parametrize("activation,bounds", [("clip", (-1.0, 1.0)), ("sigmoid", (0.0, 0.0))])
+@pytest.mark.parametrize(("activation", "bounds"), [("clip", (-1.0, 1.0)), ("sigmoid", (0.0, 0.0))])
 def test_activations_that_the_operator_lacks(activation, bounds):
     graph = Graph().run(lambda g: [g.act(g.conv("c"), activation, bounds)])
-    assert graph.facts("c") == (False, False, "none") and graph.others == [activation]
+    assert graph.facts("c") == (False, False, "none")
+    assert graph.others == [activation]
 
 
 def test_several_consumers():
@@ -135,11 +141,13 @@ def test_convolution_that_is_an_output():
         return [y, g.act(y, "silu")]
 
     graph = Graph().run(emit)
-    assert graph.facts("c") == (False, False, "none") and "silu" in graph.others
+    assert graph.facts("c") == (False, False, "none")
+    assert "silu" in graph.others
 
 
 def test_sum_of_two_convolutions():
     """One takes the addition; the other one keeps its own bias and becomes the residual."""
+
     def emit(g):
         a, b = g.add(g.conv("a"), BIAS), g.add(BIAS + 1, g.conv("b"))
         return [g.act(g.add(a, b), "silu")]
@@ -156,7 +164,8 @@ def test_twice_itself_is_no_residual():
         return [g.add(y, y)]
 
     graph = Graph().run(emit)
-    assert graph.facts("c") == (False, False, "none") and graph.others == ["relax.add"]
+    assert graph.facts("c") == (False, False, "none")
+    assert graph.others == ["relax.add"]
 
 
 def test_residual_of_another_shape():
@@ -173,11 +182,13 @@ def test_depthwise_takes_no_residual():
         return [g.add(g.add(g.conv("c", op="depthwise_conv2d"), BIAS), g.x)]
 
     graph = Graph().run(emit)
-    assert graph.facts("c") == (True, False, "none") and graph.others == ["relax.add"]
+    assert graph.facts("c") == (True, False, "none")
+    assert graph.others == ["relax.add"]
 
 
 def test_chain_of_blocks():
     """A fused chain feeds the next convolution and its residual."""
+
     def emit(g):
         a = g.act(g.conv("a"), "silu")
         return [g.act(g.add(a, g.conv("b", a)), "silu")]
@@ -198,12 +209,17 @@ def test_before_and_expected():
         def main(x: R.Tensor((1, 4, 6, 7), "float32"), w: R.Tensor((4, 4, 3, 3), "float32")):
             with R.dataflow():
                 c = R.call_pure_packed(
-                    "pattern_sparse.conv2d", x, w, R.str(conv),
+                    "pattern_sparse.conv2d",
+                    x,
+                    w,
+                    R.str(conv),
                     ty_args=R.Tensor((1, 4, 6, 7), "float32"),
                 )
                 s = R.add(x, c)
                 y = R.call_pure_packed(
-                    "pattern_sparse.activation", s, R.str(relu),
+                    "pattern_sparse.activation",
+                    s,
+                    R.str(relu),
                     ty_args=R.Tensor((1, 4, 6, 7), "float32"),
                 )
                 R.output(y)
@@ -215,7 +231,11 @@ def test_before_and_expected():
         def main(x: R.Tensor((1, 4, 6, 7), "float32"), w: R.Tensor((4, 4, 3, 3), "float32")):
             with R.dataflow():
                 y = R.call_pure_packed(
-                    "pattern_sparse.conv2d", x, w, x, R.str(fused),
+                    "pattern_sparse.conv2d",
+                    x,
+                    w,
+                    x,
+                    R.str(fused),
                     ty_args=R.Tensor((1, 4, 6, 7), "float32"),
                 )
                 R.output(y)

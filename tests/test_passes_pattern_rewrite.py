@@ -8,7 +8,7 @@ from tvm import relax
 from tvm.script import ir as I
 from tvm.script import relax as R
 
-from relay_passes.markers import ConvParams, Marker, layout_from_list, parse
+from relay_passes.markers import ConvParams, Marker, layout_from_list, layout_to_list, parse
 from relay_passes.pattern_rewrite import PatternRewrite
 from relay_passes.report import LayerRow, ReportBuilder, RewriteReport
 from topi_kernels.layout import PlaneLayout
@@ -77,12 +77,13 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("mod,reason", REFUSED.values(), ids=REFUSED.keys())
+@pytest.mark.parametrize(("mod", "reason"), REFUSED.values(), ids=REFUSED.keys())
 def test_refusals_are_recorded(mod, reason):
     after, report = rewrite(mod)
     tvm.ir.assert_structural_equal(after, mod)
     (row,) = report
-    assert not row.taken and row.layer == "layer"
+    assert not row.taken
+    assert row.layer == "layer"
     with pytest.raises(AssertionError, match=reason):
         raise AssertionError(row.reason)
 
@@ -99,7 +100,9 @@ def test_facts_of_a_row():
     value[:, :, 0] = 0
     _, report = rewrite(conv_module(value, strides=2, padding=1))
     (row,) = report
-    assert row.taken and row.reason == "" and row.op == "nn.conv2d"
+    assert row.taken
+    assert row.reason == ""
+    assert row.op == "nn.conv2d"
     assert (row.in_shape, row.out_shape) == ((1, 4, 8, 9), (1, 6, 4, 5))
     assert (row.kernel_size, row.stride) == ((3, 3), (2, 2))
     assert row.sparsity == pytest.approx(1 / 3)
@@ -110,22 +113,22 @@ def test_facts_of_a_row():
 
 def test_flops_of_a_transposed_convolution():
     """Every weight meets every input pixel once."""
-    _, report = rewrite(
-        conv_module(weight(4, 5, 2, 2), op=relax.op.nn.conv2d_transpose, strides=2)
-    )
+    _, report = rewrite(conv_module(weight(4, 5, 2, 2), op=relax.op.nn.conv2d_transpose, strides=2))
     assert report.rows[0].dense_equivalent_gflop == pytest.approx(2 * 4 * 5 * 4 * 8 * 9 / 1e9)
 
 
 def test_unpruned_convolution_says_so():
     _, report = rewrite(conv_module(weight(4, 4, 3, 3)))
-    assert report.rows[0].taken and "not pruned" in report.rows[0].reason
+    assert report.rows[0].taken
+    assert "not pruned" in report.rows[0].reason
 
 
 @pytest.mark.parametrize("multiplier", [1, 2])
 def test_depthwise(multiplier):
     after, report = rewrite(conv_module(weight(4 * multiplier, 1, 3, 3), groups=4))
     marker = parse(after["main"].body.blocks[0].bindings[0].value)
-    assert marker.op == "depthwise_conv2d" and report.rows[0].taken
+    assert marker.op == "depthwise_conv2d"
+    assert report.rows[0].taken
 
 
 def test_single_in_channel_is_an_ordinary_convolution():
@@ -144,7 +147,10 @@ def test_before_and_expected():
         def main(x: R.Tensor((1, 4, 8, 9), "float32"), w: R.Tensor((4, 4, 3, 3), "float32")):
             with R.dataflow():
                 y = R.call_pure_packed(
-                    "pattern_sparse.conv2d", x, w, R.str(expected_text),
+                    "pattern_sparse.conv2d",
+                    x,
+                    w,
+                    R.str(expected_text),
                     ty_args=R.Tensor((1, 4, 8, 11), "float32"),
                 )
                 R.output(y)
@@ -165,7 +171,8 @@ def test_report_names_stay_unique_and_survive_json():
     assert RewriteReport.from_json(report.to_json()) == report
     assert [row.layer for row in report.taken] == ["conv"]
     assert [row.layer for row in report.skipped] == ["conv.1"]
-    assert "why" in str(report) and "conv.1" in str(report)
+    assert "why" in str(report)
+    assert "conv.1" in str(report)
     with pytest.raises(KeyError):
         builder.update("missing", group=2)
 
@@ -175,8 +182,11 @@ def test_marker_round_trip():
     params = ConvParams("a", (1, 2), (0, 1, 2, 3), (1, 1), in_layout=layout, out_layout=layout)
     x = relax.Var("x", relax.TensorType((1,), "float32"))
     marker = parse(Marker("plane_conv2d", (x, x), params.to_dict()).call(x.ty))
-    assert marker.op == "plane_conv2d" and len(marker.tensors) == 2
+    assert marker.op == "plane_conv2d"
+    assert len(marker.tensors) == 2
     assert ConvParams.from_dict(marker.params) == params
-    assert layout_from_list(None) is None
+    assert layout_from_list(layout_to_list(layout)) == layout
     other = relax.call_pure_packed("someone.elses", x, ty_args=x.ty)
-    assert parse(other) is None and parse(x) is None and parse(None) is None
+    assert parse(other) is None
+    assert parse(x) is None
+    assert parse(None) is None

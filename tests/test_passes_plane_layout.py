@@ -29,9 +29,7 @@ class Graph:
 
     def conv(self, source, k=3, residual=None, op="conv2d"):
         pad = k // 2
-        params = ConvParams(
-            f"k{k}", (1, 1), (pad,) * 4, (1, 1), residual=residual is not None
-        )
+        params = ConvParams(f"k{k}", (1, 1), (pad,) * 4, (1, 1), residual=residual is not None)
         weight = relax.const(np.ones((4, 4 if op == "conv2d" else 1, k, k), "float32"))
         tensors = (source, weight) if residual is None else (source, weight, residual)
         return self.emit(Marker(op, tensors, params.to_dict()).call(TYPE))
@@ -80,7 +78,8 @@ def test_padding_is_the_largest_of_the_readers():
     graph = Graph().run(emit)
     pads = [m.params["in_layout"][2] for m in graph.find("plane_conv2d")]
     assert pads == [0, 2, 2, 2]
-    assert graph.ops.count("plane_pack") == 1 and graph.ops.count("plane_unpack") == 3
+    assert graph.ops.count("plane_pack") == 1
+    assert graph.ops.count("plane_unpack") == 3
 
 
 def test_residual_from_outside_is_packed_once():
@@ -124,7 +123,8 @@ def test_adaptive_pool_to_one_pixel():
 
     graph = Graph().run(emit)
     assert "plane_global_pool" in graph.ops
-    assert "plane_unpack" in graph.ops and "relax.nn.adaptive_avg_pool2d" in graph.ops
+    assert "plane_unpack" in graph.ops
+    assert "relax.nn.adaptive_avg_pool2d" in graph.ops
 
 
 def test_value_used_inside_and_outside_is_unpacked_once():
@@ -152,7 +152,8 @@ def test_concatenation_splits_the_island():
         return [g.conv(half)]
 
     graph = Graph().run(emit)
-    assert graph.ops.count("plane_unpack") == 3 and graph.ops.count("plane_pack") == 2
+    assert graph.ops.count("plane_unpack") == 3
+    assert graph.ops.count("plane_pack") == 2
 
 
 @pytest.mark.parametrize(
@@ -185,7 +186,8 @@ def test_addition_of_another_shape_does_not_join():
 )
 def test_activation_outside_an_island_becomes_relax_again(activation):
     graph = Graph().run(lambda g: [g.act(g.x, activation, (-1.0, 1.0))])
-    assert graph.ops and all(op.startswith("relax.") for op in graph.ops)
+    assert graph.ops
+    assert all(op.startswith("relax.") for op in graph.ops)
 
 
 def test_depthwise_and_convolution_share_planes():
@@ -202,8 +204,10 @@ def test_before_and_expected():
     pack = text(out_layout=layout_to_list(padded))
     unpack = text(in_layout=layout_to_list(bare))
     placed = conv_text(
-        "c", padding=(1, 1, 1, 1),
-        in_layout=layout_to_list(padded), out_layout=layout_to_list(bare),
+        "c",
+        padding=(1, 1, 1, 1),
+        in_layout=layout_to_list(padded),
+        out_layout=layout_to_list(bare),
     )
     in_type = relax.TensorType((1, 4, padded.size), "float32")
     out_type = relax.TensorType((1, 4, bare.size), "float32")
@@ -214,7 +218,10 @@ def test_before_and_expected():
         def main(x: R.Tensor((1, 4, 6, 8), "float32"), w: R.Tensor((4, 4, 3, 3), "float32")):
             with R.dataflow():
                 c = R.call_pure_packed(
-                    "pattern_sparse.conv2d", x, w, R.str(conv),
+                    "pattern_sparse.conv2d",
+                    x,
+                    w,
+                    R.str(conv),
                     ty_args=R.Tensor((1, 4, 6, 8), "float32"),
                 )
                 y = R.exp(c)
@@ -226,14 +233,14 @@ def test_before_and_expected():
         @R.function
         def main(x: R.Tensor((1, 4, 6, 8), "float32"), w: R.Tensor((4, 4, 3, 3), "float32")):
             with R.dataflow():
-                p = R.call_pure_packed(
-                    "pattern_sparse.plane_pack", x, R.str(pack), ty_args=in_type
-                )
+                p = R.call_pure_packed("pattern_sparse.plane_pack", x, R.str(pack), ty_args=in_type)
                 q = R.call_pure_packed(
                     "pattern_sparse.plane_conv2d", p, w, R.str(placed), ty_args=out_type
                 )
                 c = R.call_pure_packed(
-                    "pattern_sparse.plane_unpack", q, R.str(unpack),
+                    "pattern_sparse.plane_unpack",
+                    q,
+                    R.str(unpack),
                     ty_args=R.Tensor((1, 4, 6, 8), "float32"),
                 )
                 y = R.exp(c)

@@ -105,7 +105,7 @@ RECOGNIZED = {
 }
 
 
-@pytest.mark.parametrize("emit,expected", RECOGNIZED.values(), ids=RECOGNIZED.keys())
+@pytest.mark.parametrize(("emit", "expected"), RECOGNIZED.values(), ids=RECOGNIZED.keys())
 def test_spellings(emit, expected):
     assert recognized(emit) == ([expected], [])
 
@@ -139,7 +139,7 @@ def test_clip_with_another_user_is_not_merged():
     assert others == ["relax.add"]
 
 
-@pytest.mark.parametrize("shape,dtype", [((1, 4), "float32"), ((1, 4, 5, 6), "float16")])
+@pytest.mark.parametrize(("shape", "dtype"), [((1, 4), "float32"), ((1, 4, 5, 6), "float16")])
 def test_other_tensors_are_left_alone(shape, dtype):
     before = build(lambda b, x: relax.op.nn.relu(x), shape=shape, dtype=dtype)
     tvm.ir.assert_structural_equal(RecognizeActivations()(before), before)
@@ -193,6 +193,7 @@ def test_before_and_expected():
 
 def test_constants_of_float32_precision():
     """1/6 as exported, rounded to float32, still counts."""
+
     def emit(b, x):
         sixth = const(float(np.float32(1) / np.float32(6)))
         gate = b.emit(relax.op.clip(b.emit(relax.op.add(x, const(3.0))), 0, 6))

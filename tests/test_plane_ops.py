@@ -39,7 +39,7 @@ def random(*shape, seed=0, scale=3.0):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("height,width", SIZES)
+@pytest.mark.parametrize(("height", "width"), SIZES)
 def test_pack_and_unpack(height, width, family):
     layout = PlaneLayout.make(height, width, 1, 16)
     x = random(2, 3, height, width)
@@ -106,7 +106,7 @@ def test_unknown_names():
         _ = PlaneTarget("pentium").lanes
 
 
-@pytest.mark.parametrize("height,width", SIZES)
+@pytest.mark.parametrize(("height", "width"), SIZES)
 @pytest.mark.parametrize("keep_dims", [True, False])
 def test_global_avg_pool(height, width, keep_dims):
     layout = PlaneLayout.make(height, width, 1)
@@ -137,8 +137,8 @@ POOLS = [
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("window,bottom_right", POOLS)
-@pytest.mark.parametrize("height,width", [(4, 5), (14, 14), (9, 77), (7, 33)])
+@pytest.mark.parametrize(("window", "bottom_right"), POOLS)
+@pytest.mark.parametrize(("height", "width"), [(4, 5), (14, 14), (9, 77), (7, 33)])
 def test_max_pool(height, width, window, bottom_right, family):
     """All inputs negative: a zero of the padding would win every border window."""
     in_layout, out_layout = pool_layouts(height, width, window, bottom_right)
@@ -152,8 +152,8 @@ def test_max_pool(height, width, window, bottom_right, family):
 
 
 @pytest.mark.parametrize("include_pad", [True, False])
-@pytest.mark.parametrize("window,bottom_right", POOLS)
-@pytest.mark.parametrize("height,width", [(4, 5), (14, 14), (9, 77)])
+@pytest.mark.parametrize(("window", "bottom_right"), POOLS)
+@pytest.mark.parametrize(("height", "width"), [(4, 5), (14, 14), (9, 77)])
 def test_avg_pool(height, width, window, bottom_right, include_pad):
     in_layout, out_layout = pool_layouts(height, width, window, bottom_right)
     x = random(2, 2, height, width)
@@ -174,7 +174,7 @@ def test_avg_pool(height, width, window, bottom_right, include_pad):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize("height,width", [(1, 1), (7, 7), (14, 14), (9, 37), (5, 112)])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 7), (14, 14), (9, 37), (5, 112)])
 def test_depthwise(height, width, stride, family):
     window = Window((3, 3), (stride, stride), (1, 1))
     in_layout, out_layout = pool_layouts(height, width, window, (1, 1))
@@ -195,7 +195,13 @@ def test_depthwise_dilated_5x5_with_multiplier(rows):
     in_layout, out_layout = pool_layouts(11, 13, window, (4, 4))
     x, w = random(1, 2, 11, 13), random(4, 1, 5, 5, seed=1)
     func = plane_windows.depthwise_conv(
-        1, 4, in_layout, out_layout, window, PlaneTarget(X86_AVX2, 2), multiplier=2,
+        1,
+        4,
+        in_layout,
+        out_layout,
+        window,
+        PlaneTarget(X86_AVX2, 2),
+        multiplier=2,
         config=DepthwiseConfig(rows),
     )
     got = run(func, planes(x, in_layout), w[:, 0], out_shape=(1, 4, out_layout.size))
@@ -228,10 +234,10 @@ def test_window_errors():
         plane_windows.max_pool(
             1, 1, padded, PlaneLayout.make(8, 12, 0), Window((1, 1), (1, 1), (0, 0)), target
         )
+    dilated = Window((3, 3), (1, 1), (1, 1), (2, 2))
     with pytest.raises(ValueError, match="max_pool takes no dilation"):
-        dilated = Window((3, 3), (1, 1), (1, 1), (2, 2))
         plane_windows.max_pool(1, 1, padded, padded, dilated, target)
     with pytest.raises(ValueError, match="a window needs positive"):
         Window((3, 3), (0, 1), (1, 1))
-    with pytest.raises(ValueError, match="rows must be in 1..8"):
+    with pytest.raises(ValueError, match=r"rows must be in 1\.\.8"):
         DepthwiseConfig(9)

@@ -121,7 +121,8 @@ def fill_below(buffer: tirx.Buffer, index: list[Index], layout: PlaneLayout, lan
 def load(buffer: tirx.Buffer, index: list[Index], lanes: int) -> Expr:
     """Vector of ``lanes`` elements starting at ``index``."""
     *outer, last = index
-    return buffer[(*outer, T.ramp(last, 1, lanes) if lanes > 1 else last)]
+    where = T.ramp(last, 1, lanes) if lanes > 1 else last
+    return buffer[tuple(outer) + (where,)]
 
 
 def store(buffer: tirx.Buffer, value: Expr, index: list[Index], lanes: int) -> None:

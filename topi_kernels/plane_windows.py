@@ -6,6 +6,7 @@ stride of 2 loads two vectors and splits even from odd elements instead of gathe
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
@@ -148,7 +149,7 @@ def _row_loader(
     starts: list[Index],
     window: Window,
     lanes: int,
-    combine: Combine | None = None,
+    combine: Combine = operator.add,
 ) -> list[Expr]:
     """Kernel-column vectors of one or more input rows, rows folded by ``combine`` before."""
 
@@ -157,7 +158,9 @@ def _row_loader(
 
     def strided(offset: int) -> Expr:
         step = window.stride[1]
-        return reduce(combine, [x[(*plane, T.ramp(s + offset, step, lanes))] for s in starts])
+        return reduce(
+            combine, [x[tuple(plane) + (T.ramp(s + offset, step, lanes),)] for s in starts]
+        )
 
     return _columns(raw, window, lanes, strided)
 
@@ -270,16 +273,14 @@ def avg_pool(
 
             def vector(at: Index, width: int) -> None:
                 first = [s + (at * sw - left) for s in starts]
-                columns = _row_loader(x, [n, c], first, window, width, lambda a, b: a + b)
+                columns = _row_loader(x, [n, c], first, window, width, operator.add)
                 scale = T.Bind(T.float32(1) / (count * T.float32(kw)))
-                value = reduce(lambda a, b: a + b, columns) * broadcast(scale, width)
+                value = reduce(operator.add, columns) * broadcast(scale, width)
                 store(out, value, [n, c, out_layout.offset(y, at)], width)
 
             _for_each_column_vector(out_layout.width, lanes, vector)
             for ox, inside_x in [] if count_include_pad else borders:
-                total = reduce(
-                    lambda a, b: a + b, [x[n, c, s + ix] for s in starts for ix in inside_x]
-                )
+                total = reduce(operator.add, [x[n, c, s + ix] for s in starts for ix in inside_x])
                 value = total / (count * T.float32(len(inside_x)))
                 T.buffer_store(out, value, [n, c, out_layout.offset(y, ox)])
 
@@ -355,7 +356,7 @@ def depthwise_conv(
             source = c if multiplier == 1 else c // multiplier
 
             def vector(at: Index, width: int) -> None:
-                start = broadcast(b[c] if bias else 0.0, width)
+                start = broadcast(0.0 if b is None else b[c], width)
                 acc = [start] * rows
                 for r in range((rows - 1) * sh + window.reach[0] + 1):
                     uses = [
