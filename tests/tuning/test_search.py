@@ -1,0 +1,199 @@
+"""Spaces, tuners, the cost model and the scheduler, on recorded times: nothing is measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from topi_kernels.layout import PlaneLayout
+from topi_kernels.schedules.config import ConvConfig
+from tvm_pattern.tuning.cost_model import RankModel
+from tvm_pattern.tuning.lookup import config_from_dict
+from tvm_pattern.tuning.plots import plot_search
+from tvm_pattern.tuning.records import LogError
+from tvm_pattern.tuning.scheduler import TaskState, next_task
+from tvm_pattern.tuning.session import warm_start_sets
+from tvm_pattern.tuning.space import FEATURES, EmptySpaceError, Space
+from tvm_pattern.tuning.tasks import WeightedTask
+from tvm_pattern.tuning.tuners import TUNERS, make_tuner
+
+from .small import record_of, small_task, synthetic_times
+
+
+@pytest.fixture(scope="module")
+def space() -> Space:
+    task, _ = small_task(size=14, family="x86-avx512", out_channels=16, in_channels=16)
+    return Space(task)
+
+
+@pytest.fixture(scope="module")
+def times(space) -> np.ndarray:
+    return synthetic_times(space)
+
+
+def search(tuner, times: np.ndarray, trials: int, batch: int = 8) -> list[int]:
+    order: list[int] = []
+    while len(order) < trials:
+        picked = tuner.propose(min(batch, trials - len(order)))
+        if not picked:
+            break
+        order += picked
+        tuner.update(picked, times[picked])
+    return order
+
+
+def test_a_space_is_legal_and_has_the_default(space):
+    assert len(space) == len(set(space.configs)) > 100
+    assert all(space.task.illegal_reason(c) is None for c in space.configs)
+    assert space.default is not None
+    assert space.position(space.configs[5]) == 5
+    assert {c.loop_order for c in space.configs} == {"tile_outer", "filter_outer"}
+
+
+def test_points_outside_the_rules_are_dropped_with_a_reason():
+    task, _ = small_task()
+    space = Space(task, {"tile_rows": (100,)})
+    assert any("accumulators exceed the budget" in reason for reason in space.dropped)
+    assert all(c.tile_rows <= 8 for c in space.configs)
+
+
+def test_an_empty_space_is_an_error_that_says_why():
+    task, _ = small_task()
+    narrow = PlaneLayout(5, 5, 1, 6, 7, 50)
+    with pytest.raises(EmptySpaceError, match=r"empty search space.*row stride 6"):
+        Space(replace(task, out_layout=narrow, in_layout=narrow, max_group=1))
+
+
+def test_features_are_finite_and_named(space):
+    rows = space.features(range(10))
+    assert rows.shape == (10, len(FEATURES))
+    assert np.isfinite(rows).all()
+
+
+def test_neighbours_and_children_stay_in_the_space(space, rng):
+    for _ in range(50):
+        point = space.neighbour(3, rng)
+        assert 0 <= point < len(space)
+        assert 0 <= space.cross(point, 4, rng) < len(space)
+
+
+@pytest.mark.parametrize("name", sorted(TUNERS))
+def test_tuners_never_repeat_and_can_use_up_a_space(name):
+    task, _ = small_task(size=4)
+    space = Space(task, {})
+    order = search(make_tuner(name, space, 0), synthetic_times(space), len(space) + 10)
+    assert sorted(order) == list(range(len(space)))
+
+
+@pytest.mark.parametrize("name", sorted(TUNERS))
+def test_tuners_are_repeatable(name, space, times):
+    runs = [search(make_tuner(name, space, 3), times, 24) for _ in range(2)]
+    assert runs[0] == runs[1]
+
+
+def test_tuners_survive_failures(space):
+    failing = np.full(len(space), np.inf)
+    for name in TUNERS:
+        assert len(search(make_tuner(name, space, 0), failing, 32)) == 32
+
+
+def test_grid_follows_the_space(space, times):
+    assert search(make_tuner("grid", space, 0), times, 20) == list(range(20))
+
+
+@pytest.mark.parametrize("name", ["xgb", "genetic"])
+def test_guided_tuners_beat_random(name, space, times):
+    """Against the mean of random, on times the schedule's estimate explains in part."""
+    trials, seeds = 48, range(3)
+    found = {
+        n: np.mean([times[search(make_tuner(n, space, s), times, trials)].min() for s in seeds])
+        for n in (name, "random")
+    }
+    assert found[name] < found["random"]
+
+
+def test_xgb_measures_level_0_first(space, times):
+    assert search(make_tuner("xgb", space, 0), times, 1) == [space.default]
+
+
+def test_warm_start_ranks_before_the_first_measurement(space, times):
+    points = range(0, len(space), 5)
+    records = [record_of(space.task, space.configs[i], float(times[i])) for i in points]
+    records.append(record_of(space.task, space.configs[1], None))
+    sets = warm_start_sets(records)
+    assert [len(t) for _, t in sets] == [len(records)]
+    assert np.isinf(sets[0][1][-1])
+    tuner = make_tuner("xgb", space, 0, warm_start=sets, epsilon=0.0)
+    first = tuner.propose(16)
+    assert np.median(times[first]) < np.quantile(times, 0.2)
+
+
+def test_the_rank_model_orders(rng):
+    x = rng.standard_normal((80, 3)).astype(np.float32)
+    model = RankModel()
+    with pytest.raises(RuntimeError, match="not trained"):
+        model.predict(x)
+    model.fit([(x, np.full(80, np.inf))])
+    assert not model.trained
+    model.fit([(x, np.exp(x[:, 0].astype(float)))])
+    assert np.corrcoef(model.predict(x), x[:, 0])[0, 1] < -0.8
+
+
+def test_an_unknown_tuner_is_refused(space):
+    with pytest.raises(ValueError, match="unknown tuner 'oracle'"):
+        make_tuner("oracle", space, 0)
+
+
+def states(space, counts=(1, 4)) -> list[TaskState]:
+    return [
+        TaskState(
+            WeightedTask(space.task, np.zeros(0), ["layer"] * count),
+            space,
+            make_tuner("random", space, 0),
+        )
+        for count in counts
+    ]
+
+
+def test_the_scheduler_starts_every_task_then_follows_the_gain(space):
+    once, often = states(space)
+    assert next_task([once, often]) is often
+    often.update([0], [1.0])
+    assert next_task([once, often]) is once
+    once.update([0], [1.0])
+    assert next_task([once, often]) is often
+    for i in range(1, 12):
+        often.update([i], [1.0])
+    assert next_task([once, often]) is once
+
+
+def test_tasks_finish(space):
+    (state,) = states(space, (1,))
+    state.early_stop = 3
+    state.update([0, 1, 2], [1.0, 2.0, 3.0])
+    assert not state.finished
+    state.update([3], [4.0])
+    assert state.finished
+    assert next_task([state]) is None
+    assert state.curve == [(1, 1.0)]
+
+
+def test_search_curves_are_plotted(space, tmp_path):
+    both = states(space)
+    both[0].update([0, 1], [2e-3, 1e-3])
+    plot_search(tmp_path / "curves.png", both)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_old_records_get_the_default_of_new_knobs(space):
+    config = space.configs[0]
+    data = config.as_dict()
+    del data["isa"]
+    assert config_from_dict(data) == replace(config, isa=ConvConfig.isa)
+    with pytest.raises(LogError, match=r"unknown knobs \['warp'\]"):
+        config_from_dict({**data, "warp": 9})
+    del data["tile_rows"]
+    with pytest.raises(LogError, match=r"lacks \['tile_rows'\]"):
+        config_from_dict(data)
