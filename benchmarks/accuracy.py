@@ -314,18 +314,18 @@ def run_pattern(
     model: nn.Sequential, data: digits.Digits, trial: Trial, s: Settings, g: torch.Generator
 ) -> tuple[nn.Module, dict[str, float]]:
     """Patterns and connectivity by one-shot, gradual or ADMM pruning, then masked retraining."""
-    methods = {
+    methods: dict[str, tuple[OneShot | Gradual | Admm, int, float, float]] = {
         "oneshot": (OneShot(), 0, s.lr, s.lr),
         "gradual": (Gradual(steps=s.ramp_epochs), s.prune_epochs, s.lr, s.lr),
     }
     for name, separate in (("admm", False), ("admm-separate", True)):
-        method = Admm(
+        admm = Admm(
             steps=s.admm_epochs,
             rho=s.admm_rho,
             dual_step=s.admm_dual_step,
             separate=separate,
         )
-        methods[name] = (method, s.admm_epochs, s.admm_lr, s.admm_retrain_lr)
+        methods[name] = (admm, s.admm_epochs, s.admm_lr, s.admm_retrain_lr)
     method, before, lr, retrain_lr = methods[trial.method]
     optimizer = make_sgd(model, s)
     pruner = Pruner(model, pattern_config(trial, s), method).attach(optimizer)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .layers import unwrap
-
-_BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 def batch_input(batch: Any) -> Any:
@@ -21,7 +20,7 @@ def batch_input(batch: Any) -> Any:
 
 
 @contextmanager
-def _statistics_only(model: nn.Module, norms: list[_BatchNorm]) -> Any:
+def _statistics_only(model: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]:
     """Batch norms in training mode with a cumulative average, everything else in eval mode."""
     modes = {module: module.training for module in model.modules()}
     momenta = {norm: norm.momentum for norm in norms}

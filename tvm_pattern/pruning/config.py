@@ -14,8 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from topi_kernels.pattern import PatternSet, builtin_pattern_set
 
-CONFIG_VERSION = 1
-
 LayerType = Literal["conv", "pointwise", "depthwise", "first"]
 
 
@@ -185,6 +183,7 @@ class Rule(_Strict):
         return self.kernel_size is None or self.kernel_size == kernel_size
 
     def describe(self) -> str:
+        """What the rule matches by, for messages."""
         given = {k: getattr(self, k) for k in ("name", "regex", "type", "kernel_size")}
         return ", ".join(f"{k}={v!r}" for k, v in given.items() if v is not None)
 
@@ -214,7 +213,7 @@ class PatternConfig(_Strict):
         Per-layer exceptions, in order.
     """
 
-    version: Literal[1] = CONFIG_VERSION
+    version: Literal[1] = 1
     library: str | LibrarySpec | PatternSet = "fixed8"
     connectivity: Connectivity = 3.6
     connectivity_1x1: Connectivity = 1.0
@@ -237,9 +236,11 @@ class PatternConfig(_Strict):
         return data
 
     def to_json(self) -> str:
+        """JSON text of :meth:`to_dict`."""
         return json.dumps(self.to_dict(), indent=2)
 
     def to_yaml(self) -> str:
+        """YAML text of :meth:`to_dict`."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     @classmethod
@@ -260,10 +261,12 @@ class PatternConfig(_Strict):
 
     @classmethod
     def from_json(cls, text: str) -> PatternConfig:
+        """Inverse of :meth:`to_json`; errors as :meth:`from_dict`."""
         return cls.from_dict(parse_text(text, "json"))
 
     @classmethod
     def from_yaml(cls, text: str) -> PatternConfig:
+        """Inverse of :meth:`to_yaml`; errors as :meth:`from_dict`."""
         return cls.from_dict(parse_text(text, "yaml"))
 
     @classmethod

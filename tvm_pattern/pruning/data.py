@@ -127,6 +127,7 @@ class ImageTensor(Dataset[Item]):
         return len(self.images)
 
     def name(self, index: int) -> str:
+        """Description of an item, to name it in a message."""
         return f"image {index}"
 
     def __getitem__(self, key: Key) -> Item:

@@ -274,8 +274,9 @@ def _finish(
     plans = []
     for name, settings, library in chosen:
         conv = convs[name]
-        spec = library if isinstance(library, LibrarySpec) else None
-        patterns = extracted[spec, tuple(conv.kernel_size)] if spec else library
+        spec = None
+        if isinstance(library, LibrarySpec):
+            spec, library = library, extracted[library, tuple(conv.kernel_size)]
         out_channels, in_channels, kh, kw = conv.weight.shape
         try:
             kept = kept_kernels(
@@ -288,7 +289,7 @@ def _finish(
                 name=name,
                 kind=layer_kind(conv),
                 shape=(out_channels, in_channels, kh, kw),
-                pattern_set=patterns,
+                pattern_set=library,
                 kept=kept,
                 connectivity=settings.connectivity,
                 group=settings.group,

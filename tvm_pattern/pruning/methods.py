@@ -127,6 +127,7 @@ class PrunedLayer:
 
     @property
     def name(self) -> str:
+        """Layer name."""
         return self.plan.name
 
     @property
@@ -135,6 +136,7 @@ class PrunedLayer:
         return self.plan.shape[0] // self.plan.group * self.plan.shape[1]
 
     def masks(self) -> torch.Tensor:
+        """Bool ``[num_patterns, kh, kw]`` of the current library."""
         return pattern_masks(self.plan.pattern_set, self.weight.device)
 
     def project(self, weight: torch.Tensor, kept: int | None = None) -> torch.Tensor:
@@ -156,6 +158,7 @@ class PrunedLayer:
         self.mask_weight()
 
     def mask_weight(self) -> None:
+        """Zero what the current choice removes."""
         if self.removed is not None:
             with torch.no_grad():
                 self.weight.masked_fill_(self.removed, 0)

@@ -68,7 +68,7 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
-    version: Literal[1] = RECIPE_VERSION
+    version: Literal[1] = 1
     patterns: PatternConfig = PatternConfig()
     method: Method = Field(default_factory=lambda: read_method("gradual"))
     train: TrainSettings = TrainSettings()

@@ -41,10 +41,12 @@ class LayerRow:
 
     @property
     def compression_rate(self) -> float:
+        """Weights before / after."""
         return self.weights / max(1, self.weights_kept)
 
     @property
     def connectivity(self) -> float:
+        """Kernels before / after."""
         return self.kernels / max(1, self.kernels_kept)
 
 
@@ -70,6 +72,7 @@ class PruneReport:
 
     @property
     def pruned(self) -> list[LayerRow]:
+        """Rows of the pruned layers."""
         return [r for r in self.rows if not r.reason]
 
     @property
@@ -113,6 +116,7 @@ class PruneReport:
         }
 
     def to_json(self) -> str:
+        """JSON text of :meth:`to_dict`."""
         return json.dumps(self.to_dict(), indent=2)
 
     def _cells(self) -> list[list[str]]:
@@ -150,9 +154,11 @@ class PruneReport:
         return table
 
     def print(self, console: Console | None = None) -> None:
+        """Show :meth:`table` in a terminal."""
         (console or Console()).print(self.table())
 
     def to_markdown(self) -> str:
+        """Summary line and table as Markdown."""
         lines = ["| " + " | ".join(self._HEAD) + " |", "|" + "---|" * len(self._HEAD)]
         lines += ["| " + " | ".join(c.replace("|", "\\|") for c in r) + " |" for r in self._cells()]
         return f"{self._summary()}\n\n" + "\n".join(lines) + "\n"

@@ -52,6 +52,7 @@ class Process:
 
     @property
     def is_main(self) -> bool:
+        """Whether this process prints and writes files."""
         return self.rank == 0
 
 
@@ -134,7 +135,6 @@ class Trainer:
         self.optimizer = make_optimizer(model, recipe.train)
         self.pruner = Pruner(model, recipe.patterns, recipe.method).attach(self.optimizer)
         self.ema = MaskedEma(self.pruner, recipe.train.ema) if recipe.train.ema else None
-        # An initial scale below the default skips no steps on small gradients of healthy runs.
         self.scaler = torch.amp.GradScaler(device.split(":")[0], enabled=recipe.train.amp)
         self.epoch = 0
         self.epochs: list[dict[str, Any]] = []
