@@ -1,0 +1,141 @@
+"""Addresses, options and failures that need no tracker."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import subprocess
+import threading
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from tvm_pattern.rpc import server
+from tvm_pattern.rpc.cli import app
+from tvm_pattern.rpc.client import RPCError, TrackerClient, TrackerUnreachableError, parse_address
+from tvm_pattern.rpc.doctor import diagnose
+from tvm_pattern.rpc.server import ServerOptions, free_port, phone_commands, supervise
+from tvm_pattern.tuning.measure import classify_run_error
+
+
+def test_addresses():
+    assert parse_address("10.0.0.7:9190") == ("10.0.0.7", 9190)
+
+
+@pytest.mark.parametrize("text", ["", "host", "host:", ":1", "host:port", "host:0", "host:70000"])
+def test_bad_addresses(text):
+    with pytest.raises(ValueError, match="expected HOST:PORT"):
+        parse_address(text)
+
+
+def test_an_unreachable_tracker_fails_in_seconds_with_the_command():
+    port = free_port()
+    start = time.monotonic()
+    with pytest.raises(TrackerUnreachableError, match=rf"rpc tracker --host 0.0.0.0 --port {port}"):
+        TrackerClient("127.0.0.1", port).summary()
+    assert time.monotonic() - start < 30
+    assert [f.ok for f in diagnose(TrackerClient("127.0.0.1", port), None, None, None)] == [False]
+    done = CliRunner().invoke(app, ["doctor", "--tracker", f"127.0.0.1:{port}"])
+    assert done.exit_code == 1
+    assert "FAIL tracker" in done.output
+
+
+def answer(reply: bytes) -> int:
+    """A server on loopback that answers the first client so; returns its port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with listener, listener.accept()[0] as connection:
+            connection.recv(64)
+            connection.sendall(reply)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return int(listener.getsockname()[1])
+
+
+def test_something_else_at_the_address():
+    port = answer(struct.pack("<i", 17))
+    with pytest.raises(RPCError, match="no RPC tracker"):
+        TrackerClient("127.0.0.1", port).summary()
+
+
+def test_a_tracker_that_hangs_up():
+    with pytest.raises(TrackerUnreachableError, match="no tracker answers"):
+        TrackerClient("127.0.0.1", answer(b"")).summary()
+
+
+def test_the_error_names_survive_the_way_through_a_worker():
+    lost = f"tvm_pattern.rpc.client.{TrackerUnreachableError.__name__}: no tracker answers"
+    assert classify_run_error(lost, remote=True) == "device_lost"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tracker": "nowhere"}, "HOST:PORT"),
+        ({"key": "two words"}, "without spaces"),
+        ({"port": 0}, "1 to 65535"),
+        ({"cpu": 100_000}, "core 100000"),
+    ],
+)
+def test_bad_server_options(changes, message):
+    with pytest.raises(ValueError, match=message):
+        ServerOptions(**{"tracker": "127.0.0.1:9190", "key": "k", **changes})
+
+
+def test_the_server_command_has_every_option():
+    options = ServerOptions("127.0.0.1:1", "k", "0.0.0.0", 9100, "1.2.3.4", None)
+    text = " ".join(options.command())
+    assert "--custom-address 1.2.3.4" in text
+    assert "--host 0.0.0.0 --port 9100" in text
+
+
+def test_phone_commands_bound_the_ports():
+    for command in phone_commands("10.0.0.1:9190", "pixel"):
+        assert "10.0.0.1:9190" in command
+        assert "pixel" in command
+        assert "port-end" in command
+
+
+class FalseServer:
+    """Stands for the options of a server whose process ends at once."""
+
+    key = "k"
+
+    @staticmethod
+    def command() -> list[str]:
+        return ["false"]
+
+
+def test_a_server_that_cannot_start_is_given_up(monkeypatch):
+    monkeypatch.setattr(server, "_RESTART_PAUSE", 0.0)
+    told: list[str] = []
+    with pytest.raises(RuntimeError, match=r"died 5 times right after its start .*run `false`"):
+        supervise(FalseServer(), threading.Event(), told.append)
+    assert len(told) == 4
+    assert "restarted (4)" in told[-1]
+
+
+def test_a_stopped_server_ends_its_process(monkeypatch):
+    started: list[subprocess.Popen] = []
+    real = subprocess.Popen
+
+    def record(*args, **kwargs):
+        started.append(real(*args, **kwargs))
+        stop.set()
+        return started[-1]
+
+    stop = threading.Event()
+    options = FalseServer()
+    options.command = lambda: ["sleep", "1000"]
+    monkeypatch.setattr(server.subprocess, "Popen", record)
+    assert supervise(options, stop) == 0
+    assert started[0].returncode == -9
+
+
+def test_a_taken_port_is_explained():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(RuntimeError, match=rf"cannot listen at 127.0.0.1:{port}.*rpc status"):
+            server.run_tracker("127.0.0.1", port, lambda _: None)
