@@ -113,7 +113,7 @@ def _start_accumulators(
     last = workload.out_channels - 1
     for f in range(config.filter_vectors):
         if buffers.bias is None:
-            start = constant(0.0, width)
+            start = constant(0.0, width, workload.dtype)
         elif config.filter_lanes == 1:
             start = splat(buffers.bias[T.min(tile.slots[f], last)], width)
         else:
@@ -127,7 +127,7 @@ def _start_accumulators(
         start = T.Bind(start)
         for r in range(config.tile_rows):
             for c in range(config.tile_cols):
-                acc = T.alloc_buffer((width,), "float32", scope="global")
+                acc = T.alloc_buffer((width,), workload.dtype, scope="global")
                 T.buffer_store(acc, start, [lanes(0, width)])
                 tile.acc[f, r, c] = acc
 

@@ -14,6 +14,16 @@ from .config import ConvConfig
 from .tile import Buffers, Tile, row_vectors
 
 
+def activated(value: Any, workload: ConvWorkload, count: int) -> Any:
+    """The epilogue's activation of ``count`` lanes; float16 is activated in float32."""
+    activation = workload.epilogue.activation
+    if workload.dtype == "float32" or activation == "none":
+        return activate(value, activation, count)
+    vector = "" if count == 1 else f"x{count}"
+    wide = T.Bind(T.Cast(f"float32{vector}", value))
+    return T.Cast(f"{workload.dtype}{vector}", activate(wide, activation, count))
+
+
 def _store_pixels(
     workload: ConvWorkload,
     buffers: Buffers,
@@ -35,7 +45,7 @@ def _store_pixels(
     if epilogue.residual:
         value = value + buffers.residual[position(workload.residual_layout)]
     if not activated:
-        value = activate(value, epilogue.activation, count)
+        value = activated(value, workload, count)
     T.buffer_store(buffers.out, value, [position(layout)])
 
 
@@ -60,7 +70,7 @@ def store_tile(workload: ConvWorkload, config: ConvConfig, buffers: Buffers, til
             for c in range(config.tile_cols):
                 value = tile.acc[f, r, c][vec]
                 if early:
-                    value = activate(value, workload.epilogue.activation, width)
+                    value = activated(value, workload, width)
                 values.append(T.Bind(value))
             for slot, col, count, part in _split_row(config, values):
                 number = tile.slots[f * config.filter_lanes + slot]
@@ -106,10 +116,12 @@ def _zero_range(out: Any, start: Any, count: int, width: int) -> None:
         if count - done >= 4 * width:
             chunks = (count - done) // width
             with T.serial(0, chunks) as i:
-                T.buffer_store(out, constant(0.0, width), [lanes(start + done + i * width, width)])
+                T.buffer_store(
+                    out, constant(0.0, width, out.dtype), [lanes(start + done + i * width, width)]
+                )
             done += chunks * width
             continue
-        T.buffer_store(out, constant(0.0, step), [lanes(start + done, step)])
+        T.buffer_store(out, constant(0.0, step, out.dtype), [lanes(start + done, step)])
         done += step
 
 
