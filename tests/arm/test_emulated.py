@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conv_cases import ConvCase, pattern_weights
+from torch import nn
+
 import tvm_pattern as tp
 from benchmarks import arm_emulation as arm
-from conv_cases import ConvCase, pattern_weights
 from relay_passes import pipeline, targets
 from topi_kernels.target_family import target_family
-from torch import nn
 from tvm_pattern.frontend import import_model
 
 CORES = ["cortex-a53", "cortex-a55", "cortex-a76", "cortex-x1", "neoverse-n1", "armv7"]
