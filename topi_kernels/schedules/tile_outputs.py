@@ -31,7 +31,7 @@ def _store_pixels(
     slot: Any,
     where: tuple[int, int, int],
     value: Any,
-    activated: bool,
+    is_activated: bool,
 ) -> None:
     """Store neighbouring pixels of one filter; ``where`` is (tile row, first column, pixels)."""
     row, col, count = where
@@ -44,7 +44,7 @@ def _store_pixels(
 
     if epilogue.residual:
         value = value + buffers.residual[position(workload.residual_layout)]
-    if not activated:
+    if not is_activated:
         value = activated(value, workload, count)
     T.buffer_store(buffers.out, value, [position(layout)])
 
