@@ -58,6 +58,9 @@ RATE_TOLERANCE = 0.01
 class Settings:
     """Training settings, the same for all methods unless a field names one.
 
+    ``epochs``: what every method gets after the common pre-training; gradual and ADMM spend
+    ``gradual_epochs`` and ``admm_epochs`` of them at a constant rate before the freeze.
+
     ``allocation``: a layer of n weights keeps a share proportional to ``n ** -allocation`` of them;
     0 prunes all layers alike. All methods but filter pruning follow it.
     """
@@ -67,22 +70,15 @@ class Settings:
     weight_decay: float = 5e-4
     pretrain_epochs: int = 30
     pretrain_lr: float = 0.05
-    prune_epochs: int = 24
-    retrain_epochs: int = 26
+    epochs: int = 50
     lr: float = 0.1
     allocation: float = 0.5
-    ramp_epochs: int = 20
-    admm_epochs: int = 20
-    admm_lr: float = 0.05
-    admm_retrain_lr: float = 0.05
-    admm_rho: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
+    gradual_epochs: int = 12
+    ramp_epochs: int = 10
+    admm_epochs: int = 24
+    admm_rho: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
     admm_dual_step: float = 0.2
     filter_shaped_allocation: float = 0.5
-
-    @property
-    def epochs(self) -> int:
-        """Epochs of every method after the common pre-training."""
-        return self.prune_epochs + self.retrain_epochs
 
 
 @dataclass(frozen=True)
@@ -314,9 +310,9 @@ def run_pattern(
     model: nn.Sequential, data: digits.Digits, trial: Trial, s: Settings, g: torch.Generator
 ) -> tuple[nn.Module, dict[str, float]]:
     """Patterns and connectivity by one-shot, gradual or ADMM pruning, then masked retraining."""
-    methods: dict[str, tuple[OneShot | Gradual | Admm, int, float, float]] = {
-        "oneshot": (OneShot(), 0, s.lr, s.lr),
-        "gradual": (Gradual(steps=s.ramp_epochs), s.prune_epochs, s.lr, s.lr),
+    methods: dict[str, tuple[OneShot | Gradual | Admm, int]] = {
+        "oneshot": (OneShot(), 0),
+        "gradual": (Gradual(steps=s.ramp_epochs), s.gradual_epochs),
     }
     for name, separate in (("admm", False), ("admm-separate", True)):
         admm = Admm(
@@ -325,11 +321,11 @@ def run_pattern(
             dual_step=s.admm_dual_step,
             separate=separate,
         )
-        methods[name] = (admm, s.admm_epochs, s.admm_lr, s.admm_retrain_lr)
-    method, before, lr, retrain_lr = methods[trial.method]
+        methods[name] = (admm, s.admm_epochs)
+    method, before = methods[trial.method]
     optimizer = make_sgd(model, s)
     pruner = Pruner(model, pattern_config(trial, s), method).attach(optimizer)
-    train(model, data, s, optimizer, before, lambda _: lr, g, pruner.step)
+    train(model, data, s, optimizer, before, lambda _: s.lr, g, pruner.step)
     figures = hard_accuracy(model, pruner, data, s)
     if pruner.history and "residual" in pruner.history[-1]:
         figures["residual"] = pruner.history[-1]["residual"]
@@ -337,7 +333,7 @@ def run_pattern(
     if trial.method != "gradual":
         pruner.recalibrate_bn(data.bank[0].split(s.batch_size), len(data.labels) // s.batch_size)
     after = s.epochs - before
-    train(model, data, s, optimizer, after, cosine(retrain_lr, after), g)
+    train(model, data, s, optimizer, after, cosine(s.lr, after), g)
     pruner.finalize()
     return model, figures
 
@@ -382,8 +378,8 @@ def quick_settings(settings: Settings) -> Settings:
     return replace(
         settings,
         pretrain_epochs=2,
-        prune_epochs=2,
-        retrain_epochs=1,
+        epochs=3,
+        gradual_epochs=2,
         ramp_epochs=1,
         admm_epochs=2,
     )

@@ -79,7 +79,7 @@ class Admm(_Settings):
 
     name: Literal["admm"] = "admm"
     steps: Annotated[int, Field(ge=1)] = 24
-    rho: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = (0.03, 0.1, 0.3, 1.0)
+    rho: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = (0.01, 0.02, 0.05, 0.1)
     dual_step: Annotated[float, Field(gt=0, le=1)] = 0.2
     separate: bool = False
 
