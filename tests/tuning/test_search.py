@@ -114,6 +114,13 @@ def test_guided_tuners_beat_random(name, space, times):
     assert found[name] < found["random"]
 
 
+def test_learning_alone_beats_random_too(space, times):
+    trials, seeds = 64, range(3)
+    blind = [search(make_tuner("xgb", space, s, prior=False), times, trials) for s in seeds]
+    chance = [search(make_tuner("random", space, s), times, trials) for s in seeds]
+    assert np.mean([times[o].min() for o in blind]) < np.mean([times[o].min() for o in chance])
+
+
 def test_xgb_measures_level_0_first(space, times):
     assert search(make_tuner("xgb", space, 0), times, 1) == [space.default]
 

@@ -32,6 +32,8 @@ class Space:
     extra_knobs : dict of str to sequence, optional
         Knob -> further values to combine with every point of the schedule's own space; default
         :data:`EXTRA_KNOBS`. An empty dict leaves the schedule's space as it is.
+    configs : iterable of ConvConfig, optional
+        Search among these only.
 
     Attributes
     ----------
@@ -46,12 +48,18 @@ class Space:
         If no configuration is legal.
     """
 
-    def __init__(self, task: ConvTask, extra_knobs: dict[str, Sequence[Any]] | None = None) -> None:
+    def __init__(
+        self,
+        task: ConvTask,
+        extra_knobs: dict[str, Sequence[Any]] | None = None,
+        configs: Iterable[ConvConfig] | None = None,
+    ) -> None:
         self.task = task
         self.dropped: Counter[str] = Counter()
         extra = EXTRA_KNOBS if extra_knobs is None else extra_knobs
-        base = list(search_space(task.shape, family_of(task.family)))
-        self.configs = list(self._legal(_combine(base, extra)))
+        if configs is None:
+            configs = _combine(list(search_space(task.shape, family_of(task.family))), extra)
+        self.configs = list(self._legal(configs))
         if not self.configs:
             reasons = "; ".join(self.dropped) or (
                 f"no tile fits an output of {task.out_layout.height}x{task.out_layout.width} with"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .cost_model import RankModel
-from .space import Space
+from .space import FEATURES, Space
 
 
 class Tuner(ABC):
@@ -136,6 +136,9 @@ class XGBTuner(Tuner):
         Fraction of a batch that is random.
     chains, steps : int
         Of the annealing.
+    prior : bool
+        Use what the schedule knows: its default and its estimates as the first candidates, and the
+        estimate as a feature. False learns from measurements alone, to see what learning gives.
     """
 
     def __init__(
@@ -146,8 +149,10 @@ class XGBTuner(Tuner):
         epsilon: float = 0.1,
         chains: int = 64,
         steps: int = 60,
+        prior: bool = True,
     ) -> None:
         super().__init__(space, seed)
+        self.prior = prior
         self.model = RankModel(seed)
         self.warm_start = list(warm_start)
         self.epsilon = epsilon
@@ -160,15 +165,17 @@ class XGBTuner(Tuner):
         sets = [*self.warm_start]
         if own:
             times = np.array([self.measured[i] for i in own])
-            sets.append((self.space.features(own), times))
+            sets.append((self._features(own), times))
         self.model.fit(sets)
         greedy = count - explore
         if not self.model.trained:
+            if not self.prior:
+                return []
             default = [] if self.space.default is None else [self.space.default]
             by_estimate = [int(i) for i in np.argsort(self.space.estimates, kind="stable")]
             return [*default, *by_estimate][: max(1, greedy * 3 // 4)]
         found = self._anneal(4 * count)
-        if not own and self.space.default is not None:
+        if self.prior and not own and self.space.default is not None:
             found.insert(0, self.space.default)
         return [i for i in found if i not in self._proposed][:greedy]
 
@@ -179,8 +186,10 @@ class XGBTuner(Tuner):
     def _anneal(self, keep: int) -> list[int]:
         """The highest scores that annealed chains met, best first."""
         best = sorted(self.measured, key=self.measured.__getitem__)[: self.chains // 4]
-        by_estimate = np.argsort(self.space.estimates, kind="stable")[: self.chains // 4]
-        starts = [*best, *(int(i) for i in by_estimate)]
+        starts = list(best)
+        if self.prior:
+            by_estimate = np.argsort(self.space.estimates, kind="stable")[: self.chains // 4]
+            starts += [int(i) for i in by_estimate]
         missing = max(0, self.chains - len(starts))
         points = [*starts, *(int(i) for i in self.rng.integers(len(self.space), size=missing))]
         scores: dict[int, float] = {}
@@ -198,10 +207,14 @@ class XGBTuner(Tuner):
         fresh = [i for i in scores if i not in self._proposed]
         return sorted(fresh, key=lambda i: -scores[i])[:keep]
 
+    def _features(self, indices: Sequence[int]) -> np.ndarray:
+        rows = self.space.features(indices)
+        return rows if self.prior else np.delete(rows, FEATURES.index("estimate"), axis=1)
+
     def _score(self, points: list[int], scores: dict[int, float]) -> None:
         new = [i for i in dict.fromkeys(points) if i not in scores]
         if new:
-            scores.update(zip(new, self.model.predict(self.space.features(new)), strict=True))
+            scores.update(zip(new, self.model.predict(self._features(new)), strict=True))
 
 
 TUNERS: dict[str, type[Tuner]] = {

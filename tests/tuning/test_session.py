@@ -1,0 +1,244 @@
+"""A whole search: model -> tasks -> records -> compile; resuming, warm start, lookup, commands."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import tvm_pattern
+from relay_passes.targets import resolve
+from tvm_pattern.tuning import cli, logs_cli
+from tvm_pattern.tuning.environment import device_name
+from tvm_pattern.tuning.lookup import ConfigLookup, config_lookup, shipped_logs
+from tvm_pattern.tuning.measure import MeasureOptions, Measurer
+from tvm_pattern.tuning.records import LogError, TuningLog
+from tvm_pattern.tuning.session import Search, TuneOptions, tune
+from tvm_pattern.tuning.space import Space
+from tvm_pattern.tuning.tasks import WeightedTask, extract_tasks
+
+from .small import record_of, small_task, small_weight
+
+TARGET = resolve("pattern/native")
+QUICK = MeasureOptions(run_timeout=30, repeat=2, min_repeat_ms=1)
+IMAGE = torch.ones(1, 8, 8, 8)
+
+
+class Net(nn.Module):
+    """Two equal convolutions with ReLU, one without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+        with torch.no_grad():
+            for conv in self.layers:
+                conv.weight.copy_(torch.from_numpy(small_weight()))
+
+    def forward(self, x):
+        for conv in self.layers[:-1]:
+            x = torch.relu(conv(x))
+        return self.layers[-1](x)
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    return Net().eval()
+
+
+@pytest.fixture(scope="module")
+def tuned(net, tmp_path_factory):
+    log = tmp_path_factory.mktemp("tuned") / "log.jsonl"
+    seen = []
+    options = TuneOptions(trials=9, batch=4, measure=QUICK)
+    result = tune(net, IMAGE, TARGET, log, options, 1, seen.append)
+    return result, seen
+
+
+def imported(net):
+    return tvm_pattern.frontend.import_model(net, IMAGE).mod
+
+
+def test_tasks_are_distinct_and_weighted(net):
+    tasks = extract_tasks(imported(net), TARGET)
+    assert [t.count for t in tasks] == [2, 1] or sum(t.count for t in tasks) == 3
+    assert len({t.task.key for t in tasks}) == len(tasks) < 3
+
+
+def test_a_search_leaves_records_and_figures(tuned):
+    result, seen = tuned
+    records = TuningLog(result.log).records()
+    assert len(records) == result.trials == 9
+    assert all(r.ok for r in records)
+    assert {r.device for r in records} == {device_name()}
+    assert records[0].versions["apache-tvm"].startswith("0.27")
+    assert {s.trials > 0 for s in result.states} == {True}
+    assert result.network_seconds <= result.default_seconds < float("inf")
+    assert 0 <= result.overhead < 1
+    assert seen[-1].trials == 9
+    assert seen[-1].network_seconds == result.network_seconds
+    assert seen[-1].eta_seconds == 0
+    assert "effective GFLOP/s" in _text(cli.progress_table(seen[-1]))
+
+
+def _text(table) -> str:
+    from rich.console import Console
+
+    console = Console(width=120, force_terminal=False)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def test_compile_uses_the_records_and_stays_right(net, tuned):
+    result, _ = tuned
+    library = tvm_pattern.compile(net, IMAGE, TARGET, tuning_log=result.log, num_threads=1)
+    best = {
+        name: state.space.configs[state.best_index].as_dict()
+        for state in result.states
+        for name in state.weighted.layers
+    }
+    assert [row.config for row in library.report.rows] == list(best.values())
+    with torch.no_grad():
+        expected = net(IMAGE).numpy()
+    np.testing.assert_allclose(library(IMAGE), expected, atol=1e-4)
+
+
+def test_an_existing_log_is_continued_only_if_asked(net, tuned, tmp_path):
+    result, _ = tuned
+    log = tmp_path / "copy.jsonl"
+    log.write_bytes(result.log.read_bytes() + b'{"schema": "tvm-pat')
+    tasks = extract_tasks(imported(net), TARGET)
+    with pytest.raises(LogError, match=r"exists; continue it with --resume"):
+        Search(tasks, TARGET, TuningLog(log), TuneOptions())
+    search = Search(tasks, TARGET, TuningLog(log), TuneOptions(trials=9, resume=True))
+    assert search.trials == 9
+    assert sum(s.trials for s in search.states) == 9
+    assert sum(s.network_seconds for s in search.states) == result.network_seconds
+
+
+def test_a_killed_search_resumes(net, tmp_path):
+    """kill -9 in the middle; the second run measures only what is missing."""
+    log = tmp_path / "log.jsonl"
+    code = (
+        "import torch; from tuning.test_session import *\n"
+        f"tune(Net().eval(), IMAGE, TARGET, {str(log)!r},"
+        " TuneOptions(trials=64, batch=1, measure=QUICK), 1)"
+    )
+    root = Path(__file__).resolve().parents[2]
+    env_path = f"import sys; sys.path[:0] = [{str(root)!r}, {str(root / 'tests')!r}]\n"
+    process = subprocess.Popen([sys.executable, "-c", env_path + code], cwd=root)
+    while not (log.exists() and log.stat().st_size) and process.poll() is None:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    done = len(TuningLog(log).records(skip_bad=True))
+    assert done >= 1
+    tasks = extract_tasks(imported(net), TARGET)
+    search = Search(tasks, TARGET, TuningLog(log), TuneOptions(trials=done, resume=True))
+    assert search.trials == done
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_ends_the_search_with_advice():
+    task, weight = small_task()
+    options = TuneOptions(trials=2, batch=1, measure=QUICK)
+    search = Search([WeightedTask(task, weight, ["a"])], TARGET, TuningLog("/dev/full"), options)
+    with Measurer(TARGET, 1, QUICK) as measurer, pytest.raises(LogError, match="No space left"):
+        search.run(measurer)
+
+
+def test_nothing_to_tune_is_an_error():
+    with pytest.raises(ValueError, match="no convolution to tune"):
+        Search([], TARGET, TuningLog("none.jsonl"), TuneOptions())
+
+
+def test_a_family_without_schedules_has_no_tasks(net):
+    with pytest.raises(ValueError, match="no search space to tune"):
+        extract_tasks(imported(net), resolve("pattern/mali"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tuner": "oracle"}, "unknown tuner"),
+        ({"trials": 0}, "at least 1"),
+        ({"early_stop": 0}, "early_stop"),
+        ({"epsilon": 2.0}, "fraction"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        TuneOptions(**options)
+
+
+def test_lookup_prefers_the_task_then_its_likes():
+    task, _ = small_task()
+    space = Space(task)
+    fast, other = space.configs[3], space.configs[7]
+    records = [record_of(task, fast, 1e-3), record_of(task, other, 2e-3)]
+    assert ConfigLookup(records)(task) == fast
+    two_threads = record_of(task, other, 3e-3, num_threads=2)
+    assert ConfigLookup([*records, two_threads], 2)(task) == other
+    relative, _ = small_task(seed=5)
+    near = replace(relative, kept_weights=task.kept_weights + 1)
+    assert near.key != task.key
+    assert ConfigLookup(records)(near) == fast
+    assert ConfigLookup(records)(replace(task, kept_weights=3 * task.kept_weights)) is None
+    assert ConfigLookup([record_of(task, fast, None)])(task) is None
+
+
+def test_an_illegal_record_is_passed_over(caplog):
+    task, _ = small_task()
+    bad = replace(Space(task).configs[0], tile_rows=99)
+    assert ConfigLookup([record_of(task, bad)])(task) is None
+    assert "not usable" in caplog.text
+
+
+def test_shipped_logs_are_readable_and_used_by_default():
+    for family in ("x86-avx512", "x86-avx2"):
+        for path in shipped_logs(family):
+            for record in TuningLog(path).records():
+                assert record.ok
+    assert len(config_lookup(None, resolve("pattern/mali"))) == 0
+
+
+def test_an_explicit_log_is_checked(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"schema": "tvm-pattern/tuning-record", "version": 2}\n')
+    with pytest.raises(LogError, match=r"line 1: schema version 2"):
+        config_lookup(log, TARGET)
+
+
+def test_logs_commands(tmp_path):
+    runner = CliRunner()
+    task, _ = small_task()
+    space = Space(task)
+    first, second, out = (tmp_path / name for name in ("a.jsonl", "b.jsonl", "out.jsonl"))
+    TuningLog(first).write([record_of(task, space.configs[0], 2e-3)])
+    TuningLog(second).write([record_of(task, space.configs[1], 1e-3)])
+    merged = runner.invoke(logs_cli.app, ["merge", str(first), str(second), "-o", str(out)])
+    assert merged.output == f"2 records in {out}\n"
+    best = runner.invoke(logs_cli.app, ["best", str(out), "--json"])
+    assert [row["seconds"] for row in json.loads(best.output)] == [1e-3]
+    assert "3x3 8->8 8x8" in runner.invoke(logs_cli.app, ["best", str(out)]).output
+    assert runner.invoke(logs_cli.app, ["check", str(out)]).exit_code == 0
+    with out.open("a") as file:
+        file.write("{half a li")
+    checked = runner.invoke(logs_cli.app, ["check", str(out)])
+    assert checked.exit_code == 1
+    assert "line 3: not JSON" in checked.output
+
+
+def test_default_log_names():
+    assert cli.default_log("pattern/x86-avx2", "a/net.onnx") == Path(
+        "tuning_logs/x86-avx2/net.jsonl"
+    )
