@@ -14,7 +14,12 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 TEST_ENV := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TVM_NUM_THREADS=$${TVM_NUM_THREADS:-1}
 BENCH_ARGS ?=
 
-.PHONY: help demo test lint bench clean check-tools
+# What runs ARM code here: cross compilers, the emulator and llvm-mca. Tests say what is missing.
+ARM_COMMANDS := aarch64-linux-gnu-gcc arm-linux-gnueabihf-gcc qemu-aarch64 qemu-arm llvm-mca-19
+ARM_PACKAGES := gcc-aarch64-linux-gnu libc6-dev-arm64-cross gcc-arm-linux-gnueabihf \
+  libc6-dev-armhf-cross qemu-user llvm-19
+
+.PHONY: help demo test lint bench clean check-tools arm-tools
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -22,8 +27,20 @@ help:
 demo: $(VENV)/.stamp-demo
 	$(BIN)/python -m tvm_pattern.demo
 
-test: $(VENV)/.stamp-dev
+test: $(VENV)/.stamp-dev arm-tools
 	$(TEST_ENV) $(BIN)/python -m pytest -q
+
+arm-tools:
+	@missing=; for tool in $(ARM_COMMANDS); do \
+	  command -v $$tool >/dev/null 2>&1 || missing="$$missing $$tool"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	echo "installing what runs ARM code (missing:$$missing)"; \
+	sudo=; [ "$$(id -u)" = 0 ] || sudo="sudo -n"; \
+	if command -v apt-get >/dev/null 2>&1 && $$sudo true 2>/dev/null && $$sudo apt-get update -qq && \
+	  $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	    $(ARM_PACKAGES) >/dev/null; then exit 0; fi; \
+	echo "warning: could not install them; the tests of ARM code will fail and say so. On Debian 12" \
+	  "and Ubuntu 24.04: sudo apt-get install $(ARM_PACKAGES)" >&2
 
 lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .

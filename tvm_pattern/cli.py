@@ -21,6 +21,7 @@ MOUNTED: dict[str, str] = {
     "tune": "tvm_pattern.tuning.cli",
     "logs": "tvm_pattern.tuning.logs_cli",
     "rpc": "tvm_pattern.rpc.cli",
+    "device": "tvm_pattern.deploy.cli",
 }
 
 

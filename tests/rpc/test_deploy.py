@@ -1,0 +1,244 @@
+"""Libraries on devices: servers of this machine stand for phones."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import tvm_pattern as tp
+from tvm_pattern.deploy import (
+    Device,
+    DeviceError,
+    DeviceLostError,
+    WrongDeviceError,
+    run_everywhere,
+)
+from tvm_pattern.deploy.cli import app
+from tvm_pattern.deploy.device import Verification
+from tvm_pattern.deploy.farm import results_table
+from tvm_pattern.rpc.client import NoDeviceError, TrackerUnreachableError
+from tvm_pattern.rpc.server import end_group, free_port
+
+from .conftest import await_true
+
+KEY = "board"
+IMAGE = np.random.default_rng(0).standard_normal((1, 3, 10, 12)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    tp.pruning.oneshot(net, connectivity=1.5, group=4)
+    return net
+
+
+@pytest.fixture(scope="module")
+def exported(model, tmp_path_factory):
+    library = tp.compile(model, torch.from_numpy(IMAGE), num_threads=1)
+    return library.export(tmp_path_factory.mktemp("deploy") / "net.so")
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    with torch.no_grad():
+        return model(torch.from_numpy(IMAGE)).numpy()
+
+
+def test_run_time_and_verify(farm, exported, expected):
+    with Device.from_tracker(farm.address, KEY) as device:
+        device.use_cores("big", 1)
+        library = device.load(exported)
+        np.testing.assert_allclose(library.run(IMAGE)[0], expected, rtol=1e-4, atol=1e-5)
+        assert library.verify([IMAGE], [expected]).passed
+        assert not library.verify([IMAGE], [expected + 1]).passed
+        timing = library.time(IMAGE, repeat=3, cool_down=0.01)
+        assert len(timing.seconds) == 3
+        assert timing.median_ms > 0
+        assert timing.quantile_ms(0.1) <= timing.quantile_ms(0.9)
+        assert len(library.time(IMAGE, repeat=2).seconds) == 2
+        assert all(value > -100 for value in device.state().values())
+        assert "model name" in (device.read_file("/proc/cpuinfo") or "model name")
+        assert device.read_file("/no/such/file") is None
+        with pytest.raises(ValueError, match="got inputs"):
+            library.run(IMAGE[0])
+        with pytest.raises(ValueError, match="the device gives shapes"):
+            library.verify([IMAGE], [expected[0]])
+        with pytest.raises(ValueError, match="repeat=0"):
+            library.time(IMAGE, repeat=0)
+        with pytest.raises(ValueError, match="cluster 'huge'"):
+            device.use_cores("huge", 1)
+    with pytest.raises(DeviceError, match="has been given back"):
+        device.load(exported)
+
+
+def test_nan_is_no_pass():
+    assert not Verification(float("nan"), 1.0, 1e-4).passed
+
+
+def test_all_devices_of_a_key(farm, exported, expected):
+    results = run_everywhere(farm.address, KEY, exported, [IMAGE], [expected], repeat=2)
+    assert [row.device for row in results] == ["board 0", "board 1"]
+    assert all(row.verified and not row.error and row.median_ms > 0 for row in results)
+    assert results_table(results).row_count == 2
+
+
+def test_commands(farm, exported, expected, tmp_path):
+    np.save(tmp_path / "x.npy", IMAGE)
+    np.save(tmp_path / "y.npy", expected)
+    where = ["--lib", str(exported), "--tracker", farm.address, "--key", KEY]
+    data = ["-i", str(tmp_path / "x.npy"), "--expected", str(tmp_path / "y.npy"), "--json"]
+    done = CliRunner().invoke(app, ["run", *where, *data])
+    assert done.exit_code == 0, done.output
+    assert [row["verified"] for row in json.loads(done.stdout)] == [True, True]
+    np.save(tmp_path / "y.npy", expected + 1)
+    assert CliRunner().invoke(app, ["run", *where, *data]).exit_code == 1
+    done = CliRunner().invoke(app, ["bench", *where, "--repeat", "2", "--cool-down", "0"])
+    assert done.exit_code == 0
+    assert "board 1" in done.stdout
+
+
+def test_library_of_another_architecture(farm, exported, tmp_path):
+    """The header is enough: loaders look no further."""
+    other = tmp_path / "net.so"
+    data = bytearray(exported.read_bytes())
+    data[18:20] = (183 if data[18] != 183 else 62).to_bytes(2, "little")
+    other.write_bytes(data)
+    (tmp_path / "net.so.json").write_bytes((exported.parent / "net.so.json").read_bytes())
+    device = Device.from_tracker(farm.address, KEY)
+    with (
+        device,
+        pytest.raises(WrongDeviceError, match=r"cannot load net\.so, which is built for ARM64"),
+    ):
+        device.load(other)
+    row = run_everywhere(farm.address, KEY, other, [IMAGE])[0]
+    assert "built for ARM64" in row.error
+    assert row.median_ms is None
+
+
+def test_files_that_cannot_be_sent(farm, tmp_path):
+    with Device.from_tracker(farm.address, KEY) as device:
+        for name in ("missing.so", "net.tar"):
+            with pytest.raises(DeviceError, match=r"expected an existing \.so"):
+                device.load(tmp_path / name)
+
+
+def test_unknown_key_and_missing_tracker(farm, exported):
+    with pytest.raises(NoDeviceError, match="no device with the key 'pixel9'"):
+        Device.from_tracker(farm.address, "pixel9")
+    with pytest.raises(TrackerUnreachableError):
+        run_everywhere(f"127.0.0.1:{free_port()}", KEY, exported, [IMAGE])
+
+
+def test_busy_farm(farm):
+    with Device.from_tracker(farm.address, KEY), Device.from_tracker(farm.address, KEY):
+        with pytest.raises(NoDeviceError, match="became free"):
+            Device.from_tracker(farm.address, KEY, wait=1.0)
+
+
+def test_direct_connection(exported, expected):
+    """TVM's own server, without a tracker."""
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    with pytest.raises(DeviceError, match="no RPC server answers"):
+        Device.connect(address)
+    command = [sys.executable, "-m", "tvm.exec.rpc_server", "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--port-end", str(port + 1)]
+    server = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    try:
+        await_true(lambda: _listens(port), "the server")
+        with Device.connect(address) as device:
+            assert device.load(exported).verify([IMAGE], [expected]).passed
+    finally:
+        end_group(server)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+class Session:
+    """Fails as told; stands for devices whose failures cannot be staged here."""
+
+    def __init__(self, error: Exception, method: str) -> None:
+        self.error, self.method = error, method
+
+    def _may_fail(self, method: str) -> None:
+        if method == self.method:
+            raise self.error
+
+    def upload(self, _path: str) -> None:
+        self._may_fail("upload")
+
+    def load_module(self, _name: str) -> object:
+        self._may_fail("load")
+        return object()
+
+    def cpu(self, _index: int) -> object:
+        self._may_fail("cpu")
+        return object()
+
+
+@pytest.mark.parametrize(
+    ("error", "method", "kind", "message"),
+    [
+        (RuntimeError("OSError: [Errno 28] No space left on device"), "upload", DeviceError,
+         "no space left on the device while uploading"),
+        (RuntimeError("code == RPCCode::kReturn: kShutdown"), "upload", DeviceLostError,
+         "disappeared while uploading"),
+        (RuntimeError("kShutdown"), "load", DeviceLostError, "disappeared while loading"),
+        (ConnectionResetError("Connection reset by peer"), "cpu", DeviceLostError, "disappeared"),
+        (RuntimeError("RPCSessionTimeoutError: over"), "upload", DeviceLostError,
+         "session's time ended"),
+        (ValueError("Check failed: version mismatch"), "cpu", WrongDeviceError,
+         "cannot run a library of TVM .*install that version"),
+        (RuntimeError("wrong ELF class"), "load", WrongDeviceError, "compile for the device's own"),
+        (RuntimeError(""), "upload", DeviceError, "uploading net.so failed: RuntimeError"),
+    ],
+)  # fmt: skip
+def test_failures_are_explained(exported, error, method, kind, message):
+    device = Device(Session(error, method), "phone")
+    with pytest.raises(kind, match=message):
+        device.load(exported)
+
+
+def test_device_that_disappears(farm, exported):
+    """The process of the session is killed while it computes."""
+    server = farm.start_server("fragile")
+    with Device.from_tracker(farm.address, "fragile", session_timeout=60) as device:
+        library = device.load(exported)
+
+        def kill() -> None:
+            for child in psutil.Process(server.pid).children(recursive=True):
+                kill_if_alive(child.pid)
+
+        timer = threading.Timer(1.0, kill)
+        timer.start()
+        with pytest.raises(DeviceLostError, match="disappeared while"):
+            run_until_it_fails(library)
+        timer.join()
+
+
+def run_until_it_fails(library) -> None:
+    for _ in range(100_000):
+        library.run(IMAGE)
+
+
+def kill_if_alive(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return

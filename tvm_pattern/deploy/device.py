@@ -1,0 +1,344 @@
+"""One device over RPC: upload a library, run, time and verify it there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, rpc
+
+from ..artifact import Manifest, manifest_path
+from ..crosscompile import read_elf
+from ..rpc.client import RPCError, TrackerClient, parse_address
+
+SESSION_TIMEOUT = 120.0
+CONNECT_TIMEOUT = 5.0
+#: Clusters of big.LITTLE processors, as TVM's thread pool numbers them.
+CLUSTERS = {"big": 1, "little": -1}
+_LOST = ("kShutdown", "Connection reset", "Broken pipe", "Connection refused", "EOF", "closed")
+_ARCHITECTURES = {"aarch64": "ARM64", "arm": "32-bit ARM", "x86_64": "x86-64"}
+
+
+class DeviceError(RPCError):
+    """A device that did not do what was asked."""
+
+
+class DeviceLostError(DeviceError):
+    """The connection to the device ended in the middle of the work."""
+
+
+class WrongDeviceError(DeviceError):
+    """The device cannot load the library: another architecture or another TVM runtime."""
+
+
+@contextlib.contextmanager
+def _translated(name: str, doing: str) -> Iterator[None]:
+    """TVM's messages about a device as what happened and what to do."""
+    try:
+        yield
+    except DeviceError:
+        raise
+    except (RuntimeError, OSError, ValueError, AttributeError) as error:
+        text = str(error)
+        if "Timeout" in type(error).__name__ or "SessionTimeout" in text:
+            raise DeviceLostError(
+                f"{name}: the session's time ended while {doing}; give a longer session_timeout"
+            ) from error
+        if any(sign in text for sign in _LOST):
+            raise DeviceLostError(
+                f"{name} disappeared while {doing}; check its power and cable, and restart its RPC"
+                " server (TVM's own server does not survive a crashed session)"
+            ) from error
+        if "No space left" in text or "ENOSPC" in text or "Disk quota" in text:
+            raise DeviceError(
+                f"{name}: no space left on the device while {doing}; free some, or start the server"
+                " in another folder"
+            ) from error
+        last = text.strip().splitlines()[-1] if text.strip() else type(error).__name__
+        raise DeviceError(f"{name}: {doing} failed: {last}") from error
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per run, measured on the device; one entry per repetition."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median_ms(self) -> float:
+        return float(np.median(self.seconds)) * 1e3
+
+    def quantile_ms(self, q: float) -> float:
+        return float(np.quantile(self.seconds, q)) * 1e3
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Outputs of the device against the expected ones."""
+
+    max_abs_error: float
+    max_abs_expected: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        # A NaN anywhere makes the comparison false.
+        return self.max_abs_error <= self.tolerance * max(1.0, self.max_abs_expected)
+
+
+class Device:
+    """A session on a device.
+
+    Make one by :meth:`from_tracker` or :meth:`connect`.
+
+    Examples
+    --------
+    >>> with Device.from_tracker("192.168.1.5:9190", "pixel6") as device:
+    ...     library = device.load("m.so")
+    ...     outputs = library.run(x)
+    """
+
+    def __init__(self, session: Any, name: str) -> None:
+        self._session = session
+        self.name = name
+
+    @classmethod
+    def from_tracker(
+        cls,
+        tracker: str,
+        key: str,
+        *,
+        session_timeout: float = SESSION_TIMEOUT,
+        wait: float | None = None,
+    ) -> Device:
+        """A free device of ``key``.
+
+        Parameters
+        ----------
+        tracker : str
+            ``HOST:PORT``.
+        key : str
+        session_timeout : float
+            Seconds after which the device ends the session.
+        wait : float, optional
+            Seconds to wait for a busy device; default ``session_timeout``.
+
+        Raises
+        ------
+        tvm_pattern.rpc.client.RPCError
+            If there is no tracker, no such key, or its devices stay busy.
+        """
+        client = TrackerClient(*parse_address(tracker))
+        return cls(client.request(key, session_timeout, wait), f"{key} at {tracker}")
+
+    @classmethod
+    def connect(
+        cls, address: str, *, key: str = "", session_timeout: float = SESSION_TIMEOUT
+    ) -> Device:
+        """A device whose RPC server is reached directly, without a tracker.
+
+        Raises
+        ------
+        DeviceError
+            If nothing answers at ``address``.
+        """
+        host, port = parse_address(address)
+        try:
+            socket.create_connection((host, port), timeout=CONNECT_TIMEOUT).close()
+        except OSError as error:
+            raise DeviceError(
+                f"no RPC server answers at {address} ({error}); start `python -m"
+                f" tvm.exec.rpc_server --host 0.0.0.0 --port {port}` on the device"
+            ) from error
+        with _translated(address, "connecting"):
+            return cls(rpc.connect(host, port, key, session_timeout), address)
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the device back; it becomes free for others."""
+        self._session = None
+
+    @property
+    def session(self) -> Any:
+        """The TVM session.
+
+        Raises
+        ------
+        DeviceError
+            If the device has been given back.
+        """
+        if self._session is None:
+            raise DeviceError(f"{self.name} has been given back; request a device again")
+        return self._session
+
+    def use_cores(self, cluster: str, num_threads: int) -> None:
+        """Bind the device's thread pool to a cluster of cores.
+
+        Parameters
+        ----------
+        cluster : str
+            ``big`` or ``little``.
+        num_threads : int
+        """
+        if cluster not in CLUSTERS or num_threads < 1:
+            raise ValueError(
+                f"got cluster {cluster!r} and {num_threads} threads, expected one of"
+                f" {sorted(CLUSTERS)} and at least 1"
+            )
+        with _translated(self.name, "binding threads"):
+            configure = self.session.get_function("runtime.config_threadpool")
+            configure(CLUSTERS[cluster], num_threads)
+
+    def load(self, library: str | os.PathLike) -> RemoteLibrary:
+        """Upload a library that ``export`` wrote, and load it.
+
+        Raises
+        ------
+        DeviceError
+            If the device has no space, cannot load it, or disappears; the local file and its
+            manifest are checked first.
+        """
+        path = Path(library)
+        if path.suffix != ".so" or not path.is_file():
+            raise DeviceError(
+                f"got {path}, expected an existing .so: a .tar would be linked on the device, which"
+                " needs a compiler there"
+            )
+        manifest = Manifest.read(manifest_path(path))
+        architecture = read_elf(path).architecture
+        with _translated(self.name, f"uploading {path.name}"):
+            self.session.upload(str(path))
+        built = f"{_ARCHITECTURES.get(architecture, architecture)} ({manifest.abi or 'gnu'} ABI)"
+        try:
+            with _translated(self.name, f"loading {path.name}"):
+                module = self.session.load_module(path.name)
+        except DeviceLostError:
+            raise
+        except DeviceError as error:
+            raise WrongDeviceError(
+                f"{self.name} cannot load {path.name}, which is built for {built}; compile for the"
+                f" device's own processor and system ({error})"
+            ) from error
+        try:
+            with _translated(self.name, "starting the virtual machine"):
+                vm = relax.VirtualMachine(module, self.session.cpu(0))
+        except DeviceLostError:
+            raise
+        except DeviceError as error:
+            raise WrongDeviceError(
+                f"{self.name}: the TVM runtime there cannot run a library of TVM"
+                f" {manifest.versions.get('tvm', '?')}; install that version there ({error})"
+            ) from error
+        return RemoteLibrary(self, vm, manifest)
+
+    def read_file(self, path: str) -> str | None:
+        """Text of a file on the device, None where it cannot be read."""
+        try:
+            with _translated(self.name, f"reading {path}"):
+                return bytes(self.session.download(path)).decode(errors="replace").strip()
+        except DeviceLostError:
+            raise
+        except DeviceError:
+            return None
+
+    def state(self) -> dict[str, float]:
+        """Clock in MHz and temperature in degrees Celsius of the first core and zone.
+
+        What the operating system does not show is left out. Only servers in Python read files
+        outside their own folder.
+        """
+        files = {
+            "mhz": ("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq", 1e-3),
+            "max_mhz": ("/sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq", 1e-3),
+            "celsius": ("/sys/class/thermal/thermal_zone0/temp", 1e-3),
+        }
+        found = {}
+        for name, (path, scale) in files.items():
+            text = self.read_file(path)
+            if text is not None and text.lstrip("-").isdigit():
+                found[name] = int(text) * scale
+        return found
+
+
+class RemoteLibrary:
+    """A library loaded on a device."""
+
+    def __init__(self, device: Device, vm: Any, manifest: Manifest) -> None:
+        self.device, self._vm, self.manifest = device, vm, manifest
+
+    def _arguments(self, inputs: Sequence[np.ndarray]) -> list[Any]:
+        wanted = [(tuple(s["shape"]), s["dtype"]) for s in self.manifest.inputs]
+        got = [(tuple(np.shape(x)), str(np.asarray(x).dtype)) for x in inputs]
+        if wanted != got:
+            raise ValueError(f"got inputs {got}, expected {wanted}")
+        with _translated(self.device.name, "copying inputs"):
+            cpu = self.device.session.cpu(0)
+            return [tvm.runtime.tensor(np.ascontiguousarray(x), cpu) for x in inputs]
+
+    def run(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Outputs for ``inputs`` (shapes and dtypes of the manifest)."""
+        arguments = self._arguments(inputs)
+        with _translated(self.device.name, "running"):
+            self._vm.set_input("main", *arguments)
+            self._vm.invoke_stateful("main")
+            result = self._vm.get_outputs("main")
+            outputs = result if isinstance(result, list | tuple) else [result]
+            return tuple(output.numpy() for output in outputs)
+
+    def verify(
+        self, inputs: Sequence[np.ndarray], expected: Sequence[np.ndarray], tolerance: float = 1e-4
+    ) -> Verification:
+        """Run and compare with an oracle's outputs; errors are relative to the largest value."""
+        outputs = self.run(*inputs)
+        shapes = [o.shape for o in outputs], [np.shape(e) for e in expected]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"the device gives shapes {shapes[0]}, expected holds {shapes[1]}")
+        pairs = list(zip(outputs, expected, strict=True))
+        error = max(float(np.abs(o - e).max()) for o, e in pairs)
+        return Verification(error, max(float(np.abs(e).max()) for e in expected), tolerance)
+
+    def time(
+        self,
+        *inputs: np.ndarray,
+        repeat: int = 10,
+        number: int = 1,
+        cool_down: float = 0.0,
+    ) -> Timing:
+        """Time runs on the device, by its own clock, after one run to warm up.
+
+        Parameters
+        ----------
+        repeat, number : int
+            Results, and runs averaged into each.
+        cool_down : float
+            Seconds of rest before each result, against throttling.
+        """
+        if repeat < 1 or number < 1 or cool_down < 0:
+            raise ValueError(
+                f"got repeat={repeat}, number={number}, cool_down={cool_down}; expected >= 1, >= 1"
+                " and >= 0"
+            )
+        arguments = self._arguments(inputs)
+        seconds: list[float] = []
+        with _translated(self.device.name, "timing"):
+            self._vm.set_input("main", *arguments)
+            cpu = self.device.session.cpu(0)
+            once = repeat if cool_down == 0 else 1
+            timer = self._vm.time_evaluator("invoke_stateful", cpu, number=number, repeat=once)
+            while len(seconds) < repeat:
+                time.sleep(cool_down)
+                seconds += timer("main").results
+        return Timing(tuple(seconds))
