@@ -2,8 +2,8 @@
 
     python -m benchmarks.tuning resnet50 --group 4 --trials 500 --log resnet50.jsonl
 
-Over RPC, add ``--target pattern/cortex-a76 --tracker HOST:PORT --key phone``; the comparison is then
-left to the sum of the tuned convolutions, since the library does not run here.
+Over RPC, add ``--target pattern/cortex-a76 --tracker HOST:PORT --key phone``; the comparison is
+then left to the sum of the tuned convolutions, since the library does not run here.
 """
 
 from __future__ import annotations
