@@ -90,6 +90,13 @@ def test_a_run_writes_weights_reports_and_plots(folder, tmp_path):
         assert (tmp_path / "out" / name).stat().st_size > 0
 
 
+def test_a_run_that_prunes_to_the_end_is_frozen_at_the_end(folder, tmp_path):
+    settings = recipe(epochs=2, prune_fraction=1.0, amp=True, optimizer="adamw")
+    run = trainer(folder, tmp_path, settings)
+    assert run.run().rows[1].kernels_kept == 16
+    assert [e["phase"] for e in run.epochs] == ["training", "frozen"]
+
+
 @pytest.mark.parametrize("method", ["oneshot", "admm", "gradual"])
 def test_every_method_runs_on_the_bundled_digits(method, tmp_path):
     settings = Recipe.from_dict(

@@ -26,7 +26,7 @@ from rich.progress import (
 from torch import nn
 
 from .checkpoint import CheckpointError, load_training, save_pruned, save_training
-from .data import IGNORED, DataSets, EpochSampler, make_loader
+from .data import IGNORED, DataError, DataSets, EpochSampler, make_loader
 from .ema import MaskedEma
 from .layers import clean_name
 from .plots import save_plots
@@ -298,7 +298,7 @@ class Trainer:
         if self.process.world > 1:
             dist.all_reduce(counts)
         if float(counts[1]) == 0:
-            raise CheckpointError("no validation image could be read; repair the data folder")
+            raise DataError("no validation image could be read; repair the data folder")
         return float(100 * counts[0] / counts[1])
 
     def _record(self, figures: dict[str, Any]) -> None:
