@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import accuracy, digits
 from benchmarks.accuracy_summary import mean_std
-from tvm_pattern.pruning import PatternConfig, Pruner, plan
+from tvm_pattern.pruning import LibrarySpec, PatternConfig, Pruner, plan
 
 CALIBRATION_BATCH = 240
 RATES = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0)
@@ -57,7 +57,7 @@ def run_seed(seed: int, budget: float, settings: accuracy.Settings) -> dict[str,
     images, labels = data.validation
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     batches = [(images[i], labels[i]) for i in order.split(CALIBRATION_BATCH)]
-    config = PatternConfig(library=8, first="skip")
+    config = PatternConfig(library=LibrarySpec(size=8), first="skip")
     found = plan(dense, batches, budget, config=config, rates=RATES)
     if found.uniform is None:
         raise RuntimeError(f"no uniform rate of {RATES} meets the budget {budget}")
