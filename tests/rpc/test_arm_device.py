@@ -1,0 +1,94 @@
+"""A pruned ResNet on an emulated ARM device: TVM's own RPC server in an arm64 Debian root.
+
+The root is made once and kept under ``.cache``.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import tvm_pattern as tp
+from tvm_pattern.deploy import Device
+from tvm_pattern.rpc.server import end_group, free_port
+
+from .conftest import ROOT, Farm, await_true
+
+KEY = "emulated-arm"
+ARM_ROOT = ROOT / ".cache" / "arm" / "root"
+
+
+def arm_python() -> Path:
+    """The root's Python behind its emulator."""
+    if not (ARM_ROOT / ".complete").exists():
+        command = [str(ROOT / "tools" / "arm" / "make_root.sh"), str(ARM_ROOT), sys.executable]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, f"{' '.join(command)} failed:\n{done.stderr}"
+    return ARM_ROOT / "arm-python"
+
+
+@pytest.fixture(scope="module")
+def arm_farm() -> Iterator[Farm]:
+    """A tracker here, a server in the root."""
+    opened = Farm()
+    server = None
+    try:
+        opened.start_tracker()
+        port = free_port()
+        command = [str(arm_python()), "-m", "tvm.exec.rpc_server", "--host", "127.0.0.1"]
+        command += ["--port", str(port), "--port-end", str(port + 1)]
+        command += ["--tracker", opened.address, "--key", KEY]
+        environment = {**os.environ, "TVM_NUM_THREADS": "1"}
+        server = subprocess.Popen(
+            command, start_new_session=True, env=environment, stderr=subprocess.DEVNULL
+        )
+        await_true(lambda: opened.count(KEY) == 1, "the server in the arm64 root")
+        yield opened
+    finally:
+        if server is not None:
+            end_group(server)
+        opened.stop()
+
+
+class Block(nn.Module):
+    """Residual block of two 3x3 convolutions."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.short = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return torch.relu(y + self.short(x))
+
+
+def test_pruned_resnet(arm_farm, tmp_path):
+    torch.manual_seed(0)
+    stem = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]
+    model = nn.Sequential(*stem, Block(16, 32, 1), Block(32, 64, 2), *head).eval()
+    tp.pruning.oneshot(model, connectivity=3.6, group=4)
+    x = torch.randn(1, 3, 32, 32)
+    library = tp.compile(model, x, target="pattern/cortex-a76", num_threads=1)
+    assert all(row.taken for row in library.report.rows)
+    path = library.export(tmp_path / "resnet.so")
+    assert library.manifest.architecture == "aarch64"
+    with torch.no_grad():
+        expected = model(x).numpy()
+    with Device.from_tracker(arm_farm.address, KEY, session_timeout=120) as device:
+        loaded = device.load(path)
+        assert loaded.verify([x.numpy()], [expected]).passed
+        assert np.argmax(loaded.run(x.numpy())[0]) == np.argmax(expected)
+        assert len(loaded.time(x.numpy(), repeat=1).seconds) == 1
