@@ -155,7 +155,7 @@ class TaskInputs:
         self._x = _random_planes(rng, task.batch, weight.shape[1], task.in_layout, task.dtype)
         self._extra: list[np.ndarray] = []
         if task.epilogue.bias:
-            self._extra.append(rng.standard_normal(weight.shape[0]).astype(task.dtype))
+            self._extra.append(rng.standard_normal(weight.shape[:1]).astype(task.dtype))
         if task.epilogue.residual and task.residual_layout is not None:
             self._extra.append(
                 _random_planes(rng, task.batch, weight.shape[0], task.residual_layout, task.dtype)
@@ -185,7 +185,8 @@ class TaskInputs:
                 np.savez(self.folder / self._answer_file, answer=answer, tolerance=tolerance)
             arrays = {f"a{i}": a for i, a in enumerate(self.arguments(plan))}
             path = worker.input_path(self.folder, token)
-            np.savez(path, answer_file=np.array(self._answer_file), **arrays)
+            arrays["answer_file"] = np.array(self._answer_file)
+            np.savez(path, allow_pickle=False, **arrays)
             self._written.add(token)
         return token
 
@@ -385,15 +386,15 @@ class Measurer:
         )
 
     def _rpc_runner(self) -> Any:
-        assert_client = self.client
-        if assert_client is None:
+        client = self.client
+        if client is None:
             raise RPCError("no tracker is set; give tracker and key to measure on devices")
         key = str(self.options.key)
-        devices = assert_client.count(key)
+        devices = client.count(key)
         runner = ms.runner.RPCRunner(
             rpc_config=RPCConfig(
-                tracker_host=assert_client.host,
-                tracker_port=assert_client.port,
+                tracker_host=client.host,
+                tracker_port=client.port,
                 tracker_key=key,
                 session_timeout_sec=self.options.run_timeout,
             ),

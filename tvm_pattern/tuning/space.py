@@ -56,7 +56,7 @@ class Space:
     ) -> None:
         self.task = task
         self.dropped: Counter[str] = Counter()
-        extra = EXTRA_KNOBS if extra_knobs is None else extra_knobs
+        extra: dict[str, Sequence[Any]] = {**EXTRA_KNOBS} if extra_knobs is None else extra_knobs
         if configs is None:
             configs = _combine(list(search_space(task.shape, family_of(task.family))), extra)
         self.configs = list(self._legal(configs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -11,10 +12,10 @@ from tvm import relax
 from tvm.target import Target
 
 from relay_passes.conv_task import ConvTask
-from relay_passes.dataflow import bindings_of, constant, relax_functions, static_shape
+from relay_passes.dataflow import array_of, bindings_of, relax_functions, shape_of
 from relay_passes.fuse_epilogue import FuseEpilogue
 from relay_passes.lower_matmul import LowerMatmul
-from relay_passes.markers import ConvParams, parse
+from relay_passes.markers import ConvParams, Marker, parse
 from relay_passes.pattern_rewrite import PatternRewrite
 from relay_passes.pipeline import normalize_passes
 from relay_passes.plane_layout import PlaneLayout
@@ -71,15 +72,15 @@ def extract_tasks(mod: tvm.IRModule, target: Target, num_threads: int = 1) -> li
     tasks: dict[str, WeightedTask] = {}
     for _, func in relax_functions(planes):
         for name, marker in _convolutions(func):
-            weight = constant(marker.tensors[1])
-            batch = static_shape(marker.tensors[0])[0]
+            weight = array_of(marker.tensors[1])
+            batch = shape_of(marker.tensors[0])[0]
             params = ConvParams.from_dict(marker.params)
             task = ConvTask.from_weight(weight, batch, params, family)
             tasks.setdefault(task.key, WeightedTask(task, weight)).layers.append(name)
     return list(tasks.values())
 
 
-def _convolutions(func: relax.Function):
+def _convolutions(func: relax.Function) -> Iterator[tuple[str, Marker]]:
     for block in bindings_of(func):
         for binding in block:
             marker = parse(binding.value)
