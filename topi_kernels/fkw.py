@@ -172,6 +172,30 @@ def _encode_lists(
     return "delta8", encoded, origin
 
 
+def _weight_blocks(
+    weight: np.ndarray,
+    patterns: tuple[Pattern, ...],
+    groups: np.ndarray,
+    lists: list[np.ndarray],
+    origin: list[np.ndarray],
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Weights of every list in stored order, and how many each filter_group has."""
+    out_channels, in_channels, kh, kw = weight.shape
+    padded = np.concatenate([weight, np.zeros((1, *weight.shape[1:]), weight.dtype)])
+    padded = padded.reshape(out_channels + 1, in_channels, kh * kw)
+    tap_index = [[r * kw + c for r, c in p.taps] for p in patterns]
+    blocks, sizes = [], np.zeros(len(groups), np.int64)
+    for n, (channels, source) in enumerate(zip(lists, origin, strict=True)):
+        g, p = divmod(n, len(patterns))
+        block = np.zeros((len(source), len(tap_index[p]), groups.shape[1]), weight.dtype)
+        real = source >= 0
+        picked = padded[groups[g]][:, channels[source[real]]][:, :, tap_index[p]]
+        block[real] = picked.transpose(1, 2, 0)
+        blocks.append(block.reshape(-1))
+        sizes[g] += block.size
+    return blocks, sizes
+
+
 def pack(
     weight: np.ndarray,
     group: int = 1,
@@ -225,19 +249,7 @@ def pack(
         lists += [np.nonzero(member[leader, :, p])[0] for p in range(len(patterns))]
     encoding, encoded, origin = _encode_lists(lists, in_channels)
 
-    padded = np.concatenate([weight, np.zeros((1, *weight.shape[1:]), weight.dtype)])
-    padded = padded.reshape(out_channels + 1, in_channels, kh * kw)
-    tap_index = [[r * kw + c for r, c in p.taps] for p in patterns]
-    blocks, weight_sizes = [], np.zeros(num_groups, np.int64)
-    for n, (channels, source) in enumerate(zip(lists, origin, strict=True)):
-        g, p = divmod(n, len(patterns))
-        members = order[g * group : (g + 1) * group]
-        block = np.zeros((len(source), len(tap_index[p]), group), weight.dtype)
-        real = source >= 0
-        picked = padded[members][:, channels[source[real]]][:, :, tap_index[p]]
-        block[real] = picked.transpose(1, 2, 0)
-        blocks.append(block.reshape(-1))
-        weight_sizes[g] += block.size
+    blocks, weight_sizes = _weight_blocks(weight, patterns, order.reshape(-1, group), lists, origin)
     counts = np.array([len(e) for e in encoded], np.int64)
     per_group = counts.reshape(num_groups, -1).sum(axis=1)
     channel_dtype = INDEX_DTYPES[encoding]

@@ -167,6 +167,21 @@ def _check(weight: np.ndarray, batch: int, in_layout: PlaneLayout, out_layout: P
         )
 
 
+def _legal(config: ConvConfig, shape: ConvShape, family: Family) -> ConvConfig:
+    reason = illegal_reason(
+        config,
+        family,
+        out_height=shape.out_layout.height,
+        out_width=shape.out_layout.width,
+        in_row_stride=shape.in_layout.row_stride,
+        out_row_stride=shape.out_layout.row_stride,
+        stride_w=shape.stride[1],
+    )
+    if reason is not None:
+        raise ValueError(f"config {config} is illegal here: {reason}")
+    return config
+
+
 def plan_conv(
     weight: np.ndarray,
     *,
@@ -211,20 +226,7 @@ def plan_conv(
     structure = analyse(weight)
     machine = family_of(family).of_dtype(str(weight.dtype))
     shape = conv_shape(weight.shape, structure, in_layout, out_layout, (stride, padding, dilation))
-    if config is None:
-        config = default_config(shape, machine)
-    else:
-        reason = illegal_reason(
-            config,
-            machine,
-            out_height=out_layout.height,
-            out_width=out_layout.width,
-            in_row_stride=in_layout.row_stride,
-            out_row_stride=out_layout.row_stride,
-            stride_w=stride[1],
-        )
-        if reason is not None:
-            raise ValueError(f"config {config} is illegal here: {reason}")
+    config = default_config(shape, machine) if config is None else _legal(config, shape, machine)
     fkw = pack(weight, config.group, structure.patterns, structure.kind)
     validate(fkw)
     out_channels, in_channels, kh, kw = weight.shape
