@@ -17,9 +17,9 @@ from .layout import PlaneLayout
 from .pattern import Pattern, dense_pattern, single_tap_patterns
 from .reorder import GROUP_SIZES, detect_group
 from .schedules.arm_cpu import NEON, NEON_IN_ORDER, NEON_V7, NEON_WIDE
-from .schedules.config import ConvConfig, Family, illegal_reason
+from .schedules.config import ConvConfig, Family
 from .schedules.pattern_conv import schedule_pattern_conv
-from .schedules.search_space import ConvShape, default_config
+from .schedules.search_space import ConvShape, default_config, illegal_for
 from .schedules.x86 import AVX2, AVX512
 from .workload import ConvWorkload, Epilogue
 
@@ -168,15 +168,7 @@ def _check(weight: np.ndarray, batch: int, in_layout: PlaneLayout, out_layout: P
 
 
 def _legal(config: ConvConfig, shape: ConvShape, family: Family) -> ConvConfig:
-    reason = illegal_reason(
-        config,
-        family,
-        out_height=shape.out_layout.height,
-        out_width=shape.out_layout.width,
-        in_row_stride=shape.in_layout.row_stride,
-        out_row_stride=shape.out_layout.row_stride,
-        stride_w=shape.stride[1],
-    )
+    reason = illegal_for(shape, config, family)
     if reason is not None:
         raise ValueError(f"config {config} is illegal here: {reason}")
     return config

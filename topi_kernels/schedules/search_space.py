@@ -212,8 +212,9 @@ def search_space(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
                                 yield config
 
 
-def _why_not(shape: ConvShape, config: ConvConfig, family: Family) -> str | None:
-    reason = illegal_reason(
+def illegal_for(shape: ConvShape, config: ConvConfig, family: Family) -> str | None:
+    """Why ``config`` can't be used for a convolution, or None when it can."""
+    return illegal_reason(
         config,
         family,
         out_height=shape.out_layout.height,
@@ -222,6 +223,10 @@ def _why_not(shape: ConvShape, config: ConvConfig, family: Family) -> str | None
         out_row_stride=shape.out_layout.row_stride,
         stride_w=shape.stride[1],
     )
+
+
+def _why_not(shape: ConvShape, config: ConvConfig, family: Family) -> str | None:
+    reason = illegal_for(shape, config, family)
     if reason is not None:
         return reason
     limit = family.vector_registers - family.temporaries
