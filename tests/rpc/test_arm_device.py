@@ -19,6 +19,8 @@ from torch import nn
 import tvm_pattern as tp
 from tvm_pattern.deploy import Device
 from tvm_pattern.rpc.server import end_group, free_port
+from tvm_pattern.tuning.measure import MeasureOptions
+from tvm_pattern.tuning.session import TuneOptions, tune
 
 from .conftest import ROOT, Farm, await_true
 
@@ -92,3 +94,23 @@ def test_pruned_resnet(arm_farm, tmp_path):
         assert loaded.verify([x.numpy()], [expected]).passed
         assert np.argmax(loaded.run(x.numpy())[0]) == np.argmax(expected)
         assert len(loaded.time(x.numpy(), repeat=1).seconds) == 1
+
+
+def test_tuning_on_the_device(arm_farm, tmp_path):
+    """A few trials measured over RPC; the tuned library still computes what torch does."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU()).eval()
+    tp.pruning.oneshot(model, connectivity=2.0, group=4)
+    x = torch.randn(1, 8, 12, 12)
+    measure = MeasureOptions(repeat=1, min_repeat_ms=1, tracker=arm_farm.address, key=KEY)
+    options = TuneOptions(trials=3, tuner="random", batch=3, measure=measure)
+    log = tmp_path / "arm.jsonl"
+    target = "pattern/cortex-a76"
+    tune(model, x, target=target, log=log, options=options, num_threads=1)
+    assert len(log.read_text().splitlines()) >= 3
+    library = tp.compile(model, x, target=target, tuning_log=log, num_threads=1)
+    path = library.export(tmp_path / "tuned.so")
+    with torch.no_grad():
+        expected = model(x).numpy()
+    with Device.from_tracker(arm_farm.address, KEY) as device:
+        assert device.load(path).verify([x.numpy()], [expected]).passed
