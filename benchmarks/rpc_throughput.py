@@ -55,8 +55,8 @@ def trials_per_minute(cores: list[int], trials: int, milliseconds: int) -> float
             except RPCError:
                 time.sleep(0.2)
         for core in cores:
-            options = ServerOptions(f"127.0.0.1:{port}", KEY, port=free_port(), cpu=core)
-            processes.append(subprocess.Popen(options.command(), start_new_session=True))
+            server = ServerOptions(f"127.0.0.1:{port}", KEY, port=free_port(), cpu=core)
+            processes.append(subprocess.Popen(server.command(), start_new_session=True))
         _wait(client, len(cores))
         target = resolve("pattern/native")
         spec = next(s for s in load_workloads()[0] if s.name == "14x14x256")

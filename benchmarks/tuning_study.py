@@ -49,7 +49,7 @@ def replay(tuner: Tuner, times: np.ndarray, trials: int) -> np.ndarray:
         picked = tuner.propose(min(BATCH, trials - len(best)))
         if not picked:
             break
-        tuner.update(picked, times[picked])
+        tuner.update(picked, times[picked].tolist())
         for value in times[picked]:
             best.append(min(value, best[-1] if best else np.inf))
     return np.array(best + [best[-1]] * (trials - len(best)))

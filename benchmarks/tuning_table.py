@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from relay_passes.conv_task import ConvTask
@@ -31,7 +32,7 @@ from .workloads import LayerSpec, load_workloads, sparse_weights
 BATCH = 16
 
 
-def task_of(spec: LayerSpec, group: int, family: str):
+def task_of(spec: LayerSpec, group: int, family: str) -> tuple[ConvTask, np.ndarray]:
     """Task and weights of one layer of the workloads file."""
     weight, _ = sparse_weights(spec, group)
     params = ConvParams(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
+
 from tvm_pattern import crosscompile
 from tvm_pattern.crosscompile import CrossCompileError, Linker, find_linker, read_elf
 
@@ -65,10 +66,10 @@ def test_missing_compilers(commands, triple, message):
 
 
 def test_missing_named_compilers(commands, monkeypatch):
-    with pytest.raises(CrossCompileError, match="no compiler 'mine' .from cc."):
+    with pytest.raises(CrossCompileError, match=r"no compiler 'mine' .from cc."):
         find_linker("aarch64-linux-gnu", "mine")
     monkeypatch.setenv("TVM_NDK_CC", "/ndk/clang")
-    with pytest.raises(CrossCompileError, match="no compiler '/ndk/clang' .from .TVM_NDK_CC."):
+    with pytest.raises(CrossCompileError, match=r"no compiler '/ndk/clang' .from .TVM_NDK_CC."):
         find_linker("aarch64-linux-gnu")
 
 

@@ -438,7 +438,7 @@ def _plain_tar(output: str, files: Sequence[str], **_: Any) -> None:
             archive.add(name, arcname=os.path.basename(name))
 
 
-_plain_tar.output_format = "tar"
+_plain_tar.output_format = "tar"  # type: ignore[attr-defined]
 
 
 def _sha256(path: Path) -> str:

@@ -203,7 +203,7 @@ def run(
         }
     if output is not None:
         named = {s.name: a for s, a in zip(lib.outputs, outputs, strict=True)}
-        np.savez(output, **named)
+        np.savez(output, **named)  # type: ignore[arg-type]
     if json_output:
         _print_json({"outputs": rows, "timing": timing})
         return

@@ -73,8 +73,8 @@ class DigitsNet(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         channels = 1
-        for width in (32, 64, "pool", 96, 96, "pool", 128):
-            if width == "pool":
+        for width in (32, 64, None, 96, 96, None, 128):
+            if width is None:
                 layers.append(nn.MaxPool2d(2))
                 continue
             layers += [

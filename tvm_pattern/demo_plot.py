@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from topi_kernels.pattern import PatternSet
 
@@ -33,8 +33,8 @@ def save_picture(path: Path, report: PruneReport, layers: Sequence[LayerTime]) -
         Of ResNet-50.
     """
     figure = Figure(figsize=(15, 10), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.3])
-    left, right = top.subfigures(1, 2)
+    top, bottom = np.ravel(figure.subfigures(2, 1, height_ratios=[1, 1.3]))
+    left, right = np.ravel(top.subfigures(1, 2))
     name, layer = max(report.assignment.items(), key=lambda item: item[1].pattern_id.numel())
     _draw_patterns(left, layer.pattern_set, _usage(report))
     _draw_kernels(right.subplots(), name, layer)
@@ -49,7 +49,7 @@ def _usage(report: PruneReport) -> np.ndarray:
     return counts[:REMOVED]
 
 
-def _draw_patterns(figure: object, patterns: PatternSet, counts: np.ndarray) -> None:
+def _draw_patterns(figure: SubFigure, patterns: PatternSet, counts: np.ndarray) -> None:
     figure.suptitle("Pattern library: 4 of 9 taps, and how often the digits network uses each")
     columns = 4
     rows = -(-len(patterns) // columns)

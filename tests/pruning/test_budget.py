@@ -54,8 +54,7 @@ def test_the_knapsack_is_as_good_as_brute_force(seed):
     rng = np.random.default_rng(seed)
     curves = {
         f"l{i}": [
-            Candidate(1.0 + j, 1, float(rng.integers(1, 50)), float(rng.random()))
-            for j in range(4)
+            Candidate(1.0 + j, 1, float(rng.integers(1, 50)), float(rng.random())) for j in range(4)
         ]
         for i in range(4)
     }
@@ -72,9 +71,7 @@ def test_the_knapsack_is_as_good_as_brute_force(seed):
     assert sum(c.cost for c in chosen.values()) <= allowance
     best = min(loss for loss, _ in feasible)
     # Rounding costs up to 1/4096 can only miss combinations that fill the last 0.1 %.
-    slack = min(
-        loss for loss, c in feasible if sum(x.cost for x in c) <= allowance * 0.999
-    )
+    slack = min(loss for loss, c in feasible if sum(x.cost for x in c) <= allowance * 0.999)
     assert best <= sum(c.loss for c in chosen.values()) <= slack
 
 

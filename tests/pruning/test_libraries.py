@@ -52,9 +52,7 @@ def test_few_kernels_are_filled_up():
 def test_greedy_beats_frequency_and_nears_the_best_pair():
     w = _weights(3, (6, 8, 3, 3))
     greedy = greedy_library([w], 2)
-    best = max(
-        _energy(w, pair) for pair in itertools.combinations(natural_patterns().patterns, 2)
-    )
+    best = max(_energy(w, pair) for pair in itertools.combinations(natural_patterns().patterns, 2))
     single = max(_energy(w, [p]) for p in natural_patterns())
     assert _energy(w, list(greedy)[:1]) == pytest.approx(single)
     assert _energy(w, greedy) >= (1 - 1 / np.e) * best

@@ -67,9 +67,7 @@ def test_joint_keeps_exactly_the_kernels_and_taps_asked(case):
 def test_pattern_projection_is_optimal_per_kernel_group(case):
     w, group, _, _, patterns = case
     ids = pj.project_pattern(w, pj.pattern_masks(patterns), group)
-    energies = np.stack(
-        [(w.numpy() ** 2 * p.mask).sum((2, 3)) for p in patterns]
-    )  # [P, O, I]
+    energies = np.stack([(w.numpy() ** 2 * p.mask).sum((2, 3)) for p in patterns])  # [P, O, I]
     grouped = energies.reshape(len(patterns), -1, group, w.shape[1]).sum(2)
     rows = ids.view(-1, group, w.shape[1])[:, 0].long().numpy()
     got = np.take_along_axis(grouped, rows[None], 0)[0]
@@ -81,10 +79,7 @@ def _brute_force(w, patterns, kept, group, balance):
     square = w.numpy() ** 2
     rows, cols = w.shape[0] // group, w.shape[1]
     best = np.max(
-        [
-            (square * p.mask).sum((2, 3)).reshape(rows, group, cols).sum(1)
-            for p in patterns
-        ],
+        [(square * p.mask).sum((2, 3)).reshape(rows, group, cols).sum(1) for p in patterns],
         0,
     )
     low, high = kept // group // rows, -(-kept // group // rows)
@@ -184,8 +179,9 @@ def test_large_layer_is_projected_in_blocks_like_a_small_one():
         (lambda: pj.project_connectivity(torch.full((2, 1, 3, 3), torch.inf), 1), "not finite"),
         (lambda: pj.project_connectivity(torch.ones(4, 2, 3, 3), 3, group=2), "multiple of group"),
         (
-            lambda: pj.removed_positions(torch.tensor([[9]], dtype=torch.uint8),
-                                         torch.ones(2, 3, 3, dtype=torch.bool)),
+            lambda: pj.removed_positions(
+                torch.tensor([[9]], dtype=torch.uint8), torch.ones(2, 3, 3, dtype=torch.bool)
+            ),
             "outside a set of 2",
         ),
     ],

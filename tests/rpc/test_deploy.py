@@ -143,9 +143,12 @@ def test_unknown_key_and_missing_tracker(farm, exported):
 
 
 def test_busy_farm(farm):
-    with Device.from_tracker(farm.address, KEY), Device.from_tracker(farm.address, KEY):
-        with pytest.raises(NoDeviceError, match="became free"):
-            Device.from_tracker(farm.address, KEY, wait=1.0)
+    with (
+        Device.from_tracker(farm.address, KEY),
+        Device.from_tracker(farm.address, KEY),
+        pytest.raises(NoDeviceError, match="became free"),
+    ):
+        Device.from_tracker(farm.address, KEY, wait=1.0)
 
 
 def test_direct_connection(exported, expected):

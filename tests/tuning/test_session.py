@@ -16,10 +16,16 @@ from torch import nn
 from typer.testing import CliRunner
 
 import tvm_pattern
+from relay_passes.conv_task import ConvTask
 from relay_passes.targets import resolve
 from tvm_pattern.tuning import cli, logs_cli
 from tvm_pattern.tuning.environment import device_name
-from tvm_pattern.tuning.lookup import ConfigLookup, config_lookup, shipped_logs
+from tvm_pattern.tuning.lookup import (
+    ConfigLookup,
+    config_from_dict,
+    config_lookup,
+    shipped_logs,
+)
 from tvm_pattern.tuning.measure import MeasureOptions, Measurer
 from tvm_pattern.tuning.records import LogError, TuningLog
 from tvm_pattern.tuning.session import Search, TuneOptions, tune
@@ -205,9 +211,11 @@ def test_an_illegal_record_is_passed_over(caplog):
 
 def test_shipped_logs_are_readable_and_used_by_default():
     for family in ("x86-avx512", "x86-avx2"):
-        for path in shipped_logs(family):
-            for record in TuningLog(path).records():
-                assert record.ok
+        lookup = config_lookup(None, resolve(f"pattern/{family}"))
+        records = [r for path in shipped_logs(family) for r in TuningLog(path).records()]
+        assert len(lookup) == len({r.task_key for r in records}) > 20
+        for record in records:
+            assert lookup(ConvTask.from_dict(record.task)) == config_from_dict(record.config)
     assert len(config_lookup(None, resolve("pattern/mali"))) == 0
 
 

@@ -67,7 +67,7 @@ def _accumulate(workload: ConvWorkload, config: ConvConfig, buffers: Buffers, ti
         + tile.x0 * sw
     )
     delta = workload.index_encoding == "delta8"
-    channel = T.alloc_buffer((1,), "int32", scope="global") if delta else None
+    channel: Any = T.alloc_buffer((1,), "int32", scope="global") if delta else None
     opaque = None
     if config.isa == "neon":
         opaque = T.Bind(buffers.group_start[0])

@@ -88,9 +88,7 @@ def apply_assignment(model: nn.Module, assignment: Assignment) -> dict[str, floa
     return kept
 
 
-def verify_assignment(
-    model: nn.Module, assignment: Assignment, plans: list[LayerPlan]
-) -> None:
+def verify_assignment(model: nn.Module, assignment: Assignment, plans: list[LayerPlan]) -> None:
     """Check that the weights obey the assignment and the assignment the plans.
 
     Raises

@@ -69,9 +69,7 @@ def recalibrate_bn(
         If ``data`` gives no batch: the statistics would be those of no data at all.
     """
     model = unwrap(model)
-    norms = [
-        m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None
-    ]
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not norms:
         return 0
     if batches is not None and batches < 1:

@@ -165,9 +165,7 @@ def _latencies(rows: Iterable[LatencyRow], names: set[str]) -> dict[str, list[Ca
         if row.layer in names:
             candidate = Candidate(row.connectivity, row.group, row.milliseconds)
             table.setdefault(row.layer, []).append(candidate)
-    missing = sorted(
-        n for n in names if not any(c.connectivity is None for c in table.get(n, []))
-    )
+    missing = sorted(n for n in names if not any(c.connectivity is None for c in table.get(n, [])))
     if missing:
         raise ConfigError(
             f"the latency table has no dense time (connectivity None) of {', '.join(missing[:6])};"
@@ -232,9 +230,7 @@ def choose(
         return None
     left = _BINS
     chosen = {}
-    for (name, candidates), (pick, bins) in reversed(
-        list(zip(curves.items(), picks, strict=True))
-    ):
+    for (name, candidates), (pick, bins) in reversed(list(zip(curves.items(), picks, strict=True))):
         index = int(pick[left])
         chosen[name] = candidates[index]
         left -= bins[index]

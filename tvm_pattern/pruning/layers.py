@@ -138,9 +138,7 @@ def _apply_rules(settings: _Settings, rules: list[Rule]) -> _Settings:
     return settings
 
 
-def _matched_rules(
-    convs: dict[str, nn.Conv2d], config: PatternConfig
-) -> dict[str, list[Rule]]:
+def _matched_rules(convs: dict[str, nn.Conv2d], config: PatternConfig) -> dict[str, list[Rule]]:
     """Rules of each layer; a rule without any layer is an error."""
     first = next(iter(convs))
     matched: dict[str, list[Rule]] = {name: [] for name in convs}
@@ -180,9 +178,7 @@ def _reason_to_skip(
     return None
 
 
-def _library_of(
-    name: str, conv: nn.Conv2d, settings: _Settings
-) -> PatternSet | LibrarySpec | str:
+def _library_of(name: str, conv: nn.Conv2d, settings: _Settings) -> PatternSet | LibrarySpec | str:
     """Library of a spatial layer; a str is the reason why there is none of its kernel size."""
     library = settings.library
     size = tuple(conv.kernel_size)

@@ -99,9 +99,7 @@ def _size_of(weights: Sequence[torch.Tensor]) -> tuple[int, int]:
     return sizes.pop()
 
 
-def natural_library(
-    weights: Sequence[torch.Tensor], size: int = 8, taps: int = 4
-) -> PatternSet:
+def natural_library(weights: Sequence[torch.Tensor], size: int = 8, taps: int = 4) -> PatternSet:
     """The ``size`` most frequent natural patterns (PatDNN, section 4.1).
 
     Patterns that no kernel has fill up the set in tap order when the weights hold too few, so that

@@ -112,9 +112,7 @@ def plot_training(epochs: Sequence[Mapping[str, Any]], path: str | Path) -> None
     _save(figure, path)
 
 
-def plot_sensitivity(
-    curves: Mapping[str, Sequence[tuple[float, float]]], path: str | Path
-) -> None:
+def plot_sensitivity(curves: Mapping[str, Sequence[tuple[float, float]]], path: str | Path) -> None:
     """Loss increase against the connectivity rate, one line per layer.
 
     Parameters

@@ -122,9 +122,7 @@ class Pruner:
             If a trainable pruned weight is in none of them: its pruned positions would come back
             or its penalty be lost.
         """
-        held = {
-            id(p) for o in optimizers for group in o.param_groups for p in group["params"]
-        }
+        held = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
         missing = [
             s.name for s in self.layers if s.weight.requires_grad and id(s.weight) not in held
         ]
