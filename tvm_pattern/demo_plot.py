@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -33,8 +33,9 @@ def save_picture(path: Path, report: PruneReport, layers: Sequence[LayerTime]) -
         Of ResNet-50.
     """
     figure = Figure(figsize=(15, 10), layout="constrained")
-    top, bottom = np.ravel(figure.subfigures(2, 1, height_ratios=[1, 1.3]))
-    left, right = np.ravel(top.subfigures(1, 2))
+    halves: Any = figure.subfigures(2, 1, height_ratios=[1, 1.3])
+    top, bottom = halves
+    left, right = top.subfigures(1, 2)
     name, layer = max(report.assignment.items(), key=lambda item: item[1].pattern_id.numel())
     _draw_patterns(left, layer.pattern_set, _usage(report))
     _draw_kernels(right.subplots(), name, layer)
