@@ -181,6 +181,22 @@ def test_benchmark(library):
     assert all(seconds > 0 for seconds in result.results)
 
 
+def test_the_callers_pass_context_stays_in_force(model):
+    seen = []
+
+    @tvm.ir.instrument.pass_instrument
+    class Watch:
+        def run_before_pass(self, _mod, info):
+            seen.append(str(info.name))
+
+    with tvm.transform.PassContext(instruments=[Watch()], disabled_pass=["tirx.CommonSubexprElim"]):
+        library = tp.compile(model, IMAGE, num_threads=1)
+    assert "tirx.MakePackedAPI" in seen
+    assert "tirx.CommonSubexprElim" not in seen
+    with torch.no_grad():
+        assert_close(library(IMAGE), model(IMAGE).numpy())
+
+
 def test_targets(model):
     assert "pattern/native" in tp.targets()
     assert "pattern/cortex-a76" in tp.targets()
