@@ -1,4 +1,4 @@
-"""A pruned ResNet on an emulated ARM device: TVM's own RPC server in an arm64 Debian root.
+"""A pruned ResNet-50 on an emulated ARM device: TVM's own RPC server in an arm64 Debian root.
 
 The root is made once and kept under ``.cache``.
 """
@@ -60,28 +60,10 @@ def arm_farm() -> Iterator[Farm]:
         opened.stop()
 
 
-class Block(nn.Module):
-    """Residual block of two 3x3 convolutions."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out_channels)
-        self.short = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
-        return torch.relu(y + self.short(x))
-
-
-def test_pruned_resnet(arm_farm, tmp_path):
+def test_pruned_resnet50(arm_farm, tmp_path):
     torch.manual_seed(0)
-    stem = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]
-    model = nn.Sequential(*stem, Block(16, 32, 1), Block(32, 64, 2), *head).eval()
-    tp.pruning.oneshot(model, connectivity=3.6, group=4)
+    model = tp.models.resnet50().eval()
+    tp.pruning.oneshot(model, connectivity=3.6, group=4, connectivity_1x1=4.0)
     x = torch.randn(1, 3, 32, 32)
     library = tp.compile(model, x, target="pattern/cortex-a76", num_threads=1)
     assert all(row.taken for row in library.report.rows)
