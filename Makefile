@@ -1,5 +1,5 @@
 # Each target sets itself up from a fresh clone: Python >= 3.10, a C compiler and make are enough.
-#   make demo    train, prune, compile and measure; pictures and tables under demo_results/
+#   make demo    train, prune, compile and measure; pictures and tables under build/demo/
 #   make test    the whole test suite
 #   make lint    style, types and the import contracts
 #   make bench   layers and networks against other engines; results under benchmarks/results/
@@ -72,5 +72,5 @@ check-tools:
 	  echo "error: no C or C++ compiler was found; TVM links compiled models with it. On Debian and Ubuntu: apt-get install gcc libc6-dev" >&2; exit 1; }
 
 clean:
-	rm -rf $(VENV) build *.egg-info demo_results .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache .cache
+	rm -rf $(VENV) build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache .cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
