@@ -28,18 +28,19 @@ def loops_of(core: str, group: int, size: int, dtype: str = "float32"):
 def test_only_loads_and_multiply_adds(core, group, size):
     """No spill, no store; every weight or input that is broadcast is taken by element.
 
-    Addresses: one multiply-add finds the kernel's plane, one addition each of at most three
-    columns of taps, and the weights and the loop counter advance.
+    Addresses: one load and one multiply-add find the kernel's plane, two additions each column of
+    taps, and the weights and the loop counter advance.
     """
     loops, plan = loops_of(core, group, size)
-    for loop in loops:
+    for loop, pattern in zip(loops, plan.workload.patterns, strict=True):
         kernels = loop.fmla // (4 * plan.config.accumulators)
         assert loop.fmla == 4 * plan.config.accumulators * kernels
         assert loop.stack == 0
         assert loop.stores == 0
         assert loop.by_element == loop.fmla
         assert loop.loads < 0.85 * loop.fmla
-        assert loop.integer <= 7 * kernels + 2
+        columns = len({column for _, column in pattern.taps})
+        assert loop.integer <= (3 + 2 * columns) * kernels
 
 
 def test_float16_halves_the_multiply_adds():
