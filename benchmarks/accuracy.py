@@ -1,8 +1,8 @@
 """Accuracy of pruning methods on digits: ``python -m benchmarks.accuracy --json FILE``.
 
 Every method starts from the same trained network of a seed, gets the same number of epochs, and is
-counted at the same real compression rate over all convolution weights. Settings were chosen on
-validation images of other seeds (``TUNING_SEEDS``); the test images took no part in any choice.
+counted at the same real compression rate over all convolution weights. Settings were chosen by
+validation images of other seeds (``TUNING_SEEDS``), which hold no test image.
 
 The run is resumable: finished rows of FILE are skipped. Beside FILE, the same name with ``.md`` and
 ``.png`` hold the table and the plot.
