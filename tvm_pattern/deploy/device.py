@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import socket
 import time
@@ -108,6 +109,7 @@ class Device:
 
     def __init__(self, session: Any, name: str) -> None:
         self._session = session
+        self._libraries: list[RemoteLibrary] = []
         self.name = name
 
     @classmethod
@@ -169,7 +171,12 @@ class Device:
 
     def close(self) -> None:
         """Give the device back; it becomes free for others."""
+        for library in self._libraries:
+            library.release()
+        self._libraries.clear()
         self._session = None
+        # The session ends with its last reference, and TVM's virtual machine refers to itself.
+        gc.collect()
 
     @property
     def session(self) -> Any:
@@ -242,7 +249,9 @@ class Device:
                 f"{self.name}: the TVM runtime there cannot run a library of TVM"
                 f" {manifest.versions.get('tvm', '?')}; install that version there ({error})"
             ) from error
-        return RemoteLibrary(self, vm, manifest)
+        loaded = RemoteLibrary(self, vm, manifest)
+        self._libraries.append(loaded)
+        return loaded
 
     def read_file(self, path: str) -> str | None:
         """Text of a file on the device, None where it cannot be read."""
@@ -278,6 +287,10 @@ class RemoteLibrary:
 
     def __init__(self, device: Device, vm: Any, manifest: Manifest) -> None:
         self.device, self._vm, self.manifest = device, vm, manifest
+
+    def release(self) -> None:
+        """Drop what lives on the device; runs are refused from now on."""
+        self._vm = None
 
     def _arguments(self, inputs: Sequence[np.ndarray]) -> list[Any]:
         wanted = [(tuple(s["shape"]), s["dtype"]) for s in self.manifest.inputs]
