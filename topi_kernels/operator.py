@@ -96,6 +96,7 @@ class ConvPlan:
     fkw: FKW
     structure: Structure
     num_threads: int
+    fetch_ahead: bool = False
 
     @property
     def arrays(self) -> list[np.ndarray]:
@@ -116,7 +117,7 @@ class ConvPlan:
 
     def primfunc(self) -> tirx.PrimFunc:
         """The scheduled operator; parameters ``(x, *arrays, [bias], [residual], out)``."""
-        return schedule_pattern_conv(self.workload, self.config, self.num_threads)
+        return schedule_pattern_conv(self.workload, self.config, self.num_threads, self.fetch_ahead)
 
     def naive_primfunc(self) -> tirx.PrimFunc:
         """The specification of the operator: same parameters, no schedule."""
@@ -244,7 +245,7 @@ def plan_conv(
         residual_layout=residual_layout,
         dtype=str(weight.dtype),
     )
-    return ConvPlan(workload, config, fkw, structure, num_threads)
+    return ConvPlan(workload, config, fkw, structure, num_threads, machine.fetch_ahead)
 
 
 def wasted_share(plan: ConvPlan) -> float:

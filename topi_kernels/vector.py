@@ -6,6 +6,7 @@ Everything here builds expressions inside an open ``IRBuilder`` function.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import Any
 
 from tvm import tirx
@@ -33,15 +34,22 @@ def shuffle(vectors: Sequence[Any], indices: Sequence[int]) -> Any:
     return tirx.Shuffle(list(vectors), [tirx.IntImm("int32", int(i)) for i in indices])
 
 
-def prefetch(element: Any) -> None:
+class Locality(IntEnum):
+    """How near a prefetched line is brought; LLVM's numbers."""
+
+    L2 = 2
+    L1 = 3
+
+
+def prefetch(element: Any, locality: Locality = Locality.L1, *, for_writing: bool = False) -> None:
     """Ask for the cache line of a buffer element; a hint that never faults."""
     T.evaluate(
         tirx.call_llvm_intrin(
             "void",
             "llvm.prefetch",
             tirx.address_of(element),
-            tirx.const(0, "int32"),
-            tirx.const(3, "int32"),
+            tirx.const(int(for_writing), "int32"),
+            tirx.const(int(locality), "int32"),
             tirx.const(1, "int32"),
         )
     )

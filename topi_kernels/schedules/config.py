@@ -28,6 +28,8 @@ class Family:
         Registers left to loaded inputs and spare weights while a register_tile is computed.
     prefetch : int
         Kernels to look ahead when prefetching input by default; 0 for never.
+    fetch_ahead : bool
+        Fetch the next tile's input into L2 and the outputs' lines before they are needed.
     fma_ports, load_ports, fma_latency : float
         Vector FMAs and vector loads a core starts per cycle, and cycles until an FMA's result.
     load_cost, split_cost, line_cost, weight_line_cost : float
@@ -55,6 +57,7 @@ class Family:
     vector_registers: int
     temporaries: int
     prefetch: int
+    fetch_ahead: bool = False
     fma_ports: float = 2.0
     load_ports: float = 2.0
     fma_latency: float = 4.0

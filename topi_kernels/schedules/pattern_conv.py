@@ -24,7 +24,8 @@ from ..pattern import Pattern
 from ..vector import constant, lanes, shuffle, splat
 from ..workload import ConvWorkload
 from .config import ConvConfig
-from .tile import Buffers, Tile, declare_parameters, row_vectors
+from .fetch_ahead import fetch_next_input, fetch_outputs
+from .tile import Buffers, Place, Tile, declare_parameters, place_of, tiles_per_image
 from .tile_inputs import Bases, InputLoader, input_uses, step_weights
 from .tile_outputs import store_tile
 
@@ -133,27 +134,15 @@ def _start_accumulators(
 
 
 def _register_tile(
-    workload: ConvWorkload, config: ConvConfig, buffers: Buffers, where: tuple[Any, Any, Any]
-) -> None:
-    """One register_tile: filter_group ``g`` at tile ``t`` of image ``n``."""
-    n, t, g = where
-    layout = workload.out_layout
-    columns = row_vectors(workload, config)
-    col_blocks = -(-columns // config.tile_cols)
-    row_block = T.Bind(t // col_blocks)
-    col_block = T.Bind(t % col_blocks)
-    # The last tile of a row or column is moved back to end with the image: no masks, no remainder.
-    y0 = T.Bind(T.min(row_block * config.tile_rows, layout.height - config.tile_rows))
-    last_col = (columns - config.tile_cols) * config.pixel_lanes
-    x0 = T.Bind(T.min(col_block * (config.tile_cols * config.pixel_lanes), last_col))
-    tile = Tile(g, n, y0, x0, row_block, col_block)
+    workload: ConvWorkload, config: ConvConfig, buffers: Buffers, place: Place, group: Any
+) -> Tile:
+    """Open the register_tile of filter_group ``group`` at ``place``."""
+    tile = Tile(place.batch, place.y0, place.x0, place.row_block, place.col_block, group)
     tile.slots = [
-        T.Bind(T.Cast("int32", buffers.filter_order[g * config.group + j]))
+        T.Bind(T.Cast("int32", buffers.filter_order[group * config.group + j]))
         for j in range(config.group)
     ]
-    _start_accumulators(workload, config, buffers, tile)
-    _accumulate(workload, config, buffers, tile)
-    store_tile(workload, config, buffers, tile)
+    return tile
 
 
 def _group_blocks(workload: ConvWorkload, tiles: int, num_threads: int) -> int:
@@ -165,30 +154,45 @@ def _group_blocks(workload: ConvWorkload, tiles: int, num_threads: int) -> int:
 
 
 def _loop_nest(
-    workload: ConvWorkload, config: ConvConfig, buffers: Buffers, num_threads: int
+    workload: ConvWorkload,
+    config: ConvConfig,
+    buffers: Buffers,
+    num_threads: int,
+    fetch_ahead: bool,
 ) -> None:
     """Distribute register_tiles over loops and threads."""
-    layout = workload.out_layout
-    columns = row_vectors(workload, config)
-    per_image = -(-layout.height // config.tile_rows) * -(-columns // config.tile_cols)
-    tiles = workload.batch * per_image
+    tiles = workload.batch * tiles_per_image(workload, config)
     parallel = T.parallel if num_threads != 1 else T.serial
     groups = workload.num_groups
+
+    def compute(place: Place, group: Any) -> None:
+        tile = _register_tile(workload, config, buffers, place, group)
+        if fetch_ahead:
+            fetch_outputs(workload, config, buffers, tile)
+        _start_accumulators(workload, config, buffers, tile)
+        _accumulate(workload, config, buffers, tile)
+        store_tile(workload, config, buffers, tile)
+
     if config.loop_order == "filter_outer":
         with parallel(0, groups) as g, T.serial(0, tiles) as t:
-            _register_tile(workload, config, buffers, (t // per_image, t % per_image, g))
+            compute(place_of(workload, config, t), g)
         return
     blocks = _group_blocks(workload, tiles, num_threads)
     share = -(-groups // blocks)
     with parallel(0, tiles * blocks) as task:
-        t = T.Bind(task // blocks)
+        place = place_of(workload, config, T.Bind(task // blocks))
         first = T.Bind(task % blocks * share)
+        following = None
+        if fetch_ahead and tiles > 1:
+            following = place_of(workload, config, T.Bind(T.min(task // blocks + 1, tiles - 1)))
         with T.serial(first, T.min(first + share, groups)) as g:
-            _register_tile(workload, config, buffers, (t // per_image, t % per_image, g))
+            if following is not None:
+                fetch_next_input(workload, config, buffers, following, (g - first, share))
+            compute(place, g)
 
 
 def schedule_pattern_conv(
-    workload: ConvWorkload, config: ConvConfig, num_threads: int = 1
+    workload: ConvWorkload, config: ConvConfig, num_threads: int = 1, fetch_ahead: bool = False
 ) -> tirx.PrimFunc:
     """Scheduled PrimFunc of a pattern-sparse convolution.
 
@@ -199,6 +203,8 @@ def schedule_pattern_conv(
         A legal config whose group is the workload's.
     num_threads : int
         1 builds serial loops; anything else distributes register_tiles over TVM's thread pool.
+    fetch_ahead : bool
+        Prefetch what the caches do not hold yet, see :mod:`.fetch_ahead`.
 
     Returns
     -------
@@ -219,5 +225,5 @@ def schedule_pattern_conv(
         T.func_name("pattern_conv2d")
         T.func_attr({"tirx.noalias": True})
         buffers = declare_parameters(workload)
-        _loop_nest(workload, config, buffers, num_threads)
+        _loop_nest(workload, config, buffers, num_threads, fetch_ahead)
     return builder.get()

@@ -30,21 +30,50 @@ class Buffers:
 
 
 @dataclass
-class Tile:
-    """Where one register_tile lies; all members are index expressions."""
+class Place:
+    """Where a register_tile lies in the output; all members are index expressions."""
 
-    group: Any
     batch: Any
     y0: Any
     x0: Any
     row_block: Any
     col_block: Any
+
+
+@dataclass
+class Tile(Place):
+    """One register_tile of one filter_group."""
+
+    group: Any
     acc: dict[tuple[int, int, int], Any] = field(default_factory=dict)
     slots: list[Any] = field(default_factory=list)
 
 
 def row_vectors(workload: ConvWorkload, config: ConvConfig) -> int:
     return -(-workload.out_layout.width // config.pixel_lanes)
+
+
+def tiles_per_image(workload: ConvWorkload, config: ConvConfig) -> int:
+    row_blocks = -(-workload.out_layout.height // config.tile_rows)
+    return row_blocks * -(-row_vectors(workload, config) // config.tile_cols)
+
+
+def place_of(workload: ConvWorkload, config: ConvConfig, number: Any) -> Place:
+    """Place of register_tile ``number`` of the batch.
+
+    The last tile of a row or column is moved back to end with the image: no masks, no remainder.
+    """
+    per_image = tiles_per_image(workload, config)
+    columns = row_vectors(workload, config)
+    col_blocks = -(-columns // config.tile_cols)
+    within = T.Bind(number % per_image)
+    row_block = T.Bind(within // col_blocks)
+    col_block = T.Bind(within % col_blocks)
+    last_row = workload.out_layout.height - config.tile_rows
+    last_col = (columns - config.tile_cols) * config.pixel_lanes
+    y0 = T.Bind(T.min(row_block * config.tile_rows, last_row))
+    x0 = T.Bind(T.min(col_block * (config.tile_cols * config.pixel_lanes), last_col))
+    return Place(T.Bind(number // per_image), y0, x0, row_block, col_block)
 
 
 def declare_parameters(workload: ConvWorkload) -> Buffers:
