@@ -19,7 +19,7 @@ _FMLA = re.compile(r"\s+(fmla|vfma\.f\d+|vmla\.f\d+)\s")
 _LOAD = re.compile(r"\s+(ldr|ldp|ldur|ld1r?|vld1\.\d+|vldr|vldmia)\s+[{]?\s*[qdsvh]\d")
 _STORE = re.compile(r"\s+(str|stp|stur|st1|vst1\.\d+|vstr|vstmia|vpush)\s")
 _INTEGER = re.compile(
-    r"\s+(add|adds|sub|subs|madd|mul|mla|mov|movk|sbfiz|ubfiz|lsl|sxtw|uxtw)\s+[wxr]\d"
+    r"\s+(add|adds|sub|subs|[us]?madd|[us]maddl|mul|mla|mov|movk|[us]bfiz|lsl|[us]xtw)\s+[wxr]\d"
 )
 
 
@@ -81,7 +81,7 @@ class InnerLoop:
 
     @property
     def integer(self) -> int:
-        """Integer arithmetic: addresses and the loop counter."""
+        """Integer arithmetic: addresses, and the loop's counter."""
         return self._count(_INTEGER)
 
     @property

@@ -28,8 +28,9 @@ def loops_of(core: str, group: int, size: int, dtype: str = "float32"):
 def test_only_loads_and_multiply_adds(core, group, size):
     """No spill, no store; every weight or input that is broadcast is taken by element.
 
-    Addresses: one load and one multiply-add find the kernel's plane, two additions each column of
-    taps, and the weights and the loop counter advance.
+    Addresses: one multiply-add finds the kernel's plane. If taps lie in several columns, one
+    addition per column follows, since no load takes an offset that is not a multiple of 16 bytes.
+    Loads advance the weights, and the loop counts once; in-order cores scale the plane apart.
     """
     loops, plan = loops_of(core, group, size)
     for loop, pattern in zip(loops, plan.workload.patterns, strict=True):
@@ -39,8 +40,9 @@ def test_only_loads_and_multiply_adds(core, group, size):
         assert loop.stores == 0
         assert loop.by_element == loop.fmla
         assert loop.loads < 0.85 * loop.fmla
-        columns = len({column for _, column in pattern.taps})
-        assert loop.integer <= (3 + 2 * columns) * kernels
+        columns = len({column for _, column in pattern.taps}) if group == 1 else 0
+        separate = core in ("cortex-a53", "cortex-a55") and columns > 1
+        assert loop.integer <= (1 + columns + separate) * kernels + 2
 
 
 def test_float16_halves_the_multiply_adds():

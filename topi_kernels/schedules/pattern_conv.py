@@ -94,12 +94,12 @@ def _accumulate(workload: ConvWorkload, config: ConvConfig, buffers: Buffers, ti
                 T.buffer_store(channel, channel[0] + code, [0])
                 code = T.Bind(channel[0])
                 following = None if following is None else T.Bind(code + following)
-            base = origins.plus(code * plane)
+            base = origins.plus(origins.wide(code) * plane)
             next_base = None if following is None else T.Bind(following * plane + origin)
             if uniform:
-                weight_base = T.Bind(k * per_kernel)
+                weight_base = T.Bind(origins.wide(k) * per_kernel)
             else:
-                weight_base = T.Bind(weight_begin + (k - begin) * per_kernel)
+                weight_base = T.Bind(origins.wide(weight_begin + (k - begin) * per_kernel))
             bases = (base, next_base, weight_base)
             _kernel_body(workload, config, buffers, tile, pattern, bases)
         if not uniform:

@@ -41,18 +41,22 @@ class Bases:
 
     An offset that is a multiple of the vector fits into the load instruction of NEON; any other
     costs an addition. ``opaque`` is a zero that LLVM cannot see through, or it would fold the
-    columns back into the offsets.
+    columns back into the offsets. Such bases have 64 bits: a sum of 32-bit indices is extended in
+    every iteration, whereas these become pointers that loads advance by themselves.
     """
 
     def __init__(self, config: ConvConfig, origin: Any, opaque: Any = None) -> None:
         self.config = config
-        if opaque is None:
-            self._columns = {0: origin}
-        else:
-            self._columns = {
-                c: origin if c == 0 else T.Bind(origin + T.bitwise_or(opaque, c))
-                for c in range(config.vector_width)
-            }
+        self._is_wide = opaque is not None
+        first = T.Bind(self.wide(origin)) if self._is_wide else origin
+        self._columns = {0: first}
+        if opaque is not None:
+            for c in range(1, config.vector_width):
+                self._columns[c] = T.Bind(first + self.wide(T.bitwise_or(opaque, c)))
+
+    def wide(self, index: Any) -> Any:
+        """``index`` in the width of the bases."""
+        return T.Cast("int64", index) if self._is_wide else index
 
     def plus(self, distance: Any) -> Bases:
         """The bases, ``distance`` elements further."""
