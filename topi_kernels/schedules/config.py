@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 LOOP_ORDERS = ("tile_outer", "filter_outer")
-SHIFTS = ("load", "rotate")
+SHIFTS = ("load", "rotate", "split")
+SPLIT_STRIDE = 2
 MAX_PREFETCH = 8
 ISAS = ("any", "neon")
 
@@ -101,7 +102,8 @@ class ConvConfig:
         Taps whose weights are held in registers at once.
     shift : str
         How an input vector shifted along the row is had: ``load`` reads it again unaligned,
-        ``rotate`` builds it from two aligned vectors in registers.
+        ``rotate`` builds it from two aligned vectors in registers. ``split`` is for stride 2: the
+        input is first separated into even and odd rows and columns, see :mod:`.input_geometry`.
     loop_order : str
         ``tile_outer`` keeps an input tile in cache over all filter_groups, ``filter_outer`` the
         weights of a group over all tiles.
@@ -203,6 +205,8 @@ def illegal_reason(
         )
     if c.shift == "rotate" and (c.filter_lanes != 1 or stride_w != 1):
         return "rotate needs lanes over pixels and stride 1"
+    if c.shift == "split" and (stride_w != SPLIT_STRIDE or c.pixel_lanes == 1 or c.isa == "neon"):
+        return "split needs lanes over pixels, stride 2 and loads that do not separate columns"
     if c.shift == "rotate" and in_row_stride % c.vector_width:
         return f"rotate needs a row stride that is a multiple of {c.vector_width}"
     return None

@@ -25,6 +25,7 @@ from ..vector import constant, lanes, shuffle, splat
 from ..workload import ConvWorkload
 from .config import ConvConfig
 from .fetch_ahead import fetch_next_input, fetch_outputs
+from .input_geometry import SplitGeometry, input_geometry, separate_input
 from .tile import Buffers, Place, Tile, declare_parameters, place_of, tiles_per_image
 from .tile_inputs import Bases, InputLoader, input_uses, step_weights
 from .tile_outputs import store_tile
@@ -46,7 +47,7 @@ def _kernel_body(
         step = numbered[first : first + config.taps_per_step]
         weights = step_weights(config, buffers.weights, weight_base, [n for n, _ in step])
         uses = input_uses(workload, config, step)
-        loader = InputLoader(workload, config, buffers.x, base, next_base)
+        loader = InputLoader(buffers.geometry, config, buffers.x, base, next_base)
         loader.first_column = min(col for _, col in uses)
         for row, col in sorted(uses):
             value = loader.load(row, col)
@@ -58,14 +59,13 @@ def _kernel_body(
 
 def _accumulate(workload: ConvWorkload, config: ConvConfig, buffers: Buffers, tile: Tile) -> None:
     """Add all kernels of the tile's filter_group to the accumulators, one loop per pattern."""
-    layout = workload.in_layout
-    (sh, sw), group = workload.stride, tile.group
-    plane = layout.size
+    geometry, group = buffers.geometry, tile.group
+    plane = geometry.size
     origin = T.Bind(
         tile.batch * (workload.in_channels * plane)
-        + layout.origin
-        + tile.y0 * (sh * layout.row_stride)
-        + tile.x0 * sw
+        + geometry.origin
+        + tile.y0 * geometry.row_step
+        + tile.x0 * geometry.col_step
     )
     delta = workload.index_encoding == "delta8"
     channel: Any = T.alloc_buffer((1,), "int32", scope="global") if delta else None
@@ -183,7 +183,7 @@ def _loop_nest(
         place = place_of(workload, config, T.Bind(task // blocks))
         first = T.Bind(task % blocks * share)
         following = None
-        if fetch_ahead and tiles > 1:
+        if fetch_ahead and tiles > 1 and config.shift != "split":  # just written, so near
             following = place_of(workload, config, T.Bind(T.min(task // blocks + 1, tiles - 1)))
         with T.serial(first, T.min(first + share, groups)) as g:
             if following is not None:
@@ -225,5 +225,9 @@ def schedule_pattern_conv(
         T.func_name("pattern_conv2d")
         T.func_attr({"tirx.noalias": True})
         buffers = declare_parameters(workload)
+        geometry = input_geometry(workload, config)
+        buffers.geometry = geometry
+        if isinstance(geometry, SplitGeometry):
+            buffers.x = separate_input(workload, config, geometry, buffers.x, num_threads)
         _loop_nest(workload, config, buffers, num_threads, fetch_ahead)
     return builder.get()

@@ -14,7 +14,7 @@ from functools import lru_cache
 from ..layout import PlaneLayout
 from ..pattern import Pattern
 from ..reorder import GROUP_SIZES
-from .config import MAX_PREFETCH, ConvConfig, Family, illegal_reason
+from .config import MAX_PREFETCH, SHIFTS, ConvConfig, Family, illegal_reason
 
 MIN_VECTOR_WIDTH = 4
 MAX_FILTER_VECTORS = 4
@@ -41,15 +41,36 @@ class ConvShape:
 
 def _input_rows(
     shape: ConvShape, config: ConvConfig, taps: Sequence[tuple[int, int]]
-) -> dict[int, set[int]]:
-    """Distinct input vectors of a step: input row -> first columns, relative to the tile."""
+) -> dict[tuple[int, int], set[int]]:
+    """Distinct input vectors of a step: input row -> first columns, relative to the tile.
+
+    Rows are named (row, remainder): separated columns lie in rows of their own.
+    """
     (sh, sw), (dh, dw), pl = shape.stride, shape.dilation, shape.padding[1]
-    rows: dict[int, set[int]] = {}
+    apart = sw if config.shift == "split" else 1
+    rows: dict[tuple[int, int], set[int]] = {}
     for kh, kw in taps:
         for r in range(config.tile_rows):
-            row = rows.setdefault(r * sh + kh * dh, set())
-            row.update(c * config.pixel_lanes * sw + kw * dw - pl for c in range(config.tile_cols))
+            for c in range(config.tile_cols):
+                col = c * config.pixel_lanes * sw + kw * dw - pl
+                row = rows.setdefault((r * sh + kh * dh, col % apart), set())
+                row.add(col // apart)
     return rows
+
+
+def _column_step(shape: ConvShape, config: ConvConfig) -> int:
+    """Distance in memory of the inputs of two neighbouring outputs."""
+    return 1 if config.shift == "split" else shape.stride[1]
+
+
+def _separation_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
+    """Writing even and odd rows and columns apart, once per call."""
+    if config.shift != "split":
+        return 0.0
+    kernel = shape.patterns[0].kernel_size
+    rows = shape.out_layout.height * min(kernel[0], shape.stride[0])
+    vectors = -(-shape.out_layout.width // config.vector_width) * min(kernel[1], shape.stride[1])
+    return shape.in_channels * rows * vectors * (2 * family.line_cost + family.store_cost)
 
 
 def _load_columns(config: ConvConfig, columns: set[int]) -> set[int]:
@@ -119,12 +140,12 @@ def _step_cost(
             shuffles += sum(1 for col in columns if col % width)
             continue
         columns = _load_columns(config, columns)
-        deinterleaved = shape.stride[1] > 1 and pixels > 1
+        deinterleaved = _column_step(shape, config) > 1 and pixels > 1
         loads += len(columns) * (2 if deinterleaved else 1)
         shuffles += len(columns) if deinterleaved else 0
         crossing = 1.0 if pixels >= line else pixels / line
         splits += sum(crossing for col in columns if pixels > 1 and col % pixels)
-        span = max(columns) + pixels * shape.stride[1] - min(columns)
+        span = max(columns) + pixels * _column_step(shape, config) - min(columns)
         lines += (span - 1) / line + 1
     if 1 < config.filter_lanes < width:
         shuffles += weights
@@ -160,7 +181,8 @@ def estimate_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float
     if config.pixel_lanes == 1 and config.tile_cols >= 4:
         pieces /= 4
     tile = config.accumulators * family.tile_cost + pieces * family.store_cost
-    return tiles * groups * (shape.kernels_per_group * per_kernel + tile)
+    work = tiles * groups * (shape.kernels_per_group * per_kernel + tile)
+    return work + _separation_cost(shape, config, family)
 
 
 def _filter_splits(family: Family, group: int) -> Iterator[tuple[int, int, int]]:
@@ -206,7 +228,7 @@ def search_space(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
                         isa=family.isa if width == family.vector_width else "any",
                     )
                     for step in steps:
-                        for shift in ("load", "rotate"):
+                        for shift in SHIFTS:
                             config = replace(base, taps_per_step=step, shift=shift)
                             if _why_not(shape, config, family) is None:
                                 yield config

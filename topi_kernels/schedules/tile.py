@@ -11,11 +11,15 @@ from tvm.tirx.script import builder as T
 from ..fkw import INDEX_DTYPES, LOOKAHEAD
 from ..workload import ConvWorkload
 from .config import ConvConfig
+from .input_geometry import InputGeometry, plain_geometry
 
 
 @dataclass
 class Buffers:
-    """The operator's parameters, activations and weights flattened to one dimension."""
+    """The operator's parameters, activations and weights flattened to one dimension.
+
+    A schedule may replace ``x`` by a copy of another ``geometry``.
+    """
 
     x: Any
     filter_order: Any
@@ -27,6 +31,7 @@ class Buffers:
     bias: Any
     residual: Any
     out: Any
+    geometry: InputGeometry
 
 
 @dataclass
@@ -117,4 +122,5 @@ def declare_parameters(workload: ConvWorkload) -> Buffers:
         bias,
         None if residual is None else flat(residual),
         flat(out),
+        plain_geometry(workload),
     )

@@ -12,9 +12,10 @@ from typing import Any
 
 from tvm.tirx.script import builder as T
 
-from ..vector import CACHE_LINE_FLOATS, constant, lanes, prefetch, shuffle, splat
+from ..vector import constant, lanes, prefetch, shuffle, splat
 from ..workload import ConvWorkload
 from .config import ConvConfig
+from .input_geometry import InputGeometry
 
 
 def input_uses(
@@ -76,20 +77,17 @@ class InputLoader:
     """Loads input vectors of one kernel, once each, and prefetches the next kernel's."""
 
     def __init__(
-        self, workload: ConvWorkload, config: ConvConfig, x: Any, base: Bases, next_base: Any
+        self, geometry: InputGeometry, config: ConvConfig, x: Any, base: Bases, next_base: Any
     ) -> None:
-        self.workload, self.config = workload, config
+        self.geometry, self.config = geometry, config
         self.x, self.base, self.next_base = x, base, next_base
         self._raw: dict[tuple[int, int], Any] = {}
-        self._prefetched: set[tuple[int, int]] = set()
+        self._prefetched: set[tuple[int, int, int]] = set()
         self.first_column = 0
-
-    def _offset(self, row: int, col: int) -> int:
-        return row * self.workload.in_layout.row_stride + col
 
     def _start(self, row: int, col: int) -> Any:
         base, rest = self.base.at(col)
-        return base + self._offset(row, rest)
+        return base + self.geometry.offset(row, rest)
 
     def _element(self, row: int, col: int) -> Any:
         """One input, as an element of a whole vector that its neighbours share."""
@@ -101,10 +99,11 @@ class InputLoader:
         return shuffle([self._raw[row, index]], [lane])
 
     def _fetch_next(self, row: int, col: int) -> None:
-        line = (row, col // CACHE_LINE_FLOATS)
+        offset = self.geometry.offset(row, col)
+        line = (row, *self.geometry.line(col))
         if self.next_base is not None and line not in self._prefetched:
             self._prefetched.add(line)
-            prefetch(self.x[self.next_base + self._offset(row, col)])
+            prefetch(self.x[self.next_base + offset])
 
     def _row_vector(self, row: int, index: int) -> Any:
         """Aligned vector ``index`` of an input row.
@@ -112,7 +111,7 @@ class InputLoader:
         A tile as wide as the row needs no neighbours: what lies beyond the row is padding, zeros.
         """
         width, columns = self.config.vector_width, self.config.tile_cols
-        whole_row = columns * width == self.workload.in_layout.row_stride
+        whole_row = columns * width == self.geometry.row_stride
         if whole_row and not 0 <= index < columns:
             return constant(0.0, width)
         if (row, index) not in self._raw:
@@ -123,7 +122,7 @@ class InputLoader:
 
     def load(self, row: int, col: int) -> Any:
         """``pixel_lanes`` inputs from ``(row, col)`` on, repeated for every filter lane."""
-        config, stride = self.config, self.workload.stride[1]
+        config, stride = self.config, self.geometry.col_step
         width, pixels = config.vector_width, config.pixel_lanes
         if config.shift == "rotate":
             index, shift = divmod(col, width)
