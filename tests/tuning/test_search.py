@@ -10,12 +10,13 @@ import pytest
 from topi_kernels.layout import PlaneLayout
 from topi_kernels.schedules.config import ConvConfig
 from tvm_pattern.tuning.cost_model import RankModel
+from tvm_pattern.tuning.features import FEATURES
 from tvm_pattern.tuning.lookup import config_from_dict
 from tvm_pattern.tuning.plots import plot_search
 from tvm_pattern.tuning.records import LogError
 from tvm_pattern.tuning.scheduler import TaskState, next_task
 from tvm_pattern.tuning.session import warm_start_sets
-from tvm_pattern.tuning.space import FEATURES, EmptySpaceError, Space
+from tvm_pattern.tuning.space import EmptySpaceError, Space
 from tvm_pattern.tuning.tasks import WeightedTask
 from tvm_pattern.tuning.tuners import TUNERS, make_tuner
 

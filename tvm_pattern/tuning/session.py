@@ -22,11 +22,12 @@ from topi_kernels.schedules.search_space import estimate_cost
 from ..frontend import import_model
 from ..threads import check_num_threads
 from .environment import device_name, target_dict, tool_versions
+from .features import config_features
 from .lookup import config_from_dict
 from .measure import Measurement, MeasureOptions, Measurer
 from .records import LogError, Record, TuningLog
 from .scheduler import TaskState, next_task
-from .space import Space, config_features
+from .space import Space
 from .tasks import WeightedTask, extract_tasks
 from .tuners import TUNERS, make_tuner
 
@@ -61,7 +62,7 @@ class TuneOptions:
 
     trials: int = 1000
     tuner: str = "xgb"
-    batch: int = 16
+    batch: int = 8
     early_stop: int | None = 150
     seed: int = 0
     epsilon: float = 0.1

@@ -12,8 +12,10 @@ import numpy as np
 
 from relay_passes.conv_task import ConvTask
 from topi_kernels.operator import family_of
-from topi_kernels.schedules.config import LOOP_ORDERS, ConvConfig, register_need
+from topi_kernels.schedules.config import LOOP_ORDERS, ConvConfig
 from topi_kernels.schedules.search_space import default_config, estimate_cost, search_space
+
+from .features import config_features
 
 #: Knobs that do not change which points are legal, and the values tried beside the schedule's own.
 EXTRA_KNOBS: dict[str, tuple[Any, ...]] = {"loop_order": LOOP_ORDERS, "prefetch": (0,)}
@@ -151,76 +153,3 @@ def _mutate(row: list[Any], values: list[list[Any]], rng: np.random.Generator) -
     free = [k for k, v in enumerate(values) if len(v) > 1]
     for k in rng.choice(free, size=min(len(free), int(rng.integers(1, 4))), replace=False):
         row[k] = values[k][int(rng.integers(len(values[k])))]
-
-
-FEATURES = (
-    "vector_width",
-    "filter_lanes",
-    "filter_vectors",
-    "tile_rows",
-    "tile_cols",
-    "taps_per_step",
-    "rotate",
-    "filter_outer",
-    "prefetch",
-    "other_isa",
-    "accumulators",
-    "register_share",
-    "loads_per_fma",
-    "computed_share",
-    "input_tile_bytes",
-    "weight_bytes",
-    "parallel_tasks",
-    "flops",
-    "flops_per_byte",
-    "estimate",
-)
-
-
-def config_features(task: ConvTask, config: ConvConfig, estimate: float) -> np.ndarray:
-    """Knobs and static facts of one configuration, in the order of :data:`FEATURES`.
-
-    Sizes are logarithms, so that records of one layer mean something to another.
-    """
-    family = family_of(task.family)
-    c, layout = config, task.out_layout
-    columns = -(-layout.width // c.pixel_lanes)
-    tiles = -(-layout.height // c.tile_rows) * -(-columns // c.tile_cols)
-    groups = -(-task.weight_shape[0] // c.group)
-    computed = tiles * c.tile_rows * c.tile_cols * c.pixel_lanes / (layout.height * layout.width)
-    kernels = max(1.0, task.shape.kernels_per_group)
-    taps = max(1.0, task.kept_weights / max(1, task.kept_kernels))
-    (sh, sw), (kh, kw) = task.stride, task.weight_shape[2:]
-    rows_in = (c.tile_rows - 1) * sh + kh
-    cols_in = (c.tile_cols * c.pixel_lanes - 1) * sw + kw
-    input_bytes = 4.0 * kernels * rows_in * cols_in
-    weight_bytes = 4.0 * kernels * taps * c.group
-    bytes_moved = tiles * groups * (input_bytes + weight_bytes)
-    loads = c.tile_rows * c.tile_cols + c.filter_vectors
-    flops = task.effective_flops * computed
-    return np.array(
-        [
-            c.vector_width,
-            c.filter_lanes,
-            c.filter_vectors,
-            c.tile_rows,
-            c.tile_cols,
-            c.taps_per_step,
-            c.shift == "rotate",
-            c.loop_order == "filter_outer",
-            c.prefetch,
-            c.isa != "any",
-            c.accumulators,
-            register_need(c) / family.vector_registers,
-            loads / c.accumulators,
-            computed,
-            np.log2(input_bytes),
-            np.log2(weight_bytes),
-            np.log2(tiles * groups),
-            np.log2(max(1.0, flops)),
-            flops / bytes_moved,
-            # Against the work itself, so that it compares across layers.
-            np.log2(estimate / max(1.0, task.effective_flops)),
-        ],
-        np.float32,
-    )

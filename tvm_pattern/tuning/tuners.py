@@ -11,8 +11,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .cost_model import RankModel
-from .space import FEATURES, Space
+from .cost_model import MeasuredSet, RankModel
+from .features import FEATURES
+from .space import Space
+
+# Of a batch that nothing guides.
+_BLIND_BATCH = 4
+# What a measurement of the task itself counts against one of the warm start.
+_OWN_WEIGHT = 10.0
 
 
 class Tuner(ABC):
@@ -123,15 +129,17 @@ class GeneticTuner(Tuner):
 
 
 class XGBTuner(Tuner):
-    """Learned cost model, simulated annealing over its scores, epsilon-greedy.
+    """Learned cost model, proposals by its scores, epsilon-greedy.
 
     The first batch is the level-0 configuration, the best of the schedule's own estimate, and
-    random points; from then on a :class:`RankModel` is fitted to every measurement so far.
+    random points; from then on a :class:`RankModel` is fitted to every measurement so far. A space
+    of up to ``exhaustive`` points is scored as a whole, a larger one by simulated annealing.
 
     Parameters
     ----------
     warm_start : sequence of (numpy.ndarray, numpy.ndarray)
-        Features and times measured elsewhere: other layers, another target.
+        Features and times measured elsewhere: other layers, another target. They choose the first
+        batch.
     epsilon : float
         Fraction of a batch that is random.
     chains, steps : int
@@ -139,34 +147,43 @@ class XGBTuner(Tuner):
     prior : bool
         Use what the schedule knows: its default and its estimates as the first candidates, and the
         estimate as a feature. False learns from measurements alone, to see what learning gives.
+    exhaustive : int
+        Largest space that is scored as a whole.
     """
 
     def __init__(
         self,
         space: Space,
         seed: int = 0,
-        warm_start: Sequence[tuple[np.ndarray, np.ndarray]] = (),
+        warm_start: Sequence[MeasuredSet] = (),
         epsilon: float = 0.1,
         chains: int = 64,
         steps: int = 60,
         prior: bool = True,
+        exhaustive: int = 4096,
     ) -> None:
         super().__init__(space, seed)
         self.prior = prior
         self.model = RankModel(seed)
-        self.warm_start = list(warm_start)
+        self.warm_start = [(self._columns(x), times) for x, times in warm_start]
         self.epsilon = epsilon
         self.chains = chains
         self.steps = steps
+        self.exhaustive = exhaustive
+
+    def propose(self, count: int) -> list[int]:
+        """See :meth:`Tuner.propose`; blind guesses come in small batches, to learn from soon."""
+        blind = not (self.prior or self.warm_start or np.isfinite([*self.measured.values()]).any())
+        return super().propose(min(count, _BLIND_BATCH) if blind else count)
 
     def _candidates(self, count: int) -> list[int]:
         explore = self._draw_explore(count)
         own = list(self.measured)
-        sets = [*self.warm_start]
+        sets, weights = [*self.warm_start], [1.0] * len(self.warm_start)
         if own:
-            times = np.array([self.measured[i] for i in own])
-            sets.append((self._features(own), times))
-        self.model.fit(sets)
+            sets.append((self._features(own), np.array([self.measured[i] for i in own])))
+            weights.append(_OWN_WEIGHT)
+        self.model.fit(sets, weights)
         greedy = count - explore
         if not self.model.trained:
             if not self.prior:
@@ -174,10 +191,15 @@ class XGBTuner(Tuner):
             default = [] if self.space.default is None else [self.space.default]
             by_estimate = [int(i) for i in np.argsort(self.space.estimates, kind="stable")]
             return [*default, *by_estimate][: max(1, greedy * 3 // 4)]
-        found = self._anneal(4 * count)
+        if len(self.space) <= self.exhaustive:
+            unseen = self._unseen()
+            scores = self.model.predict(self._features(unseen))
+            found = [int(i) for i in unseen[np.argsort(-scores, kind="stable")[: count + 1]]]
+        else:
+            found = self._anneal(4 * count)
         if self.prior and not own and self.space.default is not None:
             found.insert(0, self.space.default)
-        return [i for i in found if i not in self._proposed][:greedy]
+        return found[:greedy]
 
     def _draw_explore(self, count: int) -> int:
         expected = self.epsilon * count
@@ -207,9 +229,11 @@ class XGBTuner(Tuner):
         fresh = [i for i in scores if i not in self._proposed]
         return sorted(fresh, key=lambda i: -scores[i])[:keep]
 
-    def _features(self, indices: Sequence[int]) -> np.ndarray:
-        rows = self.space.features(indices)
+    def _columns(self, rows: np.ndarray) -> np.ndarray:
         return rows if self.prior else np.delete(rows, FEATURES.index("estimate"), axis=1)
+
+    def _features(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        return self._columns(self.space.features([int(i) for i in indices]))
 
     def _score(self, points: list[int], scores: dict[int, float]) -> None:
         new = [i for i in dict.fromkeys(points) if i not in scores]

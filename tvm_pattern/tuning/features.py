@@ -1,0 +1,143 @@
+"""Static facts of a configuration, for the cost model.
+
+Records of one layer shall mean something to another, and those of one target to the next. So
+nothing here is an absolute size where a ratio can be had: registers are shares of the register
+file, vectors shares of the widest, loads are counted per multiply-add.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from relay_passes.conv_task import ConvTask
+from topi_kernels.operator import family_of
+from topi_kernels.schedules.config import ConvConfig, register_need
+
+FEATURES = (
+    "issue_share",
+    "loads_per_fma",
+    "weight_loads_per_fma",
+    "loops_per_fma",
+    "in_flight",
+    "twice_in_flight",
+    "accumulator_share",
+    "register_share",
+    "width_share",
+    "filter_lanes",
+    "pixel_lanes",
+    "filter_vectors",
+    "tile_rows",
+    "tile_cols",
+    "step_share",
+    "rotate",
+    "splits_per_fma",
+    "input_tile_bytes",
+    "weight_bytes",
+    "halo",
+    "filter_outer",
+    "prefetch",
+    "other_isa",
+    "parallel_tasks",
+    "flops_per_byte",
+    "estimate",
+)
+
+# Taps of a pattern as (row, column); all patterns of a task.
+_Taps = tuple[tuple[tuple[int, int], ...], ...]
+
+
+@lru_cache(maxsize=4096)
+def _input_loads(
+    patterns: _Taps,
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    tile: tuple[int, int],
+    pixels: int,
+    rotate: bool,
+) -> float:
+    """Input vectors that a register_tile loads for one kernel, each once; mean over patterns."""
+    total = 0
+    for taps in patterns:
+        columns: dict[int, set[int]] = {}
+        for row, col in taps:
+            for i in range(tile[0]):
+                found = columns.setdefault(i * stride[0] + row * dilation[0], set())
+                found.update(j * pixels * stride[1] + col * dilation[1] for j in range(tile[1]))
+        for found in columns.values():
+            # Rotation needs the aligned vectors that the shifted ones lie in, and one more.
+            span = max(found) // pixels - min(found) // pixels
+            total += span + 2 if rotate else len(found)
+    return total / len(patterns)
+
+
+def config_features(task: ConvTask, config: ConvConfig, estimate: float) -> np.ndarray:
+    """Knobs and static facts of one configuration, in the order of :data:`FEATURES`.
+
+    Parameters
+    ----------
+    task : ConvTask
+    config : ConvConfig
+    estimate : float
+        The schedule's own cost estimate.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``[len(FEATURES)]``, float32; what spans orders of magnitude is a base-2 logarithm.
+    """
+    family = family_of(task.family)
+    c, layout = config, task.out_layout
+    pixels, filters = c.pixel_lanes, task.weight_shape[0]
+    columns = -(-layout.width // pixels)
+    tiles = -(-layout.height // c.tile_rows) * -(-columns // c.tile_cols)
+    groups = -(-filters // c.group)
+    outputs = layout.height * layout.width * filters
+    # Outputs computed, tails and over-run columns included, to outputs wanted.
+    computed = tiles * groups * c.tile_rows * c.tile_cols * pixels * c.group / outputs
+    width_share = c.vector_width / family.vector_width
+    kernels = max(1.0, task.shape.kernels_per_group)
+    taps = max(1.0, task.kept_weights / max(1, task.kept_kernels))
+    fmas = c.accumulators * taps
+    rotate = c.shift == "rotate"
+    patterns = tuple(p.taps for p in task.patterns)
+    tile = (c.tile_rows, c.tile_cols)
+    loads = _input_loads(patterns, task.stride, task.dilation, tile, pixels, rotate)
+    (sh, sw), (kh, kw) = task.stride, task.weight_shape[2:]
+    inputs = ((c.tile_rows - 1) * sh + kh) * ((c.tile_cols * pixels - 1) * sw + kw)
+    input_bytes, weight_bytes = 4.0 * kernels * inputs, 4.0 * kernels * taps * c.group
+    in_flight = c.accumulators / (family.fma_ports * family.fma_latency)
+    flops = 2.0 * kernels * taps * c.group * c.tile_rows * c.tile_cols * pixels
+    return np.array(
+        [
+            np.log2(computed / width_share),
+            np.log2(loads / fmas),
+            np.log2(taps * c.filter_vectors / fmas),
+            -np.log2(fmas),
+            min(1.0, in_flight),
+            min(1.0, in_flight / 2),
+            c.accumulators / family.vector_registers,
+            register_need(c) / family.vector_registers,
+            np.log2(width_share),
+            np.log2(c.filter_lanes),
+            np.log2(pixels),
+            np.log2(c.filter_vectors),
+            np.log2(c.tile_rows),
+            np.log2(c.tile_cols),
+            min(1.0, c.taps_per_step / taps),
+            rotate,
+            0.0 if rotate else loads / fmas * pixels / family.cache_line_floats,
+            np.log2(input_bytes),
+            np.log2(weight_bytes),
+            inputs / (c.tile_rows * c.tile_cols * pixels),
+            c.loop_order == "filter_outer",
+            np.log2(1 + c.prefetch),
+            c.isa != "any",
+            np.log2(tiles * groups),
+            np.log2(flops / (input_bytes + weight_bytes)),
+            # Against the work itself, so that it compares across layers.
+            np.log2(estimate / max(1.0, task.effective_flops)),
+        ],
+        np.float32,
+    )
