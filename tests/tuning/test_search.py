@@ -8,15 +8,21 @@ import numpy as np
 import pytest
 
 from topi_kernels.layout import PlaneLayout
+from topi_kernels.pattern import Pattern
 from topi_kernels.schedules.config import ConvConfig
-from tvm_pattern.tuning.cost_model import RankModel
+from tvm_pattern.tuning.cost_model import Line, RankModel
 from tvm_pattern.tuning.features import FEATURES
 from tvm_pattern.tuning.lookup import config_from_dict
 from tvm_pattern.tuning.plots import plot_search
 from tvm_pattern.tuning.records import LogError
-from tvm_pattern.tuning.scheduler import TaskState, next_task
+from tvm_pattern.tuning.scheduler import (
+    NetworkEstimate,
+    TaskState,
+    network_estimate,
+    next_task,
+)
 from tvm_pattern.tuning.session import warm_start_sets
-from tvm_pattern.tuning.space import EmptySpaceError, Space
+from tvm_pattern.tuning.space import EmptySpaceError, Space, knobs_of
 from tvm_pattern.tuning.tasks import WeightedTask
 from tvm_pattern.tuning.tuners import TUNERS, make_tuner
 
@@ -58,6 +64,28 @@ def test_points_outside_the_rules_are_dropped_with_a_reason():
     space = Space(task, {"tile_rows": (100,)})
     assert any("accumulators exceed the budget" in reason for reason in space.dropped)
     assert all(c.tile_rows <= 8 for c in space.configs)
+
+
+def test_the_widths_of_a_space():
+    task, _ = small_task(family="x86-avx512")
+    narrow, default, wide = (Space(task, knobs_of(w)) for w in ("schedule", "default", "wide"))
+    assert len(narrow) < len(default) < len(wide)
+    assert len({c.loop_order for c in narrow.configs}) == 1
+    assert {c.prefetch for c in default.configs} == {0, 1}
+    assert {c.prefetch for c in wide.configs} == {0, 1, 2, 4, 8}
+    assert {c.taps_per_step for c in wide.configs} == {1, 2, 4}
+    assert {c.shift for c in narrow.configs} == {"load", "rotate"}
+    one_tap = replace(
+        task,
+        weight_shape=(8, 8, 1, 1),
+        padding=(0, 0),
+        patterns=(Pattern((1, 1), ((0, 0),)),),
+        kept_weights=task.kept_kernels,
+    )
+    space = Space(one_tap, {"taps_per_step": (2,)})
+    assert space.dropped["taps_per_step 2 exceeds the 1 taps of a kernel"] == len(space)
+    with pytest.raises(ValueError, match=r"width of the space 'huge'; expected one of"):
+        knobs_of("huge")
 
 
 def test_an_empty_space_is_an_error_that_says_why():
@@ -138,6 +166,54 @@ def test_warm_start_ranks_before_the_first_measurement(space, times):
     assert np.median(times[first]) < np.quantile(times, 0.2)
 
 
+def test_a_log_of_other_layers_saves_trials(times, space):
+    """Without the schedule's knowledge, the first guess lands near the best."""
+    sources = []
+    for size, channels in ((8, 8), (28, 32)):
+        task, _ = small_task(
+            size=size, family="x86-avx2", out_channels=channels, in_channels=channels
+        )
+        other = Space(task)
+        slow = other.estimates / other.estimates.min()
+        points = range(0, len(other), 3)
+        sources += [record_of(task, other.configs[i], float(slow[i])) for i in points]
+    exact = space.estimates / space.estimates.min()
+    sets = warm_start_sets(sources)
+    assert len(sets) == 2
+    warm = make_tuner("xgb", space, 0, prior=False, warm_start=sets, epsilon=0.0).propose(8)
+    blind = make_tuner("xgb", space, 0, prior=False, epsilon=0.0).propose(8)
+    assert len(blind) == 4
+    assert np.median(exact[warm]) < 1.3 < np.median(exact[blind])
+
+
+def test_large_spaces_are_annealed(space, times):
+    """The same proposals, nearly, as scoring every point."""
+    found = [
+        search(make_tuner("xgb", space, 0, prior=False, exhaustive=size), times, 64)
+        for size in (0, len(space))
+    ]
+    chance = search(make_tuner("random", space, 0), times, 64)
+    assert len(set(found[0])) == 64
+    assert times[found[0]].min() <= times[chance].min()
+
+
+def test_failures_and_other_levels_do_not_mislead_the_line(rng):
+    x = rng.standard_normal((40, 2))
+    seconds = 2.0 ** x[:, 0]
+    seconds[3] = np.inf
+    line = Line([(x, seconds), (x, 1000 * 2.0 ** x[:, 0])], [1.0, 1.0])
+    assert np.corrcoef(line.scores(x), x[:, 0])[0, 1] < -0.99
+
+
+def test_records_of_other_knobs_teach_nothing(space, caplog):
+    strange = record_of(space.task, space.configs[0], 1.0)
+    strange = replace(strange, config={**strange.config, "warp": 3})
+    plain = [record_of(space.task, space.configs[i], 1.0) for i in (1, 2)]
+    assert [len(t) for _, t in warm_start_sets([strange, *plain])] == [2]
+    assert "unknown knobs ['warp']" in caplog.text
+    assert warm_start_sets([strange]) == []
+
+
 def test_the_rank_model_orders(rng):
     x = rng.standard_normal((80, 3)).astype(np.float32)
     model = RankModel()
@@ -172,9 +248,25 @@ def test_the_scheduler_starts_every_task_then_follows_the_gain(space):
     assert next_task([once, often]) is once
     once.update([0], [1.0])
     assert next_task([once, often]) is often
-    for i in range(1, 12):
+    for i in range(1, 60):
         often.update([i], [1.0])
     assert next_task([once, often]) is once
+
+
+def test_a_network_is_estimated_until_it_is_measured(space):
+    once, often = states(space)
+    guess = network_estimate([once, often])
+    assert guess.estimated == 2
+    assert 0 < guess.seconds == guess.default_seconds < 1
+    often.update([space.default, 0], [2.0, np.inf])
+    half = network_estimate([once, often])
+    # Both are the same convolution: the other one is taken to last as long.
+    assert half == NetworkEstimate(pytest.approx(10.0), pytest.approx(10.0), 1)
+    once.update([1], [1.0])
+    assert network_estimate([once, often]) == NetworkEstimate(9.0, pytest.approx(10.0), 0)
+    failed = states(space, (1,))
+    failed[0].update([0, 1], [np.inf, 3.0])
+    assert network_estimate(failed) == NetworkEstimate(3.0, pytest.approx(3.0), 0)
 
 
 def test_tasks_finish(space):

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import tvm_pattern
 from relay_passes.conv_task import ConvTask
 from relay_passes.targets import resolve
-from tvm_pattern.tuning import cli, logs_cli
+from tvm_pattern.tuning import cli, logs_cli, show
 from tvm_pattern.tuning.environment import device_name
 from tvm_pattern.tuning.lookup import (
     ConfigLookup,
@@ -87,12 +87,13 @@ def test_a_search_leaves_records_and_figures(tuned):
     assert {r.device for r in records} == {device_name()}
     assert records[0].versions["apache-tvm"].startswith("0.27")
     assert {s.trials > 0 for s in result.states} == {True}
-    assert result.network_seconds <= result.default_seconds < float("inf")
+    assert result.network.seconds <= result.network.default_seconds < float("inf")
+    assert result.network.estimated == 0
     assert 0 <= result.overhead < 1
     assert seen[-1].trials == 9
-    assert seen[-1].network_seconds == result.network_seconds
+    assert seen[-1].network == result.network
     assert seen[-1].eta_seconds == 0
-    assert "effective GFLOP/s" in _text(cli.progress_table(seen[-1]))
+    assert "effective GFLOP/s" in _text(show.progress_table(seen[-1]))
 
 
 def _text(table) -> str:
@@ -128,7 +129,7 @@ def test_an_existing_log_is_continued_only_if_asked(net, tuned, tmp_path):
     search = Search(tasks, TARGET, TuningLog(log), TuneOptions(trials=9, resume=True))
     assert search.trials == 9
     assert sum(s.trials for s in search.states) == 9
-    assert sum(s.network_seconds for s in search.states) == result.network_seconds
+    assert sum(s.network_seconds for s in search.states) == result.network.seconds
 
 
 def test_a_killed_search_resumes(net, tmp_path):

@@ -18,6 +18,7 @@ from ..machine import target_architecture
 from .client import NoDeviceError, RPCError, TrackerClient
 
 _LANES = 16
+_PROBE_SECONDS = 30.0
 
 
 class TargetMismatchError(RPCError):
@@ -83,15 +84,23 @@ def _reason(message: str) -> str:
 
 
 def check_target(client: TrackerClient, key: str, target: Target, linker: str) -> None:
-    """:func:`probe` on one device of ``key``.
+    """:func:`probe` on every free device of ``key``, at least one.
 
     Raises
     ------
     RPCError
-        If there is no device, or it does not fit the target.
+        If there is no device, none becomes free, or one does not fit the target.
     """
-    session = client.request(key, session_timeout=30)
-    probe(session, target, linker)
+    free = next((s.free for s in client.status() if s.key == key), 0)
+    # Held until all are probed: a device given back would be handed out again.
+    sessions = [client.request(key, session_timeout=_PROBE_SECONDS)]
+    for _ in range(free - 1):
+        try:
+            sessions.append(client.request(key, _PROBE_SECONDS, wait=1.0))
+        except NoDeviceError:
+            break  # someone else took it in the meantime
+    for session in sessions:
+        probe(session, target, linker)
 
 
 def diagnose(
@@ -121,7 +130,7 @@ def diagnose(
         busy = "" if mine.free else f"; all busy, {mine.pending} requests wait"
         findings.append(Finding("key", True, f"{mine.devices} registered, {mine.free} free{busy}"))
         start = time.monotonic()
-        session = client.request(key, session_timeout=30, wait=10)
+        session = client.request(key, session_timeout=_PROBE_SECONDS, wait=10)
         detail = f"opened in {1e3 * (time.monotonic() - start):.0f} ms"
         findings.append(Finding("session", True, detail))
         if target is not None and linker is not None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
+
+from . import arguments as args
 
 app = typer.Typer(add_completion=False)
 
@@ -20,29 +19,10 @@ def default_log(target: str, model: str) -> Path:
     return _LOGS / target.rsplit("/", 1)[-1] / f"{Path(model.replace(':', '.')).stem}.jsonl"
 
 
-def progress_table(progress: Any) -> Table:
-    """The state of a search as a table."""
-    state = progress.current
-    task = state.weighted.task
-    best = state.best_seconds
-    gflops = task.effective_flops / best / 1e9 if best < float("inf") else 0.0
-    table = Table(show_header=False, box=None)
-    rows = {
-        "task": f"{task.label} ({state.weighted.count} x), {state.trials} of {len(state.space)}",
-        "best": f"{best * 1e3:.3f} ms, {gflops:.1f} effective GFLOP/s",
-        "trials": f"{progress.trials} of {progress.total_trials}, {progress.failed} failed",
-        "network": f"{progress.network_seconds * 1e3:.2f} ms in tuned convolutions",
-        "time": f"{progress.seconds:.0f} s, about {progress.eta_seconds:.0f} s to go",
-    }
-    for name, value in rows.items():
-        table.add_row(name, value)
-    return table
-
-
 @app.command()
 def tune(
     model: Annotated[str, typer.Option(help="As for the command compile.")],
-    target: Annotated[str, typer.Option(help="See the command targets.")] = "pattern/native",
+    target: args.Target = "pattern/native",
     shape: Annotated[list[str] | None, typer.Option(help="Input shape, 1x3x224x224.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Pruned weights (.safetensors).")] = None,
     connectivity: Annotated[
@@ -54,32 +34,32 @@ def tune(
         Path | None, typer.Option(help="Default: tuning_logs/TARGET/MODEL.jsonl")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the log.")] = False,
-    tuner: Annotated[str, typer.Option(help="xgb, random, grid or genetic.")] = "xgb",
-    trials: Annotated[int, typer.Option(min=1, help="Measurements over all layers.")] = 1000,
-    batch: Annotated[int, typer.Option(min=1, help="Measurements per round.")] = 16,
-    early_stop: Annotated[int, typer.Option(help="Trials of a layer without gain.")] = 150,
-    seed: Annotated[int, typer.Option(help="Of the tuner.")] = 0,
-    warm_start: Annotated[list[Path] | None, typer.Option(help="Logs to learn from.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads to tune for.")] = None,
-    tracker: Annotated[str | None, typer.Option(help="HOST:PORT of an RPC tracker.")] = None,
-    key: Annotated[str | None, typer.Option(help="Key of the devices.")] = None,
-    min_repeat_ms: Annotated[int, typer.Option(help="Milliseconds of a repeat.")] = 10,
-    repeat: Annotated[int, typer.Option(min=1, help="Repeats.")] = 8,
-    run_timeout: Annotated[float, typer.Option(help="Seconds for one candidate.")] = 60.0,
-    cooldown: Annotated[float, typer.Option(help="Seconds of rest per candidate.")] = 0.0,
-    clock: Annotated[str, typer.Option(help="wall, or cpu on a shared machine.")] = "wall",
-    cpu: Annotated[int | None, typer.Option(help="Core to measure on.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Save the search curves.")] = None,
+    tuner: args.Tuner = "xgb",
+    trials: args.Trials = 1000,
+    batch: args.Batch = 8,
+    space: args.Width = "default",
+    early_stop: args.EarlyStop = 150,
+    seed: args.Seed = 0,
+    warm_start: args.WarmStart = None,
+    threads: args.Threads = None,
+    tracker: args.Tracker = None,
+    key: args.Key = None,
+    min_repeat_ms: args.MinRepeat = 10,
+    repeat: args.Repeat = 8,
+    run_timeout: args.RunTimeout = 60.0,
+    cooldown: args.Cooldown = 0.0,
+    clock: args.Clock = "wall",
+    cpu: args.Cpu = None,
+    plot: args.Plot = None,
 ) -> None:
     """Tune a model's convolutions by measuring, here or on devices over RPC."""
     from ..cli import _examples
     from ..sources import open_model
     from .measure import MeasureOptions
-    from .plots import plot_search
     from .session import TuneOptions
-    from .session import tune as run
+    from .show import tune_shown
+    from .space import knobs_of
 
-    console = Console()
     measure = MeasureOptions(
         run_timeout=run_timeout,
         repeat=repeat,
@@ -98,6 +78,7 @@ def tune(
         seed=seed,
         warm_start=tuple(warm_start or ()),
         resume=resume,
+        extra_knobs=knobs_of(space),
         measure=measure,
     )
     opened = open_model(model, weights)
@@ -106,23 +87,4 @@ def tune(
 
         oneshot(opened, connectivity=connectivity, connectivity_1x1=connectivity_1x1, group=group)
     path = log or default_log(target, model)
-    with Live(console=console, auto_refresh=False) as live:
-        result = run(
-            opened,
-            _examples(shape),
-            target,
-            path,
-            options,
-            threads,
-            lambda progress: live.update(progress_table(progress), refresh=True),
-        )
-    before, after = result.default_seconds, result.network_seconds
-    console.print(
-        f"{result.trials} trials ({result.failed} failed) in {result.seconds:.0f} s,"
-        f" {result.overhead:.0%} of it not measuring; tuned convolutions {before * 1e3:.2f} ms at"
-        f" level 0, {after * 1e3:.2f} ms now",
-        soft_wrap=True,
-    )
-    console.print(f"records in {result.log}; use them by --tuning-log", soft_wrap=True)
-    if plot is not None:
-        plot_search(plot, result.states)
+    tune_shown(opened, _examples(shape), target, path, options, threads, plot)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,32 @@ def shipped_logs(family: str) -> list[Path]:
     return sorted((log_folder() / family).glob("*.jsonl"))
 
 
+@dataclass(frozen=True)
+class Found:
+    """What the records say on a task.
+
+    Parameters
+    ----------
+    config : ConvConfig or None
+        None if no record helps.
+    exact : bool
+        Whether the record is of this very task, not of one like it.
+    skipped : tuple of str
+        Why records that would have been preferred cannot be used.
+    """
+
+    config: ConvConfig | None = None
+    exact: bool = False
+    skipped: tuple[str, ...] = ()
+
+
 class ConfigLookup:
     """Finds the best known configuration of a task.
 
     A record of the same task wins, preferably of as many threads. Otherwise one serves that was
     measured on the same shape with about as many weights, which is what retraining or pruning the
-    same network again gives.
+    same network again gives. A record that this version cannot use, because knobs or what is legal
+    changed since, is passed over with a warning that says why.
 
     Parameters
     ----------
@@ -71,8 +91,12 @@ class ConfigLookup:
         self._exact: dict[str, list[Record]] = {}
         self._similar: dict[str, list[tuple[ConvTask, Record]]] = {}
         for record in best_records(records):
-            task = ConvTask.from_dict(record.task)
             self._exact.setdefault(record.task_key, []).append(record)
+            try:
+                task = ConvTask.from_dict(record.task)
+            except (ValueError, TypeError, KeyError) as error:
+                logger.warning("a record of task %s is not usable: %s", record.task_key, error)
+                continue
             self._similar.setdefault(task.similarity_key, []).append((task, record))
 
     def __len__(self) -> int:
@@ -80,13 +104,20 @@ class ConfigLookup:
 
     def __call__(self, task: ConvTask) -> ConvConfig | None:
         """The configuration for ``task``, or None if no record helps."""
+        found = self.find(task)
+        for reason in found.skipped:
+            logger.warning("a record of %s is not usable: %s", task.label, reason)
+        return found.config
+
+    def find(self, task: ConvTask) -> Found:
+        """Like a call, with what led to the answer."""
+        skipped: list[str] = []
         for record in self._ranked(task):
-            config = config_from_dict(record.config)
-            reason = task.illegal_reason(config)
-            if reason is None:
-                return config
-            logger.warning("the record of %s is not usable: %s", task.label, reason)
-        return None
+            config = usable_config(task, record)
+            if isinstance(config, ConvConfig):
+                return Found(config, record.task_key == task.key, tuple(skipped))
+            skipped.append(config)
+        return Found(skipped=tuple(skipped))
 
     def _ranked(self, task: ConvTask) -> list[Record]:
         def threads(record: Record) -> tuple[bool, float]:
@@ -96,11 +127,22 @@ class ConfigLookup:
         near = [
             (abs(other.kept_weights - task.kept_weights), other.epilogue != task.epilogue, record)
             for other, record in self._similar.get(task.similarity_key, ())
-            if abs(other.kept_weights - task.kept_weights)
+            if record.task_key != task.key
+            and abs(other.kept_weights - task.kept_weights)
             <= DENSITY_TOLERANCE * max(1, task.kept_weights)
         ]
         near.sort(key=lambda entry: (entry[2].num_threads != self.num_threads, *entry[:2]))
         return [*exact, *(record for _, _, record in near)]
+
+
+def usable_config(task: ConvTask, record: Record) -> ConvConfig | str:
+    """The configuration of a record for ``task``, or why this version cannot use it."""
+    try:
+        config = config_from_dict(record.config)
+    except LogError as error:
+        return str(error)
+    reason = task.illegal_reason(config)
+    return config if reason is None else f"{reason}; tune again with this version"
 
 
 def config_lookup(

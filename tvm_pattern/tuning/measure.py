@@ -37,6 +37,7 @@ from ..machine import (
     why_not_runnable,
 )
 from ..rpc.client import RPCError, TrackerClient, TrackerUnreachableError, parse_address
+from ..rpc.doctor import check_target
 from . import worker
 
 _CROSS_COMPILERS = {"aarch64": "aarch64-linux-gnu-gcc", "arm": "arm-linux-gnueabihf-gcc"}
@@ -227,7 +228,7 @@ class Measurer:
     ValueError
         If this machine is to measure but cannot run code for the target.
     RPCError
-        If the tracker or its devices cannot be used.
+        If the tracker or its devices cannot be used, or a device cannot run code for the target.
     """
 
     def __init__(self, target: Target, num_threads: int, options: MeasureOptions) -> None:
@@ -238,6 +239,7 @@ class Measurer:
         if options.tracker is not None:
             self.client = TrackerClient(*parse_address(options.tracker))
             self.client.count(str(options.key))
+            check_target(self.client, str(options.key), target, linker_for(target))
         else:
             reason = why_not_runnable(target_architecture(target), required_features(target))
             if reason is not None:

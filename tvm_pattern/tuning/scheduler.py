@@ -7,13 +7,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from topi_kernels.operator import family_of
+
 from .space import Space
 from .tasks import WeightedTask
 from .tuners import Tuner
 
-# What is hoped for of a task per batch before it shows its own rate; halves with every batch.
+# What is hoped for of a task per batch before it shows its own rate; halves every so many trials.
 _HOPE = 0.1
+_HOPE_TRIALS = 16
 _WINDOW = 3
+# Clock that turns estimated multiply-add slots into seconds until something has been measured.
+_NOMINAL_HZ = 2.5e9
 
 
 @dataclass
@@ -46,6 +51,19 @@ class TaskState:
         """Time of all occurrences at the best configuration; infinite while none worked."""
         return self.weighted.count * self.best_seconds
 
+    @property
+    def measured(self) -> bool:
+        """Whether a configuration worked."""
+        return bool(np.isfinite(self.best_seconds))
+
+    @property
+    def level0_cost(self) -> float:
+        """The schedule's estimate of level 0, in FMA slots of one core."""
+        default = self.space.default
+        return float(
+            self.space.estimates.min() if default is None else self.space.estimates[default]
+        )
+
     def update(self, indices: Sequence[int], seconds: Sequence[float]) -> None:
         """Take the outcome of a batch."""
         self.tuner.update(indices, seconds)
@@ -67,8 +85,51 @@ class TaskState:
         recent = self.history[-1 - _WINDOW :]
         first = next((t for t in recent if np.isfinite(t)), recent[-1])
         rate = (first - recent[-1]) / first / max(1, len(recent) - 1)
-        hope = _HOPE * 0.5 ** len(self.history)
+        hope = _HOPE * 0.5 ** (self.trials / _HOPE_TRIALS)
         return self.network_seconds * max(rate, hope)
+
+
+@dataclass(frozen=True)
+class NetworkEstimate:
+    """Time of all tuned convolutions of a network.
+
+    Parameters
+    ----------
+    seconds : float
+        Every task at its best configuration.
+    default_seconds : float
+        Every task at level 0.
+    estimated : int
+        Tasks without a measurement that worked; both sums count them at the schedule's estimate.
+    """
+
+    seconds: float
+    default_seconds: float
+    estimated: int
+
+
+def network_estimate(states: Sequence[TaskState]) -> NetworkEstimate:
+    """Measured times where there are any, elsewhere the schedule's estimates.
+
+    Estimates become seconds by what the measured tasks took for theirs, in the median; while
+    nothing is measured, by a nominal clock.
+    """
+    seen = [s for s in states if s.measured]
+    rates = [s.default_seconds / s.level0_cost for s in seen if np.isfinite(s.default_seconds)]
+    rates = rates or [s.best_seconds / s.level0_cost for s in seen]
+    if rates:
+        rate = float(np.median(rates))
+    else:
+        family = family_of(states[0].weighted.task.family)
+        rate = 1.0 / (_NOMINAL_HZ * family.fma_ports)
+    total = default_total = 0.0
+    for state in states:
+        guess = rate * state.level0_cost
+        best = state.best_seconds if state.measured else guess
+        default = state.default_seconds if np.isfinite(state.default_seconds) else guess
+        total += state.weighted.count * best
+        default_total += state.weighted.count * default
+    return NetworkEstimate(total, default_total, len(states) - len(seen))
 
 
 def next_task(states: Sequence[TaskState]) -> TaskState | None:

@@ -26,7 +26,7 @@ from .features import config_features
 from .lookup import config_from_dict
 from .measure import Measurement, MeasureOptions, Measurer
 from .records import LogError, Record, TuningLog
-from .scheduler import TaskState, next_task
+from .scheduler import NetworkEstimate, TaskState, network_estimate, next_task
 from .space import Space
 from .tasks import WeightedTask, extract_tasks
 from .tuners import TUNERS, make_tuner
@@ -96,9 +96,9 @@ class Progress:
     seconds: float
 
     @property
-    def network_seconds(self) -> float:
-        """Estimated time of all tuned convolutions of the network at their best so far."""
-        return sum(state.network_seconds for state in self.states)
+    def network(self) -> NetworkEstimate:
+        """Time of all tuned convolutions of the network at their best so far."""
+        return network_estimate(self.states)
 
     @property
     def eta_seconds(self) -> float:
@@ -135,14 +135,9 @@ class TuneResult:
         return 1.0 - self.measure_seconds / self.seconds if self.seconds else 0.0
 
     @property
-    def network_seconds(self) -> float:
-        """Sum over all tuned convolutions at their best configuration."""
-        return sum(state.network_seconds for state in self.states)
-
-    @property
-    def default_seconds(self) -> float:
-        """The same at level 0."""
-        return sum(s.weighted.count * s.default_seconds for s in self.states)
+    def network(self) -> NetworkEstimate:
+        """Time of all tuned convolutions of the network, at their best and at level 0."""
+        return network_estimate(self.states)
 
 
 def make_record(
@@ -174,7 +169,10 @@ def make_record(
 def warm_start_sets(
     records: Iterable[Record],
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Records as training sets of the cost model, one per task and device."""
+    """Records as training sets of the cost model, one per task and device.
+
+    Records that this version cannot read are left out with a warning.
+    """
     grouped: dict[tuple[str, str, int], list[Record]] = {}
     for record in records:
         where = (record.task_key, record.device, record.num_threads)
@@ -183,10 +181,23 @@ def warm_start_sets(
     for same in grouped.values():
         task = ConvTask.from_dict(same[0].task)
         shape, family = task.shape, family_of(task.family)
-        configs = [config_from_dict(r.config) for r in same]
-        features = [config_features(task, c, estimate_cost(shape, c, family)) for c in configs]
-        sets.append((np.stack(features), np.array([r.seconds for r in same])))
+        usable = [(c, r.seconds) for c, r in zip(_configs(same), same, strict=True) if c]
+        features = [config_features(task, c, estimate_cost(shape, c, family)) for c, _ in usable]
+        if usable:
+            sets.append((np.stack(features), np.array([seconds for _, seconds in usable])))
     return sets
+
+
+def _configs(records: Iterable[Record]) -> list[ConvConfig | None]:
+    """The configurations of records, None for those of another version of the knobs."""
+    configs: list[ConvConfig | None] = []
+    for record in records:
+        try:
+            configs.append(config_from_dict(record.config))
+        except LogError as error:
+            logger.warning("skipped a record of task %s: %s", record.task_key, error)
+            configs.append(None)
+    return configs
 
 
 class Search:
@@ -251,14 +262,11 @@ class Search:
 
     def _replay(self, state: TaskState, known: list[Record]) -> int:
         """Feed the records of an earlier run to a task; returns how many."""
+        where = (state.weighted.task.key, self.device, self.num_threads)
+        same = [r for r in known if (r.task_key, r.device, r.num_threads) == where]
         positions, seconds = [], []
-        for record in known:
-            same = (record.task_key, record.device, record.num_threads) == (
-                state.weighted.task.key,
-                self.device,
-                self.num_threads,
-            )
-            position = state.space.position(config_from_dict(record.config)) if same else None
+        for record, config in zip(same, _configs(same), strict=True):
+            position = None if config is None else state.space.position(config)
             if position is not None:
                 positions.append(position)
                 seconds.append(record.seconds)
@@ -374,10 +382,11 @@ def tune(
     options = options or TuneOptions()
     threads = check_num_threads(num_threads)
     resolved = target_tags.resolve(target)
-    imported = import_model(model, example_inputs)
-    tasks = extract_tasks(imported.mod, resolved, threads)
-    search = Search(tasks, resolved, TuningLog(log), options, threads)
+    # First, so that a device that is missing or of another kind is known at once.
     with Measurer(resolved, threads, options.measure) as measurer:
+        imported = import_model(model, example_inputs)
+        tasks = extract_tasks(imported.mod, resolved, threads)
+        search = Search(tasks, resolved, TuningLog(log), options, threads)
         return search.run(measurer, callback)
 
 

@@ -12,13 +12,37 @@ import numpy as np
 
 from relay_passes.conv_task import ConvTask
 from topi_kernels.operator import family_of
-from topi_kernels.schedules.config import LOOP_ORDERS, ConvConfig
+from topi_kernels.schedules.config import LOOP_ORDERS, MAX_PREFETCH, ConvConfig
 from topi_kernels.schedules.search_space import default_config, estimate_cost, search_space
 
 from .features import config_features
 
-#: Knobs that do not change which points are legal, and the values tried beside the schedule's own.
-EXTRA_KNOBS: dict[str, tuple[Any, ...]] = {"loop_order": LOOP_ORDERS, "prefetch": (0,)}
+#: Knobs that leave the tile alone, and the values tried beside the schedule's own.
+EXTRA_KNOBS: dict[str, Sequence[Any]] = {"loop_order": LOOP_ORDERS, "prefetch": (0, 1)}
+
+#: Widths of a search by name: the schedule's own points, the default, and every knob there is.
+WIDTHS: dict[str, dict[str, Sequence[Any]]] = {
+    "schedule": {},
+    "default": EXTRA_KNOBS,
+    "wide": {
+        "loop_order": LOOP_ORDERS,
+        "prefetch": (0, 1, 2, 4, MAX_PREFETCH),
+        "taps_per_step": (1, 2),
+    },
+}
+
+
+def knobs_of(width: str) -> dict[str, Sequence[Any]]:
+    """The ``extra_knobs`` of a width.
+
+    Raises
+    ------
+    ValueError
+        If there is no such width.
+    """
+    if width not in WIDTHS:
+        raise ValueError(f"unknown width of the space {width!r}; expected one of {sorted(WIDTHS)}")
+    return WIDTHS[width]
 
 
 class EmptySpaceError(ValueError):
@@ -32,8 +56,9 @@ class Space:
     ----------
     task : ConvTask
     extra_knobs : dict of str to sequence, optional
-        Knob -> further values to combine with every point of the schedule's own space; default
-        :data:`EXTRA_KNOBS`. An empty dict leaves the schedule's space as it is.
+        Knob -> further values to combine with every point of the schedule's own space, such as a
+        value of :data:`WIDTHS`; default :data:`EXTRA_KNOBS`. An empty dict leaves the schedule's
+        space as it is.
     configs : iterable of ConvConfig, optional
         Search among these only.
 
@@ -58,7 +83,7 @@ class Space:
     ) -> None:
         self.task = task
         self.dropped: Counter[str] = Counter()
-        extra: dict[str, Sequence[Any]] = {**EXTRA_KNOBS} if extra_knobs is None else extra_knobs
+        extra = EXTRA_KNOBS if extra_knobs is None else extra_knobs
         if configs is None:
             configs = _combine(list(search_space(task.shape, family_of(task.family))), extra)
         self.configs = list(self._legal(configs))
@@ -81,11 +106,18 @@ class Space:
 
     def _legal(self, configs: Iterable[ConvConfig]) -> Iterable[ConvConfig]:
         for config in dict.fromkeys(configs):
-            reason = self.task.illegal_reason(config)
+            reason = self.task.illegal_reason(config) or self._pointless(config)
             if reason is None:
                 yield config
             else:
                 self.dropped[reason] += 1
+
+    def _pointless(self, config: ConvConfig) -> str | None:
+        """Why another point of the space is the same program."""
+        taps = max(len(p) for p in self.task.patterns)
+        if config.taps_per_step > taps:
+            return f"taps_per_step {config.taps_per_step} exceeds the {taps} taps of a kernel"
+        return None
 
     def __len__(self) -> int:
         return len(self.configs)

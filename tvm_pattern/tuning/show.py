@@ -1,0 +1,103 @@
+"""A search as people see it: live progress, and what came out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from .plots import plot_search
+from .scheduler import NetworkEstimate
+from .session import Progress, TuneOptions, TuneResult, tune
+
+
+def _network(network: NetworkEstimate, tasks: int) -> str:
+    text = f"{network.seconds * 1e3:.2f} ms in tuned convolutions"
+    if not network.estimated:
+        return text
+    return f"about {text}, {network.estimated} of {tasks} layers estimated"
+
+
+def _rows(progress: Progress) -> dict[str, str]:
+    state = progress.current
+    task, best = state.weighted.task, "none worked so far"
+    if state.measured:
+        gflops = task.effective_flops / state.best_seconds / 1e9
+        best = f"{state.best_seconds * 1e3:.3f} ms, {gflops:.1f} effective GFLOP/s"
+    return {
+        "task": f"{task.label} ({state.weighted.count} x), {state.trials} of {len(state.space)}",
+        "best": best,
+        "trials": f"{progress.trials} of {progress.total_trials}, {progress.failed} failed",
+        "network": _network(progress.network, len(progress.states)),
+        "time": f"{progress.seconds:.0f} s, about {progress.eta_seconds:.0f} s to go",
+    }
+
+
+def progress_table(progress: Progress) -> Table:
+    """The state of a search as a table."""
+    table = Table(show_header=False, box=None)
+    for name, value in _rows(progress).items():
+        table.add_row(name, value)
+    return table
+
+
+def summary(result: TuneResult) -> list[str]:
+    """Level 0 against the best found, a line per task and one of the sums."""
+    lines = []
+    for state in result.states:
+        found = "none worked"
+        if state.measured:
+            before, after = state.default_seconds, state.best_seconds
+            gain = f"{before / after - 1:+.1%}" if before < float("inf") else "level 0 failed"
+            found = f"level 0 {before * 1e3:.3f} ms, best {after * 1e3:.3f} ms ({gain})"
+        lines.append(
+            f"{state.weighted.task.label:28} x{state.weighted.count:<2} {state.trials:4} of"
+            f" {len(state.space)} tried: {found}"
+        )
+    network = result.network
+    about = f", {network.estimated} layers estimated" if network.estimated else ""
+    before, after = network.default_seconds, network.seconds
+    return [
+        *lines,
+        f"tuned convolutions: {before * 1e3:.2f} ms at level 0, {after * 1e3:.2f} ms now"
+        f" ({before / after - 1:+.1%}){about}; {result.trials} trials, {result.failed} failed,"
+        f" {result.overhead:.1%} of {result.seconds:.0f} s was not measuring",
+    ]
+
+
+def tune_shown(
+    model: Any,
+    example_inputs: Any,
+    target: Any,
+    log: Path,
+    options: TuneOptions,
+    num_threads: int | None = None,
+    plot: Path | None = None,
+) -> TuneResult:
+    """:func:`tvm_pattern.tune` with live progress, a summary and, if wanted, search curves.
+
+    Where there is no terminal, every batch becomes a line.
+    """
+    console = Console(soft_wrap=True, highlight=False)
+    if console.is_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+
+            def update(progress: Progress) -> None:
+                live.update(progress_table(progress), refresh=True)
+
+            result = tune(model, example_inputs, target, log, options, num_threads, update)
+    else:
+
+        def write(progress: Progress) -> None:
+            console.print("; ".join(_rows(progress).values()))
+
+        result = tune(model, example_inputs, target, log, options, num_threads, write)
+    for line in summary(result):
+        console.print(line)
+    console.print(f"records in {result.log}; use them by --tuning-log")
+    if plot is not None:
+        plot_search(plot, result.states)
+    return result
