@@ -45,6 +45,7 @@ class Core:
 CORES = {
     "cortex-a53": Core("cortex-a53", 1.0, 1.4),
     "cortex-a55": Core("cortex-a55", 1.0, 1.8),
+    "cortex-a510": Core("cortex-a510", 2.0, 1.8),
     "cortex-a76": Core("neoverse-n1", 2.0, 2.4),
     "cortex-a78": Core("neoverse-n1", 2.0, 2.4),
     "cortex-x1": Core("neoverse-v1", 4.0, 2.8),

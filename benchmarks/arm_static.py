@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from tvm.target import Target
 
 from relay_passes import targets
 from topi_kernels.operator import ConvPlan, default_layout, plan_conv
@@ -29,64 +30,117 @@ from topi_kernels.workload import Epilogue
 from . import arm_assembly, arm_emulation
 
 CONNECTIVITY = 3.6
+CONNECTIVITY_1X1 = 4.0
+# Below this, connectivity pruning would remove whole colours; such layers keep all kernels.
+FEW_CHANNELS = 4
+# Counts depend on the core by its tiles only, so one is enough.
+COUNTED_CORE = "cortex-a76"
+FEW_NAMES = 6
 KIND = "model: llvm-mca, all data in L1; counts: executed under emulation"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A 3x3 convolution with padding 1."""
+    """A square convolution on an image of ``size`` x ``size`` with padding ``kernel // 2``."""
 
     size: int
     in_channels: int
     out_channels: int
+    kernel: int = 3
+    stride: int = 1
 
     @property
     def name(self) -> str:
-        return f"3x3 {self.size} {self.in_channels}->{self.out_channels}"
+        stride = f" s{self.stride}" if self.stride > 1 else ""
+        kernel = f"{self.kernel}x{self.kernel}"
+        return f"{kernel}{stride} {self.size} {self.in_channels}->{self.out_channels}"
+
+    @property
+    def out_size(self) -> int:
+        return -(-self.size // self.stride)
 
 
-LAYERS = [
+VGG16 = [
+    Layer(224, 3, 64),
     Layer(224, 64, 64),
+    Layer(112, 64, 128),
     Layer(112, 128, 128),
+    Layer(56, 128, 256),
     Layer(56, 256, 256),
+    Layer(28, 256, 512),
     Layer(28, 512, 512),
     Layer(14, 512, 512),
-    Layer(56, 64, 64),
-    Layer(28, 128, 128),
-    Layer(14, 256, 256),
-    Layer(7, 512, 512),
 ]
+
+
+def _resnet50() -> list[Layer]:
+    layers = [Layer(224, 3, 64, 7, 2), Layer(56, 64, 64, 1)]
+    for size, width in ((56, 64), (28, 128), (14, 256), (7, 512)):
+        if width > 64:
+            layers += [
+                Layer(2 * size, 2 * width, width, 1),
+                Layer(2 * size, width, width, 3, 2),
+                Layer(2 * size, 2 * width, 4 * width, 1, 2),
+            ]
+        layers += [
+            Layer(size, width, width),
+            Layer(size, width, 4 * width, 1),
+            Layer(size, 4 * width, width, 1),
+        ]
+    return layers
+
+
+LAYERS = [*VGG16, *_resnet50()]
 QUICK = [Layer(56, 64, 64), Layer(14, 256, 256)]
 
 
 def weights(layer: Layer, group: int) -> np.ndarray:
-    """Pruned weights (``group`` > 0: filters that share kernels) or dense ones (0)."""
+    """Pruned weights (``group`` > 0: filters that share kernels) or dense ones (0).
+
+    3x3 kernels keep 4 taps; 1x1 and 7x7 layers are pruned by connectivity alone.
+    """
     rng = np.random.default_rng(0)
-    shape = (layer.out_channels, layer.in_channels, 3, 3)
+    k, channels = layer.kernel, layer.in_channels
+    shape = (layer.out_channels, channels, k, k)
     dense = rng.standard_normal(shape).astype(np.float32)
     if group == 0:
         return dense
-    masks, keep = fixed8_patterns().masks, round(layer.in_channels / CONNECTIVITY)
+    masks = fixed8_patterns().masks if k == 3 else np.ones((1, k, k))
+    keep = round(channels / (CONNECTIVITY_1X1 if k == 1 else CONNECTIVITY))
+    keep = channels if channels <= FEW_CHANNELS else keep
     mask = np.zeros(shape, np.float32)
     for first in range(0, layer.out_channels, group):
-        kept = rng.permutation(layer.in_channels)[:keep]
+        kept = rng.permutation(channels)[:keep]
         mask[first : first + group, kept] = masks[rng.integers(len(masks), size=keep)]
     return dense * mask
 
 
+def is_pruned(layer: Layer) -> bool:
+    """Whether :func:`weights` removes anything of the layer."""
+    return layer.kernel == 3 or layer.in_channels > FEW_CHANNELS
+
+
 def plan(layer: Layer, weight: np.ndarray, core: str) -> ConvPlan:
     """The layer as the compiler would run it on ``core``, on one thread."""
-    family = target_family(targets.resolve(f"pattern/{core}"))
-    layout = default_layout(layer.size, layer.size, 1, family)
+    family = target_family(target_of(core))
+    pad = layer.kernel // 2
     return plan_conv(
         weight,
         batch=1,
-        in_layout=layout,
-        out_layout=layout,
-        padding=(1, 1),
+        in_layout=default_layout(layer.size, layer.size, pad, family),
+        out_layout=default_layout(layer.out_size, layer.out_size, 1, family),
+        stride=(layer.stride, layer.stride),
+        padding=(pad, pad),
         epilogue=Epilogue(True, False, "relu"),
         family=family,
     )
+
+
+def target_of(core: str) -> Target:
+    """The target of a core; cores without a tag are described like the tagged ones."""
+    if f"pattern/{core}" in targets.targets():
+        return targets.resolve(f"pattern/{core}")
+    return Target({**targets.resolve("pattern/cortex-a55").export(), "tag": "", "mcpu": core})
 
 
 def bound_by(loop: arm_assembly.InnerLoop, share: float) -> str:
@@ -100,10 +154,15 @@ def bound_by(loop: arm_assembly.InnerLoop, share: float) -> str:
 
 def row(layer: Layer, group: int, core: str, *, count: bool) -> dict:
     """One line of the table: a layer, pruned or dense, on a core."""
-    target, facts = targets.resolve(f"pattern/{core}"), arm_assembly.CORES[core]
+    target, facts = target_of(core), arm_assembly.CORES[core]
     weight = weights(layer, group)
     conv = plan(layer, weight, core)
     loops = list(arm_assembly.inner_loops(arm_emulation.assembly(conv.primfunc(), target)))
+    if not loops:
+        raise arm_emulation.EmulationError(
+            f"no inner loop with multiply-adds was found in the code of {layer.name} for {core};"
+            " benchmarks/arm_assembly.py does not know its form"
+        )
     cycles = sum(loop.cycles(facts.model) for loop in loops)
     fmla = sum(loop.fmla for loop in loops)
     # A model that allows more than the hardware does cannot be believed beyond the bound.
@@ -114,7 +173,7 @@ def row(layer: Layer, group: int, core: str, *, count: bool) -> dict:
     tiles = -(-w.out_layout.height // c.tile_rows) * -(-columns // c.tile_cols)
     stored = w.num_weights // c.filter_lanes
     executed = stored * tiles * c.tile_rows * c.tile_cols
-    ideal = np.count_nonzero(weight) * layer.size**2 / c.vector_width
+    ideal = np.count_nonzero(weight) * layer.out_size**2 / c.vector_width
     result = {
         "workload": layer.name,
         "core": core,
@@ -139,7 +198,7 @@ def row(layer: Layer, group: int, core: str, *, count: bool) -> dict:
 
 def measure_counts(conv: ConvPlan, core: str) -> arm_emulation.Counts:
     """Instructions of one run of the layer, the process's own start included (about 1e5)."""
-    target, w = targets.resolve(f"pattern/{core}"), conv.workload
+    target, w = target_of(core), conv.workload
     steps = arm_emulation.Plan()
     steps.empty((1, w.in_channels, w.in_layout.size), "float32")
     for array in conv.arrays:
@@ -156,14 +215,13 @@ def measure_counts(conv: ConvPlan, core: str) -> arm_emulation.Counts:
 
 
 def rows(layers: list[Layer], cores: list[str], only: str) -> Iterator[dict]:
-    """All lines; dense is the last of each layer and core."""
+    """All lines; dense is the last of each layer and core, and all there is of unpruned ones."""
     for layer in layers:
         if not re.search(only, layer.name):
             continue
         for core in cores:
-            for group in (1, 4, 0):
-                # Counts do not depend on the core but for its tiles: one core is enough.
-                yield row(layer, group, core, count=core == "cortex-a76")
+            for group in (1, 4, 0) if is_pruned(layer) else (0,):
+                yield row(layer, group, core, count=core == COUNTED_CORE)
 
 
 def markdown(table: list[dict]) -> str:
@@ -189,7 +247,27 @@ def markdown(table: list[dict]) -> str:
             str(r["spills"]),
         )
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([f"All figures: {KIND}.", "", *lines, ""])
+    return "\n".join([f"All figures: {KIND}.", "", *lines, "", *_counts_table(table), ""])
+
+
+def _counts_table(table: list[dict]) -> list[str]:
+    """Executed instructions of the layers that were counted, pruned against dense."""
+    counted = [r for r in table if "counts" in r]
+    head = ("layer", "group", "million instructions", "FMLA", "loads", "stores", "dense / this")
+    dense = {r["workload"]: r["counts"]["total"] for r in counted if not r["group"]}
+    lines = [
+        f"Executed under emulation, code for {COUNTED_CORE}:",
+        "",
+        "| " + " | ".join(head) + " |",
+        "|" + "---|" * len(head),
+    ]
+    for r in counted:
+        counts = r["counts"]
+        millions = [f"{counts[key] / 1e6:.2f}" for key in ("total", "fmla", "loads", "stores")]
+        gain = f"{dense[r['workload']] / counts['total']:.1f}"
+        cells = (r["workload"], str(r["group"] or "dense"), *millions, gain)
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def plot(table: list[dict], path: Path) -> None:
@@ -198,13 +276,16 @@ def plot(table: list[dict], path: Path) -> None:
 
     cores = list(dict.fromkeys(r["core"] for r in table))
     names = list(dict.fromkeys(r["workload"] for r in table))
-    figure, axes = pyplot.subplots(len(cores), 1, figsize=(10, 2.6 * len(cores)), squeeze=False)
+    found = {(r["core"], r["group"], r["workload"]): r["predicted_ms"] for r in table}
+    size = (max(10, 0.6 * len(names)), 3.2 * len(cores))
+    figure, axes = pyplot.subplots(len(cores), 1, figsize=size, squeeze=False)
     for axis, core in zip(axes[:, 0], cores, strict=True):
         for shift, group in ((-0.27, 0), (0.0, 1), (0.27, 4)):
-            values = [r["predicted_ms"] for r in table if r["core"] == core and r["group"] == group]
-            label = f"pruned 8.1x, group {group}" if group else "dense"
+            values = [found.get((core, group, name), np.nan) for name in names]
+            label = f"pruned, group {group}" if group else "dense"
             axis.bar(np.arange(len(names)) + shift, values, 0.26, label=label)
-        axis.set_xticks(range(len(names)), names, fontsize=7)
+        turned = {"rotation": 30, "ha": "right"} if len(names) > FEW_NAMES else {}
+        axis.set_xticks(range(len(names)), names, fontsize=7, **turned)
         axis.set_yscale("log")
         axis.set_ylabel("ms (model)")
         axis.set_title(f"{core}, llvm-mca model, data in L1", fontsize=9)
@@ -223,15 +304,16 @@ def main(arguments: list[str] | None = None) -> int:
     layers = QUICK if options.quick else LAYERS
     cores = ["cortex-a55", "cortex-a76", "cortex-x1"]
     if not options.quick:
-        cores = ["cortex-a53", *cores]
+        cores = ["cortex-a53", "cortex-a55", "cortex-a510", "cortex-a76", "cortex-x1"]
     table = []
+    options.json.parent.mkdir(parents=True, exist_ok=True)
     for line in rows(layers, cores, options.only):
         table.append(line)
+        # A long run that is stopped leaves what it has.
+        options.json.write_text(json.dumps({"kind": KIND, "rows": table}, indent=1) + "\n")
         print(f"{line['workload']} {line['core']} group {line['group']}: done", file=sys.stderr)
     if not table:
         parser.error(f"--only {options.only!r} matches none of {[x.name for x in layers]}")
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps({"kind": KIND, "rows": table}, indent=1) + "\n")
     options.json.with_suffix(".md").write_text(markdown(table))
     plot(table, options.json.with_suffix(".png"))
     print(markdown(table))

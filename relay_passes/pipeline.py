@@ -18,6 +18,7 @@ from .fold_batch_norm import FoldBatchNorm
 from .fold_constants import FoldConstants
 from .fuse_epilogue import FuseEpilogue
 from .lower_matmul import LowerMatmul
+from .name_layers import NameLayers
 from .pattern_rewrite import PatternRewrite
 from .plane_layout import PlaneLayout
 from .recognize_activations import RecognizeActivations
@@ -46,6 +47,7 @@ def rewrite_passes(
     return [
         PatternRewrite(report),
         FuseEpilogue(),
+        NameLayers(),
         PlaneLayout(partial(default_layout, family=target.family)),
         Schedule(target, report, config_for),
     ]

@@ -38,9 +38,10 @@ from .machine import (
     target_architecture,
     why_not_runnable,
 )
+from .profiling import Profile, Step, time_steps
 from .threads import check_num_threads, use_threads
 
-MANIFEST_SCHEMA = 1
+MANIFEST_SCHEMA = 2
 SUFFIXES = (".so", ".tar")
 
 
@@ -68,6 +69,8 @@ class Manifest:
         Of this package, TVM and Python at compile time.
     report : list of dict
         One row per convolution.
+    steps : list of dict
+        The functions that :mod:`tvm_pattern.profiling` times.
     abi : str
         ``gnu``, ``gnueabihf`` or ``android``; empty for a ``.tar`` and before export.
     page_size : int
@@ -84,6 +87,7 @@ class Manifest:
     num_threads: int
     versions: dict[str, str]
     report: list[dict[str, Any]]
+    steps: list[dict[str, Any]]
     abi: str = ""
     page_size: int = 0
     sha256: str = ""
@@ -97,6 +101,7 @@ class Manifest:
         outputs: Sequence[TensorSpec],
         num_threads: int,
         report: RewriteReport,
+        steps: Sequence[Step] = (),
     ) -> Manifest:
         """The manifest of a library that was compiled just now."""
         return cls(
@@ -112,6 +117,7 @@ class Manifest:
                 "python": platform.python_version(),
             },
             report=json.loads(report.to_json()),
+            steps=[_plain(asdict(step)) for step in steps],
         )
 
     @classmethod
@@ -275,6 +281,24 @@ class Library:
         self.vm.save_function("main", "timed_main", *arguments, include_return=False)
         timer = self.vm.time_evaluator("timed_main", self.device, number=number, repeat=repeat)
         return timer()
+
+    def profile(
+        self, *, repeat: int = 5, min_repeat_ms: int = 2, cool_down: float = 0.0
+    ) -> Profile:
+        """Time every compiled call by itself, and the whole network.
+
+        See :func:`tvm_pattern.profiling.time_steps` for the parameters and what they raise.
+        """
+        use_threads(self.num_threads)
+        return time_steps(
+            self.vm,
+            self.device,
+            [Step.from_dict(step) for step in self.manifest.steps],
+            self.manifest.inputs,
+            repeat=repeat,
+            min_repeat_ms=min_repeat_ms,
+            cool_down=cool_down,
+        )
 
     def export(self, path: str | os.PathLike, cc: str | None = None) -> Path:
         """Write the library and its manifest.

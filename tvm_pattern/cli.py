@@ -60,6 +60,13 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+LibraryArgument = Annotated[
+    Path | None, typer.Argument(help="A library written by the command compile.")
+]
+LibraryOption = Annotated[Path | None, typer.Option("--lib", help="The library, as an option.")]
+Tracker = Annotated[str | None, typer.Option(help="HOST:PORT of an RPC tracker: use its devices.")]
+Key = Annotated[str | None, typer.Option(help="Key of the devices; all of them are used.")]
+ProfileOption = Annotated[bool, typer.Option("--profile", help="Time each layer by itself too.")]
 
 
 @app.callback()
@@ -165,25 +172,71 @@ def compile_command(
 
 @app.command()
 def run(
-    library: Annotated[Path, typer.Argument(help="A library written by the command compile.")],
+    library: LibraryArgument = None,
+    lib: LibraryOption = None,
     inputs: Annotated[
         list[Path] | None,
         typer.Option("--input", "-i", help="An .npy file; once per input. Default: random."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Save the outputs as .npz.")
+        Path | None, typer.Option("--output", "-o", help="Save the outputs as .npz (here only).")
     ] = None,
     repeat: Annotated[int, typer.Option(min=0, help="Timed runs after a warm-up; 0: none.")] = 10,
-    threads: Annotated[int | None, typer.Option(help="Instead of the compiled number.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Instead of the compiled number (here only).")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
+    tracker: Tracker = None,
+    key: Key = None,
+    expected: Annotated[
+        Path | None, typer.Option(help="Outputs to verify devices against (.npy or .npz).")
+    ] = None,
+    profile: ProfileOption = False,
     json_output: Json = False,
 ) -> None:
-    """Run a compiled library once, show its outputs and time it."""
+    """Run a compiled library once and time it: here, or on every device of a tracker's key.
+
+    Here its outputs are shown. With --tracker and --key there is one row per device.
+
+    Example: tvm-pattern run --tracker 127.0.0.1:9190 --key pi5 --lib m.so --expected y.npy
+    """
+    from .deploy.cli import check_place, run_on_devices
+
+    path = _only_library(library, lib)
+    if check_place(tracker, key):
+        _refuse("--tracker", {"--output": output, "--threads": threads})
+        failed = run_on_devices(
+            path,
+            str(tracker),
+            str(key),
+            inputs=inputs,
+            expected=expected,
+            json_output=json_output,
+            seed=seed,
+            repeat=max(repeat, 1),
+            profile=profile,
+        )
+        raise typer.Exit(1 if failed else 0)
+    _refuse("a run on this machine", {"--expected": expected})
+    _run_here(path, inputs, output, repeat, threads, seed, profile, json_output)
+
+
+def _run_here(
+    path: Path,
+    inputs: list[Path] | None,
+    output: Path | None,
+    repeat: int,
+    threads: int | None,
+    seed: int,
+    profile: bool,
+    json_output: bool,
+) -> None:
     import numpy as np
 
     from .artifact import load
+    from .profiling import profile_table
 
-    lib = load(library, num_threads=threads)
+    lib = load(path, num_threads=threads)
     arrays = [_read_array(path) for path in inputs or ()]
     if not arrays:
         rng = np.random.default_rng(seed)
@@ -201,13 +254,76 @@ def run(
             "p10_ms": float(np.quantile(times, 0.1)),
             "p90_ms": float(np.quantile(times, 0.9)),
         }
+    layers = lib.profile() if profile else None
     if output is not None:
         named = {s.name: a for s, a in zip(lib.outputs, outputs, strict=True)}
         np.savez(output, **named)  # type: ignore[arg-type]
     if json_output:
-        _print_json({"outputs": rows, "timing": timing})
+        shown = {"outputs": rows, "timing": timing}
+        _print_json({**shown, "profile": layers.as_dict()} if layers else shown)
         return
     _print_run(rows, timing)
+    if layers is not None:
+        _console().print(profile_table({"here": layers}))
+
+
+@app.command()
+def bench(
+    library: LibraryArgument = None,
+    lib: LibraryOption = None,
+    tracker: Tracker = None,
+    key: Key = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Results per device.")] = 10,
+    cool_down: Annotated[float, typer.Option(min=0, help="Seconds of rest before each.")] = 1.0,
+    cluster: Annotated[
+        str | None, typer.Option(help="Bind devices to their big or little cores.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Here: of a run. On devices: with --cluster.")
+    ] = None,
+    profile: ProfileOption = False,
+    json_output: Json = False,
+) -> None:
+    """Time a compiled library here, or on every device of a tracker's key; one row each.
+
+    Example: tvm-pattern bench --tracker 127.0.0.1:9190 --key pi5 --lib m.so --cluster big
+    """
+    from .deploy.cli import bench_on_devices, check_place, print_results, time_here
+
+    path = _only_library(library, lib)
+    if check_place(tracker, key):
+        failed = bench_on_devices(
+            path,
+            str(tracker),
+            str(key),
+            repeat=repeat,
+            cool_down=cool_down,
+            cluster=cluster,
+            threads=threads,
+            profile=profile,
+            json_output=json_output,
+        )
+        raise typer.Exit(1 if failed else 0)
+    _refuse("a run on this machine", {"--cluster": cluster})
+    row = time_here(path, repeat=repeat, cool_down=cool_down, threads=threads, profile=profile)
+    print_results([row], json_output)
+
+
+def _only_library(argument: Path | None, option: Path | None) -> Path:
+    """The library that was named, either way."""
+    given = [path for path in (argument, option) if path is not None]
+    if len(given) != 1:
+        raise typer.BadParameter(
+            f"got {len(given)} libraries, expected one: the argument, or --lib"
+        )
+    return given[0]
+
+
+def _refuse(where: str, options: dict[str, Any]) -> None:
+    """Refuse options that would have no effect."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise typer.BadParameter(f"{' and '.join(given)}: no effect with {where}; leave it out")
 
 
 @app.command()

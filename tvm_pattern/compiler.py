@@ -15,6 +15,7 @@ from relay_passes.report import RewriteReport
 
 from .artifact import Library, Manifest
 from .frontend import import_model
+from .profiling import Step, with_steps
 from .threads import check_num_threads, use_threads
 from .tuning.lookup import config_lookup
 
@@ -74,10 +75,15 @@ tvm.IRModule
         tuning_log=tuning_log,
         config_for=config_lookup(tuning_log, resolved, num_threads),
     )
+    steps: tuple[Step, ...] = ()
+    if resolved.kind.name == "llvm":
+        lowered, steps = with_steps(lowered, imported.layer_names)
     with _build_context(resolved):
         executable = tvm.compile(lowered, resolved)
     report = _with_names(report, imported.layer_names)
-    manifest = Manifest.create(resolved, imported.inputs, imported.outputs, num_threads, report)
+    manifest = Manifest.create(
+        resolved, imported.inputs, imported.outputs, num_threads, report, steps
+    )
     return Library(executable, manifest)
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import tvm_pattern as tp
+from tvm_pattern.cli import app as main_app
 from tvm_pattern.deploy import (
     Device,
     DeviceError,
@@ -108,6 +109,90 @@ def test_commands(farm, exported, expected, tmp_path):
     done = CliRunner().invoke(app, ["bench", *where, "--repeat", "2", "--cool-down", "0"])
     assert done.exit_code == 0
     assert "board 1" in done.stdout
+
+
+def in_words(*arguments):
+    """Exit code, output and error of ``tvm-pattern``."""
+    done = CliRunner().invoke(main_app, [str(a) for a in arguments])
+    return done.exit_code, done.stdout, done.stderr.replace("\n", " ")
+
+
+def test_run_on_a_tracker(farm, exported, expected, tmp_path):
+    np.save(tmp_path / "x.npy", IMAGE)
+    np.savez(tmp_path / "y.npz", expected)
+    where = ["--tracker", farm.address, "--key", KEY, "--lib", exported]
+    data = ["-i", tmp_path / "x.npy", "--expected", tmp_path / "y.npz"]
+    code, output, _ = in_words("run", *where, *data, "--repeat", 2, "--json")
+    assert code == 0
+    rows = json.loads(output)
+    assert [row["device"] for row in rows] == ["board 0", "board 1"]
+    assert all(row["verified"] and row["median_ms"] > 0 for row in rows)
+    np.savez(tmp_path / "y.npz", expected + 1)
+    code, output, _ = in_words("run", *where, *data, "--repeat", 0)
+    assert code == 1
+    assert output.count("NO") == 2
+
+
+def test_bench_on_a_tracker(farm, exported):
+    where = ["--tracker", farm.address, "--key", KEY, "--lib", exported, "--cool-down", 0]
+    code, output, _ = in_words("bench", *where, "--repeat", 2, "--profile", "--cluster", "big")
+    assert code == 0
+    for text in ("board 0: ms", "board 1: ms", "pattern_conv2d", "all steps / whole run"):
+        assert text in output
+    code, output, _ = in_words("bench", *where, "--repeat", 1, "--profile", "--json")
+    assert code == 0
+    for row in json.loads(output):
+        steps = row["profile"]["steps"]
+        assert [s["layer"] for s in steps if s["op"].startswith("pattern")] == ["0", "2"]
+        assert sum(s["share"] for s in steps) == pytest.approx(1)
+
+
+def test_bench_and_profile_here(exported):
+    code, output, _ = in_words("bench", exported, "--repeat", 2, "--cool-down", 0, "--profile")
+    assert code == 0
+    assert "this machine" in output
+    assert "pattern_conv2d" in output
+    code, output, _ = in_words("run", "--lib", exported, "--repeat", 0, "--profile", "--json")
+    assert code == 0
+    assert json.loads(output)["profile"]["whole_ms"] > 0
+    assert "pattern_conv2d" in in_words("run", exported, "--repeat", 0, "--profile")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run",), "got 0 libraries, expected one"),
+        (("bench", "a.so", "--lib", "b.so"), "got 2 libraries, expected one"),
+        (("run", "a.so", "--tracker", "h:1"), "got --tracker without --key"),
+        (("bench", "a.so", "--key", "k"), "got --key without --tracker"),
+        (("run", "a.so", "--tracker", "h:1", "--key", "k", "-o", "y.npz", "--threads", "2"),
+         "--output and --threads: no effect with --tracker"),
+        (("run", "a.so", "--expected", "y.npz"), "--expected: no effect with a run on this"),
+        (("bench", "a.so", "--cluster", "big"), "--cluster: no effect with a run on this"),
+        (("bench", "a.so", "--tracker", "h:1", "--key", "k", "--threads", "2"),
+         "got --threads 2 without --cluster"),
+    ],
+)  # fmt: skip
+def test_arguments_that_contradict_each_other(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, error = in_words(*arguments)
+    assert code == 2
+    # Wrong arguments are shown in a box.
+    assert message in " ".join(error.replace("│", " ").split())
+    assert in_words("run", "a.so", "--tracker", "nowhere", "--key", "k")[0] == 1
+
+
+def test_profile_on_a_device(farm, exported):
+    with Device.from_tracker(farm.address, KEY) as device:
+        library = device.load(exported)
+        profile = library.profile(repeat=2, min_repeat_ms=0)
+        assert len(profile.steps) == len(library.manifest.steps)
+        assert all(step.ms > 0 for step in profile.steps)
+        assert profile.whole_ms > 0
+        with pytest.raises(ValueError, match="repeat=0"):
+            library.profile(repeat=0)
+        # The session still runs what it ran before.
+        assert len(library.run(IMAGE)) == 1
 
 
 def test_library_of_another_architecture(farm, exported, tmp_path):

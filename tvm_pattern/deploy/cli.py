@@ -1,9 +1,10 @@
-"""``tvm-pattern device``: libraries on devices of a tracker."""
+"""Libraries on devices of a tracker: ``tvm-pattern device``, ``run --tracker``, ``bench``."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +20,15 @@ app = typer.Typer(
 Tracker = Annotated[str, typer.Option(help="HOST:PORT of the tracker.")]
 Key = Annotated[str, typer.Option(help="Key of the devices; all of them are used.")]
 Lib = Annotated[Path, typer.Option(help="Library for the devices (.so, its manifest beside it).")]
+Inputs = Annotated[
+    list[Path] | None, typer.Option("--input", "-i", help="An .npy file; once per input.")
+]
+Expected = Annotated[Path | None, typer.Option(help="Outputs to compare with (.npy or .npz).")]
+Repeat = Annotated[int, typer.Option(min=1, help="Results per device.")]
+CoolDown = Annotated[float, typer.Option(min=0, help="Seconds of rest before each.")]
+Cluster = Annotated[str | None, typer.Option(help="Bind to big or little cores.")]
+ProfileOption = Annotated[bool, typer.Option("--profile", help="Time each layer by itself too.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def run_on_devices(
@@ -29,6 +39,7 @@ def run_on_devices(
     inputs: list[Path] | None = None,
     expected: Path | None = None,
     json_output: bool = False,
+    seed: int = 0,
     **options: Any,
 ) -> int:
     """Run ``library`` on all devices of ``key`` and print one row each.
@@ -39,25 +50,98 @@ def run_on_devices(
         Devices that failed or whose outputs differ from ``expected``.
     """
     from ..artifact import Manifest, manifest_path
-    from .farm import results_table, run_everywhere
+    from .farm import run_everywhere
 
     manifest = Manifest.read(manifest_path(library))
     if inputs:
         arrays = [np.load(path, allow_pickle=False) for path in inputs]
     else:
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(seed)
         arrays = [rng.standard_normal(s["shape"]).astype(s["dtype"]) for s in manifest.inputs]
     oracle = None
     if expected is not None:
         loaded = np.load(expected, allow_pickle=False)
         oracle = [loaded[name] for name in loaded.files] if hasattr(loaded, "files") else [loaded]
     results = run_everywhere(tracker, key, library, arrays, oracle, **options)
+    print_results(results, json_output)
+    return sum(1 for row in results if row.failed)
+
+
+def bench_on_devices(
+    library: Path,
+    tracker: str,
+    key: str,
+    *,
+    cluster: str | None,
+    threads: int | None,
+    **options: Any,
+) -> int:
+    """As :func:`run_on_devices`, bound to ``threads`` cores of a cluster.
+
+    Raises
+    ------
+    typer.BadParameter
+        If threads are given without a cluster.
+    """
+    if threads is not None and cluster is None:
+        raise typer.BadParameter(
+            f"got --threads {threads} without --cluster; a device is bound to big or little cores"
+        )
+    return run_on_devices(
+        library, tracker, key, cluster=cluster, num_threads=threads or 1, **options
+    )
+
+
+def time_here(
+    library: Path, *, repeat: int, cool_down: float, threads: int | None, profile: bool
+) -> Any:
+    """The row of this machine: ``library`` loaded and timed here, on random inputs."""
+    from ..artifact import load
+    from .device import Timing
+    from .farm import DeviceResult
+
+    loaded = load(library, num_threads=threads)
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(s.shape).astype(s.dtype) for s in loaded.inputs]
+    timing = Timing(tuple(loaded.benchmark(*arrays, repeat=repeat).results))
+    return DeviceResult(
+        "this machine",
+        timing.median_ms,
+        timing.quantile_ms(0.1),
+        timing.quantile_ms(0.9),
+        profile=loaded.profile(cool_down=cool_down) if profile else None,
+    )
+
+
+def print_results(results: Sequence[Any], json_output: bool) -> None:
+    """One row per device; below it one row per layer where layers were timed."""
+    from ..profiling import profile_table
+    from .farm import results_table
+
     if json_output:
         print(json.dumps([asdict(row) for row in results], indent=1))
-    else:
-        width = None if sys.stdout.isatty() else 200
-        Console(width=width, highlight=False).print(results_table(results))
-    return sum(1 for row in results if row.error or row.verified is False)
+        return
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    console.print(results_table(results))
+    profiles = {row.device: row.profile for row in results if row.profile is not None}
+    if profiles:
+        console.print(profile_table(profiles))
+
+
+def check_place(tracker: str | None, key: str | None) -> bool:
+    """Whether the work is for devices of a tracker.
+
+    Raises
+    ------
+    typer.BadParameter
+        If only one of the two is given.
+    """
+    if (tracker is None) != (key is None):
+        given, missing = ("--tracker", "--key") if key is None else ("--key", "--tracker")
+        raise typer.BadParameter(
+            f"got {given} without {missing}; give both to use devices, or none for this machine"
+        )
+    return tracker is not None
 
 
 @app.command()
@@ -65,17 +149,21 @@ def run(
     lib: Lib,
     tracker: Tracker,
     key: Key,
-    inputs: Annotated[
-        list[Path] | None, typer.Option("--input", "-i", help="An .npy file; once per input.")
-    ] = None,
-    expected: Annotated[
-        Path | None, typer.Option(help="Outputs to compare with (.npy or .npz).")
-    ] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    inputs: Inputs = None,
+    expected: Expected = None,
+    profile: ProfileOption = False,
+    json_output: Json = False,
 ) -> None:
     """Run a library once on every device of a key, and verify it if asked to."""
     failed = run_on_devices(
-        lib, tracker, key, inputs=inputs, expected=expected, json_output=json_output, repeat=1
+        lib,
+        tracker,
+        key,
+        inputs=inputs,
+        expected=expected,
+        profile=profile,
+        json_output=json_output,
+        repeat=1,
     )
     raise typer.Exit(1 if failed else 0)
 
@@ -85,14 +173,15 @@ def bench(
     lib: Lib,
     tracker: Tracker,
     key: Key,
-    repeat: Annotated[int, typer.Option(min=1, help="Results per device.")] = 10,
-    cool_down: Annotated[float, typer.Option(min=0, help="Seconds of rest before each.")] = 1.0,
-    cluster: Annotated[str | None, typer.Option(help="Bind to big or little cores.")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads, with --cluster.")] = 1,
-    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    repeat: Repeat = 10,
+    cool_down: CoolDown = 1.0,
+    cluster: Cluster = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="With --cluster.")] = None,
+    profile: ProfileOption = False,
+    json_output: Json = False,
 ) -> None:
     """Time a library on every device of a key."""
-    failed = run_on_devices(
+    failed = bench_on_devices(
         lib,
         tracker,
         key,
@@ -100,6 +189,7 @@ def bench(
         repeat=repeat,
         cool_down=cool_down,
         cluster=cluster,
-        num_threads=threads,
+        threads=threads,
+        profile=profile,
     )
     raise typer.Exit(1 if failed else 0)

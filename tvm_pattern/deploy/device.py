@@ -18,6 +18,7 @@ from tvm import relax, rpc
 
 from ..artifact import Manifest, manifest_path
 from ..crosscompile import read_elf
+from ..profiling import Profile, Step, check_timing, time_steps
 from ..rpc.client import RPCError, TrackerClient, parse_address
 
 SESSION_TIMEOUT = 120.0
@@ -355,3 +356,23 @@ class RemoteLibrary:
                 time.sleep(cool_down)
                 seconds += timer("main").results
         return Timing(tuple(seconds))
+
+    def profile(
+        self, *, repeat: int = 5, min_repeat_ms: int = 2, cool_down: float = 0.0
+    ) -> Profile:
+        """Time every compiled call of the network on the device, by its own clock.
+
+        See :func:`tvm_pattern.profiling.time_steps` for the parameters and what they raise.
+        """
+        steps = [Step.from_dict(step) for step in self.manifest.steps]
+        check_timing(steps, repeat, min_repeat_ms, cool_down)
+        with _translated(self.device.name, "profiling"):
+            return time_steps(
+                self._vm,
+                self.device.session.cpu(0),
+                steps,
+                self.manifest.inputs,
+                repeat=repeat,
+                min_repeat_ms=min_repeat_ms,
+                cool_down=cool_down,
+            )

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from ..profiling import Profile
 from ..rpc.client import RPCError, TrackerClient, parse_address
 from .device import SESSION_TIMEOUT, Device
 
@@ -28,6 +29,12 @@ class DeviceResult:
     verified: bool | None = None
     celsius: float | None = None
     error: str = ""
+    profile: Profile | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the device did not do its work, or computed something else."""
+        return bool(self.error) or self.verified is False
 
 
 def run_everywhere(
@@ -41,12 +48,13 @@ def run_everywhere(
     cool_down: float = 0.0,
     cluster: str | None = None,
     num_threads: int = 1,
+    profile: bool = False,
     session_timeout: float = SESSION_TIMEOUT,
 ) -> list[DeviceResult]:
     """Run, verify and time a library on all devices of ``key`` in parallel.
 
     Every device is held until all have been requested, so none is used twice. A device that fails
-    gets a row that says why; the others go on.
+    gets a row that says why; the others go on. ``profile`` also times every layer by itself.
 
     Raises
     ------
@@ -69,6 +77,7 @@ def run_everywhere(
                 loaded = device.load(library)
                 check = None if expected is None else loaded.verify(inputs, expected)
                 timing = loaded.time(*inputs, repeat=repeat, cool_down=cool_down)
+                layers = loaded.profile(cool_down=cool_down) if profile else None
                 return DeviceResult(
                     name,
                     timing.median_ms,
@@ -77,6 +86,7 @@ def run_everywhere(
                     None if check is None else check.max_abs_error,
                     None if check is None else check.passed,
                     device.state().get("celsius"),
+                    profile=layers,
                 )
         except RPCError as error:
             return DeviceResult(name, error=str(error))
