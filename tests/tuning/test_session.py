@@ -27,7 +27,7 @@ from tvm_pattern.tuning.lookup import (
     shipped_logs,
 )
 from tvm_pattern.tuning.measure import MeasureOptions, Measurer
-from tvm_pattern.tuning.records import LogError, TuningLog
+from tvm_pattern.tuning.records import LogError, Record, TuningLog
 from tvm_pattern.tuning.session import Search, TuneOptions, tune
 from tvm_pattern.tuning.space import Space
 from tvm_pattern.tuning.tasks import WeightedTask, extract_tasks
@@ -203,11 +203,71 @@ def test_lookup_prefers_the_task_then_its_likes():
     assert ConfigLookup([record_of(task, fast, None)])(task) is None
 
 
-def test_an_illegal_record_is_passed_over(caplog):
+def unusable_records(task: ConvTask, config) -> dict[str, Record]:
+    """Records that an older or newer version may have left, by why they are unusable now."""
+    good = record_of(task, config)
+    return {
+        "accumulators exceed": record_of(task, replace(config, tile_rows=99)),
+        "unknown knobs ['warp']": replace(good, config={**good.config, "warp": 4}),
+        "lacks ['tile_rows']": replace(
+            good, config={k: v for k, v in good.config.items() if k != "tile_rows"}
+        ),
+        "a task has the fields": replace(good, task={**good.task, "colour": "red"}),
+    }
+
+
+@pytest.mark.parametrize(
+    "why", ["accumulators exceed", "unknown knobs ['warp']", "lacks ['tile_rows']"]
+)
+def test_an_unusable_record_is_passed_over_for_the_next(why, caplog):
     task, _ = small_task()
-    bad = replace(Space(task).configs[0], tile_rows=99)
-    assert ConfigLookup([record_of(task, bad)])(task) is None
-    assert "not usable" in caplog.text
+    relative, _ = small_task(seed=5)
+    config = Space(task).configs[0]
+    bad = unusable_records(task, config)[why]
+    lookup = ConfigLookup([bad])
+    assert lookup(task) is None
+    assert why in caplog.text
+    assert any(why in reason for reason in lookup.find(task).skipped)
+    # A good record of a like layer, slower, still serves.
+    near = replace(relative, kept_weights=task.kept_weights)
+    assert near.key != task.key
+    found = ConfigLookup([bad, record_of(near, config, 1.0)]).find(task)
+    assert (found.config, found.exact) == (config, False)
+    slower = ConfigLookup([bad, record_of(task, config, 2.0)]).find(task)
+    assert (slower.config, slower.exact) == (config, True)
+
+
+def test_a_record_of_another_kind_of_task_still_serves_its_own(caplog):
+    task, _ = small_task()
+    config = Space(task).configs[0]
+    bad = unusable_records(task, config)["a task has the fields"]
+    assert ConfigLookup([bad])(task) == config
+    assert "a task has the fields" in caplog.text
+
+
+def test_compile_does_without_records_it_cannot_use(net, tmp_path, caplog):
+    """What an operator whose space changed since makes of its old logs."""
+    tasks = [w.task for w in extract_tasks(imported(net), TARGET)]
+    log = TuningLog(tmp_path / "old.jsonl")
+    log.write(r for t in tasks for r in unusable_records(t, Space(t).configs[0]).values())
+    library = tvm_pattern.compile(net, IMAGE, TARGET, tuning_log=log.path, num_threads=1)
+    assert "unknown knobs ['warp']" in caplog.text
+    with torch.no_grad():
+        expected = net(IMAGE).numpy()
+    np.testing.assert_allclose(library(IMAGE), expected, atol=1e-4)
+
+
+def test_a_resumed_search_measures_unusable_records_again(net, tmp_path, caplog):
+    tasks = extract_tasks(imported(net), TARGET)
+    log = TuningLog(tmp_path / "old.jsonl")
+    log.write(
+        replace(r, device=device_name())
+        for r in unusable_records(tasks[0].task, Space(tasks[0].task).configs[0]).values()
+    )
+    search = Search(tasks, TARGET, log, TuneOptions(resume=True))
+    # The record whose task has one field too many is found by its key.
+    assert search.trials == 1
+    assert "unknown knobs ['warp']" in caplog.text
 
 
 def test_shipped_logs_are_readable_and_used_by_default():
@@ -215,8 +275,13 @@ def test_shipped_logs_are_readable_and_used_by_default():
         lookup = config_lookup(None, resolve(f"pattern/{family}"))
         records = [r for path in shipped_logs(family) for r in TuningLog(path).records()]
         assert len(lookup) == len({r.task_key for r in records}) > 20
+        used = 0
         for record in records:
-            assert lookup(ConvTask.from_dict(record.task)) == config_from_dict(record.config)
+            task = ConvTask.from_dict(record.task)
+            found = lookup.find(task)
+            used += found.config == config_from_dict(record.config)
+            assert found.config is not None or found.skipped
+        assert used > len(records) // 2
     assert len(config_lookup(None, resolve("pattern/mali"))) == 0
 
 

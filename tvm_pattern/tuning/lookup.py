@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -89,15 +90,17 @@ class ConfigLookup:
     def __init__(self, records: Iterable[Record], num_threads: int = 1) -> None:
         self.num_threads = num_threads
         self._exact: dict[str, list[Record]] = {}
-        self._similar: dict[str, list[tuple[ConvTask, Record]]] = {}
-        for record in best_records(records):
+        self._similar: dict[str, list[tuple[ConvTask, list[Record]]]] = {}
+        # All of them: the fastest may be one that cannot be used any more.
+        for record in best_records(records, keep=None):
             self._exact.setdefault(record.task_key, []).append(record)
+        for same in self._exact.values():
             try:
-                task = ConvTask.from_dict(record.task)
+                task = ConvTask.from_dict(same[0].task)
             except (ValueError, TypeError, KeyError) as error:
-                logger.warning("a record of task %s is not usable: %s", record.task_key, error)
+                logger.warning("records of task %s fit no other: %s", same[0].task_key, error)
                 continue
-            self._similar.setdefault(task.similarity_key, []).append((task, record))
+            self._similar.setdefault(task.similarity_key, []).append((task, same))
 
     def __len__(self) -> int:
         return len(self._exact)
@@ -105,8 +108,8 @@ class ConfigLookup:
     def __call__(self, task: ConvTask) -> ConvConfig | None:
         """The configuration for ``task``, or None if no record helps."""
         found = self.find(task)
-        for reason in found.skipped:
-            logger.warning("a record of %s is not usable: %s", task.label, reason)
+        for reason, count in Counter(found.skipped).items():
+            logger.warning("%d records of %s are not usable: %s", count, task.label, reason)
         return found.config
 
     def find(self, task: ConvTask) -> Found:
@@ -120,19 +123,20 @@ class ConfigLookup:
         return Found(skipped=tuple(skipped))
 
     def _ranked(self, task: ConvTask) -> list[Record]:
-        def threads(record: Record) -> tuple[bool, float]:
+        def speed(record: Record) -> tuple[bool, float]:
             return (record.num_threads != self.num_threads, record.seconds)
 
-        exact = sorted(self._exact.get(task.key, ()), key=threads)
-        near = [
-            (abs(other.kept_weights - task.kept_weights), other.epilogue != task.epilogue, record)
-            for other, record in self._similar.get(task.similarity_key, ())
-            if record.task_key != task.key
-            and abs(other.kept_weights - task.kept_weights)
-            <= DENSITY_TOLERANCE * max(1, task.kept_weights)
-        ]
-        near.sort(key=lambda entry: (entry[2].num_threads != self.num_threads, *entry[:2]))
-        return [*exact, *(record for _, _, record in near)]
+        exact = sorted(self._exact.get(task.key, ()), key=speed)
+        near: list[tuple[int, bool, list[Record]]] = []
+        for other, records in self._similar.get(task.similarity_key, ()):
+            difference = abs(other.kept_weights - task.kept_weights)
+            tolerable = difference <= DENSITY_TOLERANCE * max(1, task.kept_weights)
+            if other.key != task.key and tolerable:
+                near.append((difference, other.epilogue != task.epilogue, records))
+        near.sort(key=lambda entry: entry[:2])
+        likes = [record for _, _, records in near for record in sorted(records, key=speed)]
+        likes.sort(key=lambda record: record.num_threads != self.num_threads)
+        return [*exact, *likes]
 
 
 def usable_config(task: ConvTask, record: Record) -> ConvConfig | str:

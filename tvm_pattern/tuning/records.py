@@ -280,8 +280,10 @@ def merge(logs: Iterable[Iterable[Record]]) -> list[Record]:
     return sorted(unique.values(), key=lambda r: (r.timestamp, r.task_key, r.config_key))
 
 
-def best_records(records: Iterable[Record], keep: int = 1) -> list[Record]:
+def best_records(records: Iterable[Record], keep: int | None = 1) -> list[Record]:
     """The fastest ``keep`` right configurations per task, device and number of threads.
+
+    All of them, fastest first, if ``keep`` is None.
 
     A configuration that was measured several times counts with its median record.
     """
