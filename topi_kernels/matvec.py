@@ -55,9 +55,9 @@ def matvec(
     block = config.vectors * lanes
     blocks = -(-n // block)
     with primfunc_builder("matvec") as ib:
-        x = T.arg("x", T.Buffer((rows, k), "float32"))
-        matrix = T.arg("matrix", T.Buffer((blocks, k, block), "float32"))
-        out = T.arg("out", T.Buffer((rows, n), "float32"))
+        x = T.arg("x", T.Buffer((rows, k), target.dtype))
+        matrix = T.arg("matrix", T.Buffer((blocks, k, block), target.dtype))
+        out = T.arg("out", T.Buffer((rows, n), target.dtype))
         loop = T.parallel if target.num_threads > 1 else T.serial
         with loop(0, blocks) as b, T.serial(0, -(-rows // tile)) as t:
             first = T.Bind(T.min(t * tile, rows - tile))
@@ -66,7 +66,9 @@ def matvec(
                 for v in range(config.vectors):
                     store(a, broadcast(0.0, lanes), [v * lanes], lanes)
             with T.serial(0, k) as i:
-                scalars = [T.Bind(broadcast(x[first + r, i], lanes)) for r in range(tile)]
+                scalars = [
+                    T.Bind(broadcast(load(x, [first + r, i], 1), lanes)) for r in range(tile)
+                ]
                 for v in range(config.vectors):
                     column = T.Bind(load(matrix, [b, i, v * lanes], lanes))
                     for a, scalar in zip(acc, scalars, strict=True):
@@ -74,5 +76,5 @@ def matvec(
                         store(a, total, [v * lanes], lanes)
             with T.serial(0, T.min(block, n - b * block)) as j:
                 for r, a in enumerate(acc):
-                    T.buffer_store(out, a[j], [first + r, b * block + j])
+                    store(out, a[j], [first + r, b * block + j], 1)
     return ib.get()

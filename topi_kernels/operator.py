@@ -41,14 +41,17 @@ def family_of(name: str) -> Family:
     return FAMILIES.get(name, GENERIC)
 
 
-def default_layout(height: int, width: int, pad: int, family: str) -> PlaneLayout:
+def default_layout(
+    height: int, width: int, pad: int, family: str, dtype: str = "float32"
+) -> PlaneLayout:
     """Preferred plane layout of an activation.
 
     Rows of wide images start at vector boundaries; those of narrow images are packed tighter, since
-    more of them then share a cache line.
+    more of them then share a cache line. The rows of float16 keep the whole vector, which is also
+    the slack that reads beyond the last row need.
     """
-    align = family_of(family).vector_width
-    while align > 4 and align > width + pad:
+    align = family_of(family).of_dtype(dtype).vector_width
+    while dtype == "float32" and align > 4 and align > width + pad:
         align //= 2
     return PlaneLayout.make(height, width, pad, align)
 

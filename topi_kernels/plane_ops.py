@@ -34,10 +34,14 @@ Index = Any
 
 @dataclass(frozen=True)
 class PlaneTarget:
-    """What the plane operators need to know of the machine: schedule family and threads."""
+    """What the plane operators need to know: schedule family, threads, and the tensors' dtype.
+
+    Arithmetic is float32 whatever the tensors hold, except that of the pattern-sparse convolution.
+    """
 
     family: str
     num_threads: int = 1
+    dtype: str = "float32"
 
     @property
     def lanes(self) -> int:
@@ -87,14 +91,11 @@ def fill_zero(
     done, vectors = 0, count // lanes
     if vectors > FILL_UNROLLED:
         with T.serial(0, vectors) as i:
-            T.buffer_store(
-                buffer, broadcast(0.0, lanes), [*index, T.ramp(start + i * lanes, 1, lanes)]
-            )
+            store(buffer, broadcast(0.0, lanes), [*index, start + i * lanes], lanes)
         done = vectors * lanes
     while done < count:
         step = min(lanes, largest_power_of_two(count - done))
-        where = T.ramp(start + done, 1, step) if step > 1 else start + done
-        T.buffer_store(buffer, broadcast(0.0, step), [*index, where])
+        store(buffer, broadcast(0.0, step), [*index, start + done], step)
         done += step
 
 
@@ -119,27 +120,40 @@ def fill_below(buffer: tirx.Buffer, index: list[Index], layout: PlaneLayout, lan
 
 
 def load(buffer: tirx.Buffer, index: list[Index], lanes: int) -> Expr:
-    """Vector of ``lanes`` elements starting at ``index``."""
+    """Vector of ``lanes`` elements starting at ``index``, as float32."""
     *outer, last = index
     where = T.ramp(last, 1, lanes) if lanes > 1 else last
-    return buffer[tuple(outer) + (where,)]
+    return widened(buffer[tuple(outer) + (where,)], buffer, lanes)
+
+
+def widened(value: Expr, buffer: tirx.Buffer, lanes: int) -> Expr:
+    """What was read from ``buffer``, as float32."""
+    return value if str(buffer.dtype) == "float32" else T.Cast(_vector("float32", lanes), value)
+
+
+def _vector(dtype: str, lanes: int) -> str:
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
 
 
 def store(buffer: tirx.Buffer, value: Expr, index: list[Index], lanes: int) -> None:
-    """Store a vector of ``lanes`` elements from ``index`` on."""
+    """Store a vector of ``lanes`` float32 from ``index`` on, in the buffer's dtype."""
     *outer, last = index
+    if str(buffer.dtype) != "float32":
+        value = T.Cast(_vector(str(buffer.dtype), lanes), value)
     T.buffer_store(buffer, value, [*outer, T.ramp(last, 1, lanes) if lanes > 1 else last])
 
 
-def plane_arg(name: str, batch: int, channels: int, layout: PlaneLayout) -> tirx.Buffer:
-    return T.arg(name, T.Buffer((batch, channels, layout.size), "float32"))
+def plane_arg(
+    name: str, batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget
+) -> tirx.Buffer:
+    return T.arg(name, T.Buffer((batch, channels, layout.size), target.dtype))
 
 
 def pack(batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget) -> tirx.PrimFunc:
     """``(x[batch, channels, height, width], out planes)``: NCHW to planes."""
     with primfunc_builder("pack_planes") as ib:
-        x = T.arg("x", T.Buffer((batch, channels, layout.height, layout.width), "float32"))
-        out = plane_arg("out", batch, channels, layout)
+        x = T.arg("x", T.Buffer((batch, channels, layout.height, layout.width), target.dtype))
+        out = plane_arg("out", batch, channels, layout, target)
 
         def plane(n: Index, c: Index) -> None:
             fill_above(out, [n, c], layout, target.lanes)
@@ -159,8 +173,8 @@ def pack(batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget) ->
 def unpack(batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget) -> tirx.PrimFunc:
     """``(x planes, out[batch, channels, height, width])``: planes to NCHW."""
     with primfunc_builder("unpack_planes") as ib:
-        x = plane_arg("x", batch, channels, layout)
-        out = T.arg("out", T.Buffer((batch, channels, layout.height, layout.width), "float32"))
+        x = plane_arg("x", batch, channels, layout, target)
+        out = T.arg("out", T.Buffer((batch, channels, layout.height, layout.width), target.dtype))
 
         def plane(n: Index, c: Index) -> None:
             with T.serial(0, layout.height) as y:
@@ -203,8 +217,10 @@ def elementwise(
     combine = operators[operator]
     name = f"plane_{operator}" if len(in_layouts) > 1 else f"plane_{activation}"
     with primfunc_builder(name) as ib:
-        inputs = [plane_arg(f"x{i}", batch, channels, lay) for i, lay in enumerate(in_layouts)]
-        out = plane_arg("out", batch, channels, out_layout)
+        inputs = [
+            plane_arg(f"x{i}", batch, channels, lay, target) for i, lay in enumerate(in_layouts)
+        ]
+        out = plane_arg("out", batch, channels, out_layout, target)
 
         def plane(n: Index, c: Index) -> None:
             fill_above(out, [n, c], out_layout, target.lanes)
@@ -239,9 +255,9 @@ def global_avg_pool(
         count = round_up(count, lanes)
     step = lanes * SUM_ACCUMULATORS
     with primfunc_builder("plane_global_avg_pool") as ib:
-        x = plane_arg("x", batch, channels, layout)
+        x = plane_arg("x", batch, channels, layout, target)
         shape = (batch, channels, 1, 1) if keep_dims else (batch, channels)
-        out = T.arg("out", T.Buffer(shape, "float32"))
+        out = T.arg("out", T.Buffer(shape, target.dtype))
 
         def plane(n: Index, c: Index) -> None:
             acc = T.alloc_buffer((step,), "float32", scope="local")
@@ -257,14 +273,14 @@ def global_avg_pool(
                 store(acc, load(acc, [i * lanes], lanes) + value, [i * lanes], lanes)
             done = count // lanes * lanes
             with T.serial(0, count - done) as k:
-                value = x[n, c, first + done + k]
+                value = load(x, [n, c, first + done + k], 1)
                 T.buffer_store(acc, acc[k % lanes] + value, [k % lanes])
             half = step // 2
             while half >= 1:
                 store(acc, load(acc, [0], half) + load(acc, [half], half), [0], half)
                 half //= 2
             mean = acc[0] * T.float32(1.0 / (layout.height * layout.width))
-            T.buffer_store(out, mean, [n, c, 0, 0] if keep_dims else [n, c])
+            store(out, mean, [n, c, 0, 0] if keep_dims else [n, c], 1)
 
         for_each_plane(batch, channels, target, plane)
     return ib.get()

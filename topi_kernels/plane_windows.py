@@ -28,6 +28,7 @@ from .plane_ops import (
     plane_arg,
     primfunc_builder,
     store,
+    widened,
 )
 from .vector_math import activate, broadcast
 
@@ -159,7 +160,11 @@ def _row_loader(
     def strided(offset: int) -> Expr:
         step = window.stride[1]
         return reduce(
-            combine, [x[tuple(plane) + (T.ramp(s + offset, step, lanes),)] for s in starts]
+            combine,
+            [
+                widened(x[tuple(plane) + (T.ramp(s + offset, step, lanes),)], x, lanes)
+                for s in starts
+            ],
         )
 
     return _columns(raw, window, lanes, strided)
@@ -209,8 +214,8 @@ def max_pool(
             f"{window} has outputs that see no pixel of an image {in_layout.width} pixels wide"
         )
     with primfunc_builder("plane_max_pool") as ib:
-        x = plane_arg("x", batch, channels, in_layout)
-        out = plane_arg("out", batch, channels, out_layout)
+        x = plane_arg("x", batch, channels, in_layout, target)
+        out = plane_arg("out", batch, channels, out_layout, target)
 
         def row(n: Index, c: Index, y: Index) -> None:
             rows = [y * sh - top + k * window.dilation[0] for k in range(kh)]
@@ -224,8 +229,8 @@ def max_pool(
 
             _for_each_column_vector(out_layout.width, lanes, vector)
             for ox, inside in borders:
-                value = reduce(T.max, [x[n, c, s + ix] for s in starts for ix in inside])
-                T.buffer_store(out, value, [n, c, out_layout.offset(y, ox)])
+                pixels = [load(x, [n, c, s + ix], 1) for s in starts for ix in inside]
+                store(out, reduce(T.max, pixels), [n, c, out_layout.offset(y, ox)], 1)
 
         _emit_rows(batch, channels, out, out_layout, target, row)
     return ib.get()
@@ -259,8 +264,8 @@ def avg_pool(
     lanes = _pick_lanes(window, in_layout, out_layout, target.lanes, -top, bottom)
     borders = _border_columns(window, in_layout.width, out_layout.width)
     with primfunc_builder("plane_avg_pool") as ib:
-        x = plane_arg("x", batch, channels, in_layout)
-        out = plane_arg("out", batch, channels, out_layout)
+        x = plane_arg("x", batch, channels, in_layout, target)
+        out = plane_arg("out", batch, channels, out_layout, target)
 
         def row(n: Index, c: Index, y: Index) -> None:
             rows = [y * sh - top + k * window.dilation[0] for k in range(kh)]
@@ -280,9 +285,9 @@ def avg_pool(
 
             _for_each_column_vector(out_layout.width, lanes, vector)
             for ox, inside_x in [] if count_include_pad else borders:
-                total = reduce(operator.add, [x[n, c, s + ix] for s in starts for ix in inside_x])
-                value = total / (count * T.float32(len(inside_x)))
-                T.buffer_store(out, value, [n, c, out_layout.offset(y, ox)])
+                pixels = [load(x, [n, c, s + ix], 1) for s in starts for ix in inside_x]
+                value = reduce(operator.add, pixels) / (count * T.float32(len(inside_x)))
+                store(out, value, [n, c, out_layout.offset(y, ox)], 1)
 
         _emit_rows(batch, channels, out, out_layout, target, row)
     return ib.get()
@@ -347,16 +352,16 @@ def depthwise_conv(
     config = config or DepthwiseConfig.default(out_layout.height)
     rows = min(config.rows, out_layout.height)
     with primfunc_builder("plane_depthwise_conv") as ib:
-        x = plane_arg("x", batch, channels // multiplier, in_layout)
-        weight = T.arg("weight", T.Buffer((channels, kh, kw), "float32"))
-        b = T.arg("bias", T.Buffer((channels,), "float32")) if bias else None
-        out = plane_arg("out", batch, channels, out_layout)
+        x = plane_arg("x", batch, channels // multiplier, in_layout, target)
+        weight = T.arg("weight", T.Buffer((channels, kh, kw), target.dtype))
+        b = T.arg("bias", T.Buffer((channels,), target.dtype)) if bias else None
+        out = plane_arg("out", batch, channels, out_layout, target)
 
         def tile(n: Index, c: Index, y0: Index) -> None:
             source = c if multiplier == 1 else c // multiplier
 
             def vector(at: Index, width: int) -> None:
-                start = broadcast(0.0 if b is None else b[c], width)
+                start = broadcast(0.0 if b is None else load(b, [c], 1), width)
                 acc = [start] * rows
                 for r in range((rows - 1) * sh + window.reach[0] + 1):
                     uses = [
@@ -371,7 +376,7 @@ def depthwise_conv(
                     columns = _row_loader(x, [n, source], [first], window, width)
                     for i, ky in uses:
                         for kx, column in enumerate(columns):
-                            tap = broadcast(weight[c, ky, kx], width)
+                            tap = broadcast(load(weight, [c, ky, kx], 1), width)
                             acc[i] = T.Bind(acc[i] + tap * column)
                 for i, value in enumerate(acc):
                     value = activate(value, activation, width, bounds)

@@ -95,6 +95,23 @@ def vector_width(family: str) -> int:
     return _VECTOR_WIDTH[family]
 
 
+def why_no_float16(target: Target) -> str:
+    """Why a CPU target does not compute in float16; empty if it does.
+
+    Half-precision arithmetic is an option of ARMv8.2 (LLVM's ``fullfp16``). Cores without it would
+    convert around every operation.
+    """
+    family, core = target_family(target), str(target.attrs.get("mcpu", "")) or "this processor"
+    if family not in (ARM_NEON, ARM_NEON_WIDE, ARM_NEON_IN_ORDER):
+        return f"float16 has no schedules for the family {family!r}; compile the model in float32"
+    if not codegen.llvm_cpu_has_features("fullfp16", target):
+        return (
+            f"float16 arithmetic needs ARMv8.2 (fullfp16), which {core} lacks; compile the model in"
+            " float32"
+        )
+    return ""
+
+
 def num_cores(target: Target) -> int:
     """Cores to schedule for: the target's ``num-cores``, else those this process may use."""
     cores = target.attrs.get("num-cores", None)

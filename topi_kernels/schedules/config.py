@@ -37,8 +37,9 @@ class Family:
         What one vector load, one load that crosses a cache line, one cache line of input from L2,
         and one of weights (these stream in order, which hardware prefetches) add to the FMAs, in
         FMA slots. Costs only rank configurations.
-    shuffle_cost, loop_cost, tile_cost, store_cost : float
-        The same for one shuffle, one loop iteration, one accumulator's start and one stored piece.
+    shuffle_cost, deinterleave_cost, loop_cost, tile_cost, store_cost : float
+        The same for one shuffle, every second element of two vectors, one loop iteration, one
+        accumulator's start and one stored piece.
     cache_line_floats : int
     page_floats, near_pages, page_cost : int, int, float
         Elements of a memory page, pages whose translation is at hand, and what one more page that
@@ -67,6 +68,7 @@ class Family:
     line_cost: float = 2.7
     weight_line_cost: float = 1.0
     shuffle_cost: float = 0.3
+    deinterleave_cost: float = 1.0
     loop_cost: float = 4.0
     tile_cost: float = 30.0
     store_cost: float = 3.5

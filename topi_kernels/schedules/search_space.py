@@ -129,7 +129,7 @@ def _step_cost(
     width, pixels = config.vector_width, config.pixel_lanes
     weights = weight_loads(config, len(taps))
     loads, splits, shuffles = float(weights), 0.0, 0.0
-    lines = 0.0
+    lines, deinterleaves = 0.0, 0
     for columns in _input_rows(shape, config, taps).values():
         if config.shift == "rotate":
             vectors = {v for col in columns for v in (col // width, -(-col // width))}
@@ -142,7 +142,7 @@ def _step_cost(
         columns = _load_columns(config, columns)
         deinterleaved = _column_step(shape, config) > 1 and pixels > 1
         loads += len(columns) * (2 if deinterleaved else 1)
-        shuffles += len(columns) if deinterleaved else 0
+        deinterleaves += len(columns) if deinterleaved else 0
         crossing = 1.0 if pixels >= line else pixels / line
         splits += sum(crossing for col in columns if pixels > 1 and col % pixels)
         span = max(columns) + pixels * _column_step(shape, config) - min(columns)
@@ -152,6 +152,7 @@ def _step_cost(
     lines *= _miss_share(shape, config, family)
     weight_lines = len(taps) * config.group / line
     busy = config.accumulators * len(taps) + shuffles * family.shuffle_cost
+    busy += deinterleaves * family.deinterleave_cost
     waits = loads * family.load_cost + splits * family.split_cost + lines * family.line_cost
     waits += weight_lines * family.weight_line_cost
     port_bound = (loads + splits) / family.load_ports * family.fma_ports
