@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import psutil
 import pytest
 from tuning.candidates import crashing, endless, good, write_inputs, wrong
+from tuning.small import record_of, small_task
 from typer.testing import CliRunner
 
 from relay_passes.targets import resolve
+from tvm_pattern.rpc import doctor
 from tvm_pattern.rpc.cli import app
 from tvm_pattern.rpc.client import NoDeviceError, RPCError, TrackerClient
 from tvm_pattern.rpc.doctor import TargetMismatchError, check_target
 from tvm_pattern.tuning.measure import MeasureOptions, Measurer, linker_for
+from tvm_pattern.tuning.records import LogError, TuningLog
+from tvm_pattern.tuning.session import Progress, Search, TuneOptions, tune
+from tvm_pattern.tuning.space import Space
+from tvm_pattern.tuning.tasks import WeightedTask
 
-from .conftest import KEY, Farm, await_true
+from .conftest import KEY, ROOT, Farm, await_true
 
 NATIVE = resolve("pattern/native")
 
@@ -69,7 +80,8 @@ def test_a_server_killed_in_a_trial_is_replaced_and_the_trial_repeated(farm, mea
 
 
 def _servers(farm: Farm) -> list[psutil.Process]:
-    children = [c for p in farm.processes for c in psutil.Process(p.pid).children()]
+    alive = [psutil.Process(p.pid) for p in farm.processes if p.poll() is None]
+    children = [c for p in alive for c in p.children()]
     return [c for c in children if "tvm_pattern.rpc.serve" in " ".join(c.cmdline())]
 
 
@@ -127,3 +139,128 @@ def test_a_server_is_no_tracker(farm):
     port = farm.client.ports(KEY)[0]
     with pytest.raises(RPCError):
         TrackerClient("127.0.0.1", port, timeout=2).summary()
+
+
+def a_search(farm: Farm, log: Path, trials: int, batch: int = 6) -> Search:
+    task, weight = small_task()
+    chosen = TuneOptions(trials=trials, batch=batch, resume=True, measure=options(farm))
+    return Search([WeightedTask(task, weight, ["a"])], NATIVE, TuningLog(log), chosen)
+
+
+def test_a_device_of_another_kind_is_found_out_before_anything_else(farm, tmp_path):
+    """The model is not even looked at: this one could not be imported."""
+    target = resolve("pattern/cortex-a76")
+    try:
+        linker_for(target)
+    except ValueError as error:
+        pytest.skip(f"no cross compiler: {error}")
+    log = tmp_path / "log.jsonl"
+    chosen = TuneOptions(measure=options(farm))
+    with pytest.raises(
+        TargetMismatchError, match=r"cannot run code for aarch64.*choose the target"
+    ):
+        tune("no model", None, target, log, chosen, 1)
+    assert not log.exists()
+    await_true(lambda: sum(s.free for s in farm.client.status()) == 2, "both devices to be free")
+
+
+def test_every_free_device_is_probed(farm, monkeypatch):
+    await_true(lambda: sum(s.free for s in farm.client.status()) == 2, "both devices to be free")
+    seen = []
+    real = doctor.probe
+
+    def probe(session, target, linker):
+        seen.append(session)
+        real(session, target, linker)
+
+    monkeypatch.setattr(doctor, "probe", probe)
+    with Measurer(NATIVE, 1, options(farm)):
+        assert len(seen) == 2
+    seen.clear()
+
+
+def test_a_search_outlives_its_servers_and_its_tracker(farm, measurer, tmp_path):
+    """kill -9 of both servers in a batch, in the next one the tracker is killed and restarted."""
+    victims = _servers(farm)
+    faults = []
+
+    def restart_tracker() -> None:
+        farm.tracker.kill()
+        farm.tracker.wait()
+        farm.start_tracker()
+
+    actions = [lambda: [p.kill() for p in victims], restart_tracker]
+
+    def disturb(_progress: Progress) -> None:
+        if actions:
+            faults.append(threading.Timer(0.5, actions.pop(0)))
+            faults[-1].start()
+
+    log = tmp_path / "log.jsonl"
+    result = a_search(farm, log, trials=24, batch=8).run(measurer, disturb)
+    for fault in faults:
+        fault.join()
+    assert len(faults) == 2
+    assert (result.trials, result.failed) == (24, 0)
+    assert [r.error_kind for r in TuningLog(log).records()] == ["ok"] * 24
+    await_true(lambda: farm.count() == 2, "both servers to be back")
+    assert not {p.pid for p in victims} & {p.pid for p in _servers(farm)}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_ends_a_search_with_advice(farm, measurer):
+    search = a_search(farm, Path("/dev/full"), trials=8)
+    with pytest.raises(LogError, match=r"No space left.*continue with --resume"):
+        search.run(measurer)
+
+
+def test_a_disk_that_fills_up_loses_nothing_that_was_written(farm, tmp_path):
+    """The command itself, with room for a few more records behind those of an earlier search.
+
+    The limit is on the size of any file, so the log is made much larger than everything else that
+    the search writes.
+    """
+    log = tmp_path / "log.jsonl"
+    task, _ = small_task(size=16)
+    config = Space(task).configs[0]
+    earlier = [record_of(task, config, 1e-3, timestamp=float(i)) for i in range(2000)]
+    TuningLog(log).write(earlier)
+    before = log.stat().st_size
+    limit = before + 4000
+
+    def limit_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    command = [
+        sys.executable,
+        "-m",
+        "tvm_pattern.cli",
+        "tune",
+        "--model",
+        "tuning.test_session:Net",
+    ]
+    command += ["--shape", "1x8x8x8", "--trials", "32"]
+    command += ["--log", str(log), "--resume"]
+    command += ["--tracker", farm.address, "--key", KEY, "--repeat", "2", "--min-repeat-ms", "1"]
+    command += ["--threads", "1", "--batch", "4"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        preexec_fn=limit_files,
+        timeout=300,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "cannot append to" in done.stderr
+    assert "continue with --resume" in done.stderr
+    assert "Traceback" not in done.stderr
+    records, bad = TuningLog(log).read()
+    assert not bad
+    assert before < log.stat().st_size <= limit
+    assert records[:2000] == earlier
+    assert len(records) > 2000
+    assert {r.error_kind for r in records} == {"ok"}
+    await_true(lambda: sum(s.free for s in farm.client.status()) == 2, "both devices to be free")
