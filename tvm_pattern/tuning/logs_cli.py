@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -67,20 +68,71 @@ def best(
     Console(width=140).print(table)
 
 
-@app.command()
-def check(logs: Logs) -> None:
-    """Name the lines that cannot be read. Exit code 1 if there are any."""
+def _read(logs: list[Path]) -> int:
+    """Name damaged lines, and count stale records; returns how many lines are damaged."""
+    from .lookup import why_unusable
     from .records import TuningLog
 
     damaged = 0
     for path in logs:
         records, bad = TuningLog(path).read()
         failed = sum(not r.ok for r in records)
+        stale = Counter(reason for r in records if r.ok and (reason := why_unusable(r)))
         typer.echo(
-            f"{path}: {len(records)} records, {failed} of failed trials, {len(bad)} bad lines"
+            f"{path}: {len(records)} records, {failed} of failed trials, {stale.total()} stale,"
+            f" {len(bad)} bad lines"
         )
         for line in bad:
             typer.echo(f"  {line}")
+        for reason, count in stale.most_common():
+            typer.echo(f"  {count} stale, compile passes them over: {reason}")
         damaged += len(bad)
-    if damaged:
+    return damaged
+
+
+@app.command()
+def check(
+    logs: Annotated[
+        list[Path] | None, typer.Argument(help="Tuning logs; default: the shipped ones.")
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="Of the shipped logs; default: all.")
+    ] = None,
+    network: Annotated[
+        list[str] | None, typer.Option(help="Which the shipped logs shall serve; default: all.")
+    ] = None,
+    group: Annotated[list[int] | None, typer.Option(help="Default: 1 and 4.")] = None,
+) -> None:
+    """Name lines that cannot be read and records that are stale.
+
+    Without logs: also whether the shipped ones serve every layer of the networks they are for,
+    which takes a minute. Exit code 1 if lines are damaged or layers are not served.
+    """
+    if logs:
+        if _read(logs):
+            raise typer.Exit(1)
+        return
+    from relay_passes.targets import resolve
+
+    from .lookup import config_lookup, shipped_logs
+    from .shipped import GROUPS, TARGETS, coverage, network_tasks, networks
+
+    tags = target or list(TARGETS)
+    wrong = sum(_read(shipped_logs(tag.rsplit("/", 1)[-1])) for tag in tags)
+    resolved = [resolve(tag) for tag in tags]
+    lookups = [config_lookup(None, t) for t in resolved]
+    for chosen in networks(network):
+        for filters in group or GROUPS:
+            found = network_tasks(chosen, filters, resolved)
+            for tag, lookup, tasks in zip(tags, lookups, found, strict=True):
+                rows = coverage(tasks, lookup)
+                states = Counter(row.state for row in rows)
+                text = ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
+                typer.echo(f"{tag} {chosen.name} group {filters}: {len(rows)} layers: {text}")
+                for row in rows:
+                    if not row.served:
+                        why = f": {row.reasons[0]}" if row.reasons else ""
+                        typer.echo(f"  {row.state} {row.weighted.task.label}{why}")
+                        wrong += 1
+    if wrong:
         raise typer.Exit(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,16 @@ class ConfigLookup:
         return [*exact, *likes]
 
 
+def why_unusable(record: Record) -> str | None:
+    """Why this version cannot use a record for its own task, or None when it can."""
+    try:
+        task = ConvTask.from_dict(record.task)
+    except (ValueError, TypeError, KeyError) as error:
+        return str(error)
+    config = usable_config(task, record)
+    return config if isinstance(config, str) else None
+
+
 def usable_config(task: ConvTask, record: Record) -> ConvConfig | str:
     """The configuration of a record for ``task``, or why this version cannot use it."""
     try:
@@ -151,7 +161,7 @@ def usable_config(task: ConvTask, record: Record) -> ConvConfig | str:
 
 def config_lookup(
     tuning_log: str | os.PathLike | None, target: Target, num_threads: int = 1
-) -> Callable[[ConvTask], ConvConfig | None]:
+) -> ConfigLookup:
     """The lookup that ``compile`` uses.
 
     Parameters
