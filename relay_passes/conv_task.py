@@ -208,7 +208,7 @@ class ConvTask:
             return f"group {config.group} exceeds the {self.max_group} filters that share kernels"
         return illegal_reason(
             config,
-            family_of(self.family),
+            family_of(self.family).of_dtype(self.dtype),
             out_height=self.out_layout.height,
             out_width=self.out_layout.width,
             in_row_stride=self.in_layout.row_stride,

@@ -16,6 +16,8 @@ from tvm.ir import Call, Expr, GenericConst, GlobalVar, Op, Var
 
 #: Users that are not bindings: the end of a block or the body of the function.
 OUTPUT = "output"
+#: Element types of images that the passes rewrite.
+FLOATS = ("float32", "float16")
 
 
 def relax_functions(mod: tvm.IRModule) -> Iterator[tuple[GlobalVar, relax.Function]]:
@@ -53,9 +55,9 @@ def op_name(expr: Any) -> str:
     return str(expr.op.name) if isinstance(expr, Call) and isinstance(expr.op, Op) else ""
 
 
-def is_float32_image(expr: Expr) -> bool:
-    """Whether ``expr`` is a float32 tensor ``[n, c, h, w]`` of static shape."""
-    return static_shape(expr, 4) is not None and str(expr.ty.dtype) == "float32"
+def is_float_image(expr: Expr) -> bool:
+    """Whether ``expr`` is a tensor ``[n, c, h, w]`` of static shape and one of :data:`FLOATS`."""
+    return static_shape(expr, 4) is not None and str(expr.ty.dtype) in FLOATS
 
 
 def static_shape(expr: Expr, ndim: int | None = None) -> tuple[int, ...] | None:
@@ -112,12 +114,12 @@ def constant(expr: Expr) -> np.ndarray | None:
 
 
 def channel_constant(expr: Expr, out_channels: int) -> np.ndarray | None:
-    """A float32 constant that adds one value per channel to ``[n, c, h, w]``, as ``[c]``.
+    """A float constant that adds one value per channel to ``[n, c, h, w]``, as ``[c]``.
 
     Shapes ``[1, c, 1, 1]``, ``[c, 1, 1]`` and one-element tensors qualify.
     """
     value = constant(expr)
-    if value is None or value.dtype != np.float32 or value.ndim > 4:
+    if value is None or str(value.dtype) not in FLOATS or value.ndim > 4:
         return None
     batch, channels, *image = (1,) * (4 - value.ndim) + value.shape
     if batch != 1 or image != [1, 1] or channels not in (1, out_channels):

@@ -25,7 +25,7 @@ from .dataflow import (
     Uses,
     bindings_of,
     channel_constant,
-    is_float32_image,
+    is_float_image,
     map_functions,
     op_name,
     rebuild,
@@ -83,7 +83,7 @@ class _Chain:
         # add(y, y) uses its operand twice but counts as one user.
         if not takes_residual or not isinstance(other, Var) or other.same_as(self.end):
             return False
-        if not is_float32_image(other) or static_shape(other) != static_shape(self.end):
+        if not is_float_image(other) or static_shape(other) != static_shape(self.end):
             return False
         self.residual = other
         return True

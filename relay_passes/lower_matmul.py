@@ -2,10 +2,12 @@
 
 Preconditions: parameters are bound; put the pass before FoldConstant, so that the transposed
 weight of a linear layer is packed straight from the original. Matrices whose left side is not a
-static float32 ``[m, k]`` stay with TVM.
+static float ``[m, k]`` of the same type stay with TVM.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import tvm
@@ -16,6 +18,7 @@ from topi_kernels.matvec import MatvecConfig, matvec, pack_columns
 from topi_kernels.plane_ops import PlaneTarget
 
 from .dataflow import (
+    FLOATS,
     Uses,
     bindings_of,
     constant,
@@ -27,7 +30,7 @@ from .dataflow import (
 
 
 def _matrix(uses: Uses, expr: Expr) -> np.ndarray | None:
-    """A constant float32 ``[k, n]``, also if it is the transpose of a constant."""
+    """A constant float ``[k, n]``, also if it is the transpose of a constant."""
     value = constant(expr)
     if value is None:
         call = uses.definition(expr)
@@ -38,7 +41,7 @@ def _matrix(uses: Uses, expr: Expr) -> np.ndarray | None:
         if source is None or source.ndim != 2 or axes not in (None, [1, 0]):
             return None
         value = source.T
-    return value if value.ndim == 2 and value.dtype == np.float32 else None
+    return value if value.ndim == 2 and str(value.dtype) in FLOATS else None
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerMatmul")
@@ -71,10 +74,11 @@ class LowerMatmul:
                     continue
                 shape, matrix = static_shape(call.args[0], 2), _matrix(uses, call.args[1])
                 dtypes = {str(call.args[0].ty.dtype), str(binding.var.ty.dtype)}
-                if shape is None or matrix is None or dtypes != {"float32"}:
+                if shape is None or matrix is None or dtypes != {str(matrix.dtype)}:
                     continue
                 k, n = matrix.shape
-                primfunc = matvec(shape[0], k, n, self.target, self.config)
+                target = replace(self.target, dtype=str(matrix.dtype))
+                primfunc = matvec(shape[0], k, n, target, self.config)
                 gv = builder.add_func(primfunc.without_attr("global_symbol"), "matvec")
                 packed = pack_columns(matrix, self.config.vectors * self.target.lanes)
                 value = relax.call_tir(

@@ -14,7 +14,16 @@ import tvm
 from tvm import relax
 from tvm.ir import Call, Expr
 
-from .dataflow import bindings_of, constant, map_functions, op_name, rebuild, shape_of, static_shape
+from .dataflow import (
+    FLOATS,
+    bindings_of,
+    constant,
+    map_functions,
+    op_name,
+    rebuild,
+    shape_of,
+    static_shape,
+)
 from .markers import ConvParams, Marker
 from .report import LayerRow, ReportBuilder
 
@@ -31,7 +40,7 @@ _NOT_2D = {
 CONV_OPS = ("relax.nn.conv2d", *_NOT_2D)
 
 
-def rejection(call: Call, out: Expr) -> str:
+def rejection(call: Call, out: Expr, no_float16: str = "") -> str:
     """Why a convolution cannot become a marker; empty if it can.
 
     Parameters
@@ -40,6 +49,8 @@ def rejection(call: Call, out: Expr) -> str:
         A call of one of :data:`CONV_OPS`.
     out : Expr
         The variable bound to it.
+    no_float16 : str
+        Why float16 is not to be rewritten; empty if it is.
     """
     name = op_name(call)
     if name in _NOT_2D:
@@ -50,8 +61,10 @@ def rejection(call: Call, out: Expr) -> str:
     if layouts != ("NCHW", "OIHW", "NCHW"):
         return f"layouts {'/'.join(layouts)}; expected NCHW/OIHW/NCHW"
     dtypes = [str(e.ty.dtype) for e in (data, weight, out)]
-    if set(dtypes) != {"float32"}:
-        return f"dtypes {'/'.join(dtypes)}; only float32 is supported"
+    if len(set(dtypes)) > 1 or dtypes[0] not in FLOATS:
+        return f"dtypes {'/'.join(dtypes)}; expected all of them to be one of {'/'.join(FLOATS)}"
+    if dtypes[0] == "float16" and no_float16:
+        return no_float16
     if static_shape(data, 4) is None or static_shape(out, 4) is None:
         return "dynamic shape; compile with fixed shapes"
     if max(np.prod(shape_of(e), dtype=np.int64) for e in (data, out)) > MAX_ELEMENTS:
@@ -124,11 +137,19 @@ class PatternRewrite:
         Receives one row per convolution.
     unsupported : str
         Non-empty: no convolution is rewritten, for this reason (a target without schedules).
+    no_float16 : str
+        Non-empty: no float16 convolution is rewritten, for this reason.
     """
 
-    def __init__(self, report: ReportBuilder, unsupported: str = "") -> None:
+    def __init__(
+        self,
+        report: ReportBuilder,
+        unsupported: str = "",
+        no_float16: str = "no target is known to compute in float16",
+    ) -> None:
         self.report = report
         self.unsupported = unsupported
+        self.no_float16 = no_float16
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         return map_functions(mod, self._transform)
@@ -139,7 +160,7 @@ class PatternRewrite:
             for i, binding in enumerate(block):
                 if op_name(binding.value) not in CONV_OPS:
                     continue
-                reason = self.unsupported or rejection(binding.value, binding.var)
+                reason = self.unsupported or rejection(binding.value, binding.var, self.no_float16)
                 name = str(binding.var.name)
                 layer = self.report.add(describe(binding.value, binding.var, name, reason))
                 if not reason:

@@ -12,7 +12,7 @@ from tvm.target import Target
 
 from topi_kernels.operator import default_layout
 from topi_kernels.plane_ops import PlaneTarget
-from topi_kernels.target_family import CPU_FAMILIES, num_cores, target_family
+from topi_kernels.target_family import CPU_FAMILIES, num_cores, target_family, why_no_float16
 
 from .fold_batch_norm import FoldBatchNorm
 from .fold_constants import FoldConstants
@@ -41,11 +41,14 @@ def normalize_passes() -> list[Pass]:
 
 
 def rewrite_passes(
-    target: PlaneTarget, report: ReportBuilder, config_for: ConfigFor = no_records
+    target: PlaneTarget,
+    report: ReportBuilder,
+    config_for: ConfigFor = no_records,
+    no_float16: str = "no target is known to compute in float16",
 ) -> list[Pass]:
     """From Relax operators to scheduled PrimFuncs; run after :func:`normalize_passes`."""
     return [
-        PatternRewrite(report),
+        PatternRewrite(report, no_float16=no_float16),
         FuseEpilogue(),
         NameLayers(),
         PlaneLayout(partial(default_layout, family=target.family)),
@@ -72,7 +75,7 @@ def sparse_passes(
     return [
         LowerMatmul(plane_target),
         *normalize_passes(),
-        *rewrite_passes(plane_target, report, config_for),
+        *rewrite_passes(plane_target, report, config_for, why_no_float16(target)),
     ]
 
 

@@ -23,7 +23,7 @@ from topi_kernels.layout import PlaneLayout as Layout
 from .dataflow import (
     Uses,
     bindings_of,
-    is_float32_image,
+    is_float_image,
     map_functions,
     op_name,
     rebuild,
@@ -32,7 +32,7 @@ from .dataflow import (
 )
 from .markers import ConvParams, Marker, layout_to_list, parse
 
-LayoutChooser = Callable[[int, int, int], Layout]
+LayoutChooser = Callable[..., Layout]
 
 
 @dataclass(frozen=True)
@@ -141,17 +141,17 @@ def plane_op(value: Expr, out: Expr) -> _PlaneOp | None:
     if name in ("relax.add", "relax.multiply"):
         images = tuple(value.args)
         shapes = {static_shape(image) for image in images}
-        if len(shapes) > 1 or not all(is_float32_image(image) for image in images):
+        if len(shapes) > 1 or not all(is_float_image(image) for image in images):
             return None
         operator = name.removeprefix("relax.")
         params = {"operator": operator, "activation": "none", "bounds": [0.0, 0.0]}
         return _elementwise(images, params)
     if name in ("relax.nn.max_pool2d", "relax.nn.avg_pool2d"):
-        return _pool(value, out) if is_float32_image(value.args[0]) else None
-    if name == "relax.mean" and is_float32_image(value.args[0]):
+        return _pool(value, out) if is_float_image(value.args[0]) else None
+    if name == "relax.mean" and is_float_image(value.args[0]):
         axes = {int(a) % 4 for a in value.attrs.axis} if value.attrs.axis is not None else set()
         return _global_pool(value.args[0], bool(value.attrs.keepdims)) if axes == {2, 3} else None
-    if name == "relax.nn.adaptive_avg_pool2d" and is_float32_image(value.args[0]):
+    if name == "relax.nn.adaptive_avg_pool2d" and is_float_image(value.args[0]):
         is_global = str(value.attrs.layout) == "NCHW" and shape_of(out)[2:] == (1, 1)
         return _global_pool(value.args[0], True) if is_global else None
     return None
@@ -161,17 +161,16 @@ def _relax_activation(marker: Marker) -> Expr:
     """The Relax operators of an activation marker that no island took."""
     (x,), name = marker.tensors, marker.params["activation"]
     low, high = marker.params["bounds"]
-    gate = relax.op.clip(relax.op.add(x, relax.const(3.0, "float32")), 0.0, 6.0)
+    three, six = (relax.const(value, str(x.ty.dtype)) for value in (3.0, 6.0))
+    gate = relax.op.clip(relax.op.add(x, three), 0.0, 6.0)
     spelled = {
         "relu": lambda: relax.op.nn.relu(x),
         "relu6": lambda: relax.op.clip(x, 0.0, 6.0),
         "clip": lambda: relax.op.clip(x, low, high),
         "silu": lambda: relax.op.nn.silu(x),
         "sigmoid": lambda: relax.op.sigmoid(x),
-        "hardsigmoid": lambda: relax.op.divide(gate, relax.const(6.0, "float32")),
-        "hardswish": lambda: relax.op.divide(
-            relax.op.multiply(x, gate), relax.const(6.0, "float32")
-        ),
+        "hardsigmoid": lambda: relax.op.divide(gate, six),
+        "hardswish": lambda: relax.op.divide(relax.op.multiply(x, gate), six),
     }
     return spelled[name]()
 
@@ -207,7 +206,10 @@ class _Block:
         for op in self.ops.values():
             for image, pad in zip(op.images, op.pads, strict=True):
                 pads[image] = max(pads.get(image, 0), pad)
-        return {image: self.choose(*_height_width(image), pad) for image, pad in pads.items()}
+        return {
+            image: self.choose(*_height_width(image), pad, dtype=str(image.ty.dtype))
+            for image, pad in pads.items()
+        }
 
     def run(self) -> list[relax.Binding]:
         for binding in self.bindings:
@@ -224,7 +226,7 @@ class _Block:
 
     def _plane_type(self, image: Expr) -> relax.TensorType:
         batch, channels = shape_of(image)[:2]
-        return relax.TensorType((batch, channels, self.layouts[image].size), "float32")
+        return relax.TensorType((batch, channels, self.layouts[image].size), image.ty.dtype)
 
     def _planes_of(self, image: Expr) -> Expr:
         """Planes of a tensor; packed at its first use if it comes from outside."""
@@ -295,7 +297,7 @@ class PlaneLayout:
     Parameters
     ----------
     choose : callable
-        ``(height, width, pad) -> topi_kernels.layout.PlaneLayout``.
+        ``(height, width, pad, dtype=...) -> topi_kernels.layout.PlaneLayout``.
     """
 
     def __init__(self, choose: LayoutChooser) -> None:

@@ -1,6 +1,6 @@
 """RecognizeActivations: the many spellings of an activation -> one ``activation`` marker.
 
-Preconditions: constants are folded (FoldConstant), float32 images of static shape ``[n, c, h, w]``;
+Preconditions: constants are folded (FoldConstant), float images of static shape ``[n, c, h, w]``;
 other tensors are left alone. Run before FuseEpilogue; PlaneLayout turns markers that end up outside
 an island back into Relax operators.
 
@@ -29,7 +29,7 @@ from tvm.ir import Call, Expr, GlobalVar, Var
 from .dataflow import (
     Uses,
     bindings_of,
-    is_float32_image,
+    is_float_image,
     op_name,
     rebuild,
     relax_functions,
@@ -93,7 +93,7 @@ class _Recognizer:
         blocks = []
         for block in bindings_of(func):
             for i, binding in enumerate(block):
-                if not is_float32_image(binding.var):
+                if not is_float_image(binding.var):
                     continue
                 marker = self.recognize(binding.var)
                 if marker is not None:
@@ -167,7 +167,7 @@ class _Recognizer:
         if op_name(product) != "relax.multiply":
             return None
         for x, factor in (tuple(product.args), tuple(product.args)[::-1]):
-            if not isinstance(x, Var) or not is_float32_image(x):
+            if not isinstance(x, Var) or not is_float_image(x):
                 continue
             inner = parse(self.uses.definition(factor))
             named = inner.params.get("activation") if inner and inner.tensors == (x,) else None
@@ -222,7 +222,7 @@ class _Recognizer:
         while True:
             value = self.uses.definition(base)
             tensors = [a for a in value.args if isinstance(a, Var)] if _is_call(value) else []
-            if len(tensors) != 1 or not is_float32_image(tensors[0]):
+            if len(tensors) != 1 or not is_float_image(tensors[0]):
                 return None
             base = tensors[0]
             gate = self.gate(var, base)

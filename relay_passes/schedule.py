@@ -7,7 +7,7 @@ network that repeats a layer compiles it once. No marker is left afterwards.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -74,9 +74,10 @@ class _Scheduler:
             gv, args = self.depthwise(marker, out)
         elif marker.op in _PLANE_OPS:
             batch, channels = shape_of(out)[:2]
-            key = (marker.op, batch, channels, repr(marker.params))
+            target = replace(self.target, dtype=str(out.ty.dtype))
+            key = (marker.op, batch, channels, target, repr(marker.params))
             make = _PLANE_OPS[marker.op]
-            gv = self.function(key, lambda: make((batch, channels), marker, self.target))
+            gv = self.function(key, lambda: make((batch, channels), marker, target))
             args = list(marker.tensors)
         else:
             raise ValueError(
@@ -107,7 +108,8 @@ class _Scheduler:
         value = array_of(weight)
         (batch, in_channels), channels = shape_of(x)[:2], shape_of(out)[1]
         window = Window(value.shape[2:], params.strides, params.padding[:2], params.dilation)
-        key = (batch, channels, window, in_layout, out_layout, params.activation)
+        target = replace(self.target, dtype=str(value.dtype))
+        key = (batch, channels, window, target, in_layout, out_layout, params.activation)
 
         def make() -> tirx.PrimFunc:
             return plane_windows.depthwise_conv(
@@ -116,7 +118,7 @@ class _Scheduler:
                 in_layout,
                 out_layout,
                 window,
-                self.target,
+                target,
                 bias=params.bias,
                 activation=params.activation,
                 multiplier=channels // in_channels,

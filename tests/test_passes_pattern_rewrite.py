@@ -52,7 +52,11 @@ REFUSED = {
     "dynamic": (conv_module(weight(4, 4, 3, 3), x_shape=(N, 4, 8, 8)), "dynamic shape"),
     "float16": (
         conv_module(weight(4, 4, 3, 3).astype("float16"), x_dtype="float16"),
-        "only float32",
+        "no target is known to compute in float16",
+    ),
+    "mixed types": (
+        conv_module(weight(4, 4, 3, 3).astype("float16"), x_dtype="float16", out_dtype="float32"),
+        "expected all of them to be one of float32/float16",
     ),
     "layout": (
         conv_module(weight(4, 4, 3, 3), x_shape=(1, 8, 8, 4), data_layout="NHWC"),

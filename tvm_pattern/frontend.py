@@ -24,6 +24,7 @@ from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from relay_passes.dataflow import constant, op_name
+from relay_passes.to_float16 import ToFloat16
 
 # TVM's importers say "not supported" in many ways, assertions included.
 _IMPORTER_ERRORS = (
@@ -217,17 +218,52 @@ def _from_exported_program(program: Any, checked: bool = False) -> ImportedModel
         )
     if not checked:
         _check_finite((n, _to_numpy(t)) for n, t in program.state_dict.items())
+    is_half = _is_half(program)
     try:
         with _quiet():
             mod = from_exported_program(
-                program, keep_params_as_input=False, unwrap_unit_return_tuple=True
+                _in_float32(program) if is_half else program,
+                keep_params_as_input=False,
+                unwrap_unit_return_tuple=True,
             )
     except _IMPORTER_ERRORS as error:
         raise ValueError(
             f"TVM's torch importer does not take this model: {error}; replace the operator, or"
             " export the model to ONNX and compile that"
         ) from error
+    if is_half:
+        mod = tvm.transform.Sequential([ToFloat16()])(mod)
     return _finish(mod, _torch_layer_names(program))
+
+
+def _is_half(program: Any) -> bool:
+    """Whether a program computes in float16."""
+    import torch
+
+    tensors = [*program.state_dict.values(), *_example_arguments(program)]
+    return any(getattr(tensor, "dtype", None) == torch.float16 for tensor in tensors)
+
+
+def _example_arguments(program: Any) -> tuple[Any, ...]:
+    return tuple(program.example_inputs[0]) if program.example_inputs is not None else ()
+
+
+def _in_float32(program: Any) -> Any:
+    """The program in float32, which TVM's importer takes; its values are exact there."""
+    import torch
+
+    def widened(value: Any) -> Any:
+        is_half = isinstance(value, torch.Tensor) and value.dtype == torch.float16
+        return value.float() if is_half else value
+
+    if program.example_inputs is None:
+        raise ValueError(
+            "a float16 ExportedProgram without example inputs cannot be converted; export the"
+            " module again, or pass the module itself"
+        )
+    arguments = tuple(widened(value) for value in _example_arguments(program))
+    with torch.no_grad():
+        return torch.export.export(program.module().float(), arguments)
 
 
 def _torch_layer_names(program: Any) -> list[str | None]:

@@ -113,7 +113,7 @@ class InputLoader:
         width, columns = self.config.vector_width, self.config.tile_cols
         whole_row = columns * width == self.geometry.row_stride
         if whole_row and not 0 <= index < columns:
-            return constant(0.0, width)
+            return constant(0.0, width, str(self.x.dtype))
         if (row, index) not in self._raw:
             self._fetch_next(row, index * width)
             start = self._start(row, index * width)
