@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 
@@ -139,3 +141,27 @@ def test_a_taken_port_is_explained():
         port = taken.getsockname()[1]
         with pytest.raises(RuntimeError, match=rf"cannot listen at 127.0.0.1:{port}.*rpc status"):
             server.run_tracker("127.0.0.1", port, lambda _: None)
+
+
+def test_the_tracker_command_says_what_to_run_and_ends_when_interrupted():
+    port = free_port()
+    command = [sys.executable, "-m", "tvm_pattern.cli", "rpc", "tracker", "--port", str(port)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        lines = [process.stdout.readline() for _ in range(6)]
+        assert lines[0] == f"tracker at 127.0.0.1:{port}\n"
+        assert f"--tracker 127.0.0.1:{port} --key phone" in lines[2]
+        assert lines[5] == f"  tvm-pattern rpc server --tracker 127.0.0.1:{port} --key phone\n"
+        client = TrackerClient("127.0.0.1", port)
+        assert client.status() == []
+        with pytest.raises(RPCError, match="wrong stop key"):
+            client.stop("guessed")
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        assert output.endswith("tracker stopped\n")
+        assert errors == ""
+    finally:
+        server.end_group(process)

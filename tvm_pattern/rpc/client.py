@@ -117,6 +117,23 @@ class TrackerClient:
             raise RPCError(f"the tracker at {self.address} answered {code}, expected a summary")
         return value
 
+    def stop(self, stop_key: str) -> None:
+        """End the tracker; ``stop_key`` is known to whoever started it.
+
+        Raises
+        ------
+        RPCError
+            If the key is wrong, or no tracker answers.
+        """
+        with self._connection() as sock:
+            try:
+                base.sendjson(sock, [base.TrackerCode.STOP, stop_key])
+                code = base.recvjson(sock)
+            except (OSError, ValueError) as error:
+                raise self._unreachable(error) from error
+        if code != base.TrackerCode.SUCCESS:
+            raise RPCError(f"the tracker at {self.address} refused to stop: wrong stop key")
+
     def status(self) -> list[KeyStatus]:
         """Devices per key, sorted by key."""
         summary = self.summary()

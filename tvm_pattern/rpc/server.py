@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .client import parse_address
+from .client import TrackerClient, parse_address
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ def phone_commands(tracker: str, key: str) -> list[str]:
 
 
 def run_tracker(host: str, port: int, ready: Callable[[int], None]) -> None:
-    """Run TVM's tracker in this process until it is stopped.
+    """Run TVM's tracker in this process until it is interrupted.
 
     Parameters
     ----------
@@ -180,6 +180,11 @@ def run_tracker(host: str, port: int, ready: Callable[[int], None]) -> None:
             f"cannot listen at {host}:{port}: {error}; another tracker may run there already, see"
             f" `tvm-pattern rpc status --tracker {host}:{port}`"
         ) from error
-    state.thread.daemon = True
-    ready(state.port)
-    state.thread.join()
+    try:
+        ready(state.port)
+        state.thread.join()
+    finally:
+        # The tracker's thread would keep the process alive; it ends by a message only.
+        reachable = "127.0.0.1" if host == "0.0.0.0" else host
+        TrackerClient(reachable, state.port).stop(state.stop_key)
+        state.thread.join()
