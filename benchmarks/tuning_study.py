@@ -7,7 +7,9 @@ device: ``python -m benchmarks.tuning_study`` replays them on all tables of
 
 from __future__ import annotations
 
+import gzip
 import json
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -19,14 +21,16 @@ import numpy as np
 import typer
 
 from relay_passes.conv_task import ConvTask
+from tvm_pattern.tuning import arguments as args
 from tvm_pattern.tuning.cost_model import MeasuredSet
 from tvm_pattern.tuning.lookup import config_from_dict
-from tvm_pattern.tuning.records import Record, TuningLog
+from tvm_pattern.tuning.records import LogError, Record, TuningLog
 from tvm_pattern.tuning.session import TuneOptions, warm_start_sets
-from tvm_pattern.tuning.space import EmptySpaceError, Space
+from tvm_pattern.tuning.space import EmptySpaceError, Space, knobs_of
 from tvm_pattern.tuning.tuners import Tuner, make_tuner
 
-FOLDER = Path("benchmarks/results/tuning")
+from .tuning_table import MOST, RESULTS, sample
+
 CLOSE = 0.95
 GOOD = 0.97
 XGB, BLIND, GENETIC, RANDOM = "xgb", "xgb, no prior", "genetic", "random"
@@ -63,25 +67,40 @@ class Layer:
         )
 
 
-def read_layers(paths: Iterable[Path]) -> tuple[list[Layer], list[str]]:
-    """The layers whose space was measured completely, and why others are left out."""
+def read_table(path: Path) -> list[Record]:
+    """The records of a table, compressed or not."""
+    if path.suffix != ".gz":
+        return TuningLog(path).records(skip_bad=True)
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder, path.stem)
+        plain.write_bytes(gzip.decompress(path.read_bytes()))
+        return TuningLog(plain).records(skip_bad=True)
+
+
+def read_layers(paths: Iterable[Path], width: str, most: int) -> tuple[list[Layer], list[str]]:
+    """The layers that were measured completely, and why others are left out.
+
+    Complete is what :func:`benchmarks.tuning_table.sample` asks for, and what could not be measured
+    at all is not a point of the space.
+    """
     grouped: dict[str, list[Record]] = defaultdict(list)
     for path in paths:
-        for record in TuningLog(path).records(skip_bad=True):
+        for record in read_table(path):
             grouped[record.task_key].append(record)
     layers, left_out = [], []
     for records in grouped.values():
         task = ConvTask.from_dict(records[0].task)
         name = f"{task.label}, group {task.max_group}, {task.family}"
-        measured = {config_from_dict(r.config): r.seconds for r in records}
         try:
+            measured = {config_from_dict(r.config): r.seconds for r in records}
             space = Space(task, configs=measured)
-            missing = sum(c not in measured for c in Space(task, {}).configs)
-        except EmptySpaceError as error:
+            wanted = sample(Space(task, knobs_of(width)), most)
+        except (EmptySpaceError, LogError) as error:
             left_out.append(f"{name}: {error}")
             continue
+        missing = sum(c not in measured for c in wanted)
         if missing:
-            left_out.append(f"{name}: {missing} configurations of its space are not measured")
+            left_out.append(f"{name}: {missing} of {len(wanted)} configurations are not measured")
             continue
         times = np.array([measured[c] for c in space.configs])
         layers.append(Layer(task, space, times, warm_start_sets(records)))
@@ -278,16 +297,18 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 def main(
     tables: Annotated[
-        list[Path] | None, typer.Argument(help="Default: all table*.jsonl of the folder.")
+        list[Path] | None, typer.Argument(help="Default: all tables among the results.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder to write to.")] = FOLDER,
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = RESULTS,
     seeds: Annotated[int, typer.Option(help="Searches per tuner and layer.")] = 10,
     trials: Annotated[int, typer.Option(help="Trials of a search.")] = 100,
     batch: Annotated[int, typer.Option(help="Trials per round.")] = TuneOptions.batch,
+    space: args.Width = "schedule",
+    most: Annotated[int, typer.Option(help="As for the table.")] = MOST,
     smallest: Annotated[int, typer.Option(help="Leave out layers with fewer points.")] = 30,
 ) -> None:
     """Replay every tuner on every layer of the tables; writes study.md, .json and .png."""
-    layers, left_out = read_layers(tables or sorted(FOLDER.glob("table*.jsonl")))
+    layers, left_out = read_layers(tables or sorted(RESULTS.glob("table*.jsonl*")), space, most)
     kept = [layer for layer in layers if len(layer.space) >= smallest]
     left_out += [
         f"{layer.name}: only {len(layer.space)} points" for layer in layers if layer not in kept
