@@ -186,6 +186,15 @@ def test_a_log_of_other_layers_saves_trials(times, space):
     assert np.median(exact[warm]) < 1.3 < np.median(exact[blind])
 
 
+def test_a_large_log_is_thinned_evenly(space, rng):
+    sets = [(rng.standard_normal((n, len(FEATURES))), np.arange(1.0, n + 1)) for n in (3000, 1500)]
+    tuner = make_tuner("xgb", space, 0, warm_start=sets)
+    assert [len(t) for _, t in tuner.warm_start] == [1365, 683]
+    for x, t in tuner.warm_start:
+        source = sets[0][0] if len(t) == 1365 else sets[1][0]
+        np.testing.assert_array_equal(x, source[t.astype(int) - 1])
+
+
 def test_large_spaces_are_annealed(space, times):
     """The same proposals, nearly, as scoring every point."""
     found = [

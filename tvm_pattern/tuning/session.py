@@ -21,6 +21,7 @@ from topi_kernels.schedules.search_space import estimate_cost
 
 from ..frontend import import_model
 from ..threads import check_num_threads
+from .cost_model import MeasuredSet
 from .environment import device_name, target_dict, tool_versions
 from .features import config_features
 from .lookup import config_from_dict
@@ -166,9 +167,7 @@ def make_record(
     )
 
 
-def warm_start_sets(
-    records: Iterable[Record],
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def warm_start_sets(records: Iterable[Record]) -> list[MeasuredSet]:
     """Records as training sets of the cost model, one per task and device.
 
     Records that this version cannot read are left out with a warning.
@@ -246,17 +245,20 @@ class Search:
             known, bad = log.read()
             for line in bad:
                 logger.warning("skipped: %s", line)
-        self.states = [self._state(weighted) for weighted in tasks]
+        warm_start: list[MeasuredSet] = []
+        if options.tuner == "xgb":
+            others = [r for path in options.warm_start for r in TuningLog(path).records()]
+            warm_start = warm_start_sets(others)
+        self.states = [self._state(weighted, warm_start) for weighted in tasks]
         self.trials = sum(self._replay(state, known) for state in self.states)
         self.failed = 0
 
-    def _state(self, weighted: WeightedTask) -> TaskState:
+    def _state(self, weighted: WeightedTask, warm_start: list[MeasuredSet]) -> TaskState:
         options = self.options
         space = Space(weighted.task, options.extra_knobs)
         extra: dict[str, Any] = {}
         if options.tuner == "xgb":
-            others = [r for path in options.warm_start for r in TuningLog(path).records()]
-            extra = {"epsilon": options.epsilon, "warm_start": warm_start_sets(others)}
+            extra = {"epsilon": options.epsilon, "warm_start": warm_start}
         tuner = make_tuner(options.tuner, space, options.seed, **extra)
         return TaskState(weighted, space, tuner, options.early_stop)
 

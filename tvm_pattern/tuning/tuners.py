@@ -19,6 +19,8 @@ from .space import Space
 _BLIND_BATCH = 4
 # What a measurement of the task itself counts against one of the warm start.
 _OWN_WEIGHT = 10.0
+# Points of the warm start that are learned from.
+_WARM_POINTS = 2048
 
 
 class Tuner(ABC):
@@ -165,7 +167,7 @@ class XGBTuner(Tuner):
         super().__init__(space, seed)
         self.prior = prior
         self.model = RankModel(seed)
-        self.warm_start = [(self._columns(x), times) for x, times in warm_start]
+        self.warm_start = [(self._columns(x), times) for x, times in self._thinned(warm_start)]
         self.epsilon = epsilon
         self.chains = chains
         self.steps = steps
@@ -200,6 +202,17 @@ class XGBTuner(Tuner):
         if self.prior and not own and self.space.default is not None:
             found.insert(0, self.space.default)
         return found[:greedy]
+
+    def _thinned(self, sets: Sequence[MeasuredSet]) -> list[MeasuredSet]:
+        """So few of the points that fitting stays quick, the same share of every set."""
+        share = _WARM_POINTS / max(1, sum(len(times) for _, times in sets))
+        if share >= 1:
+            return list(sets)
+        chosen = []
+        for x, times in sets:
+            picked = self.rng.permutation(len(times))[: max(2, round(share * len(times)))]
+            chosen.append((x[picked], times[picked]))
+        return chosen
 
     def _draw_explore(self, count: int) -> int:
         expected = self.epsilon * count
