@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conv_cases import ConvCase, pattern_weights
+from conv_cases import ConvCase, from_planes, pattern_weights, to_planes
 from torch import nn
 
 import tvm_pattern as tp
 from benchmarks import arm_emulation as arm
+from benchmarks.arm_assembly import inner_loops
 from relay_passes import pipeline, targets
 from topi_kernels.target_family import target_family
 from tvm_pattern.frontend import import_model
@@ -80,6 +81,33 @@ def test_no_more_multiply_adds_than_weights(group, core, tmp_path):
     with_tails = np.count_nonzero(weight) * tiles * c.tile_rows * c.tile_cols // c.filter_lanes
     assert counts.fmla == with_tails
     assert counts.fmla <= 1.15 * np.count_nonzero(weight) * 28 * 28 / c.vector_width
+
+
+@pytest.mark.parametrize("core", ["cortex-a76", "cortex-a55", "cortex-x1"])
+def test_stride_two_separates_columns_once(core, tmp_path):
+    """Lanes over pixels read neighbours: no shuffles and no spills among the multiply-adds."""
+    target = targets.resolve(f"pattern/{core}")
+    case = ConvCase(28, 26, stride=(2, 2), family=target_family(target), activation="relu")
+    weight = pattern_weights(32, 32)
+    plan = case.plan(weight)
+    assert plan.config.shift == "split"
+    for loop in inner_loops(arm.assembly(plan.primfunc(), target)):
+        assert loop.stack == 0
+        assert not any("uzp" in line or "ld2" in line for line in loop.lines)
+    w, rng = plan.workload, np.random.default_rng(0)
+    x = rng.standard_normal((1, 32, 28, 26)).astype(np.float32)
+    bias = rng.standard_normal(32).astype(np.float32)
+    steps = arm.Plan()
+    for array in (to_planes(x, w.in_layout), *plan.arrays, bias):
+        steps.constant(array)
+    steps.outputs.append(steps.empty((1, 32, w.out_layout.size), "float32"))
+    steps.call("pattern_conv2d", range(len(steps.tensors)))
+    library = arm.export(plan.primfunc(), target, tmp_path / "conv.so")
+    (planes,), _ = arm.run(library, steps, target)
+    tensors = (torch.from_numpy(a) for a in (x, weight, bias))
+    expected = torch.relu(torch.nn.functional.conv2d(*tensors, stride=2, padding=1))
+    got = from_planes(planes, w.out_layout)
+    np.testing.assert_allclose(got, expected.numpy(), rtol=1e-4, atol=1e-4)
 
 
 def test_missing_emulator(monkeypatch):

@@ -207,8 +207,8 @@ def illegal_reason(
         )
     if c.shift == "rotate" and (c.filter_lanes != 1 or stride_w != 1):
         return "rotate needs lanes over pixels and stride 1"
-    if c.shift == "split" and (stride_w != SPLIT_STRIDE or c.pixel_lanes == 1 or c.isa == "neon"):
-        return "split needs lanes over pixels, stride 2 and loads that do not separate columns"
+    if c.shift == "split" and (stride_w != SPLIT_STRIDE or c.pixel_lanes == 1):
+        return "split needs lanes over pixels and stride 2"
     if c.shift == "rotate" and in_row_stride % c.vector_width:
         return f"rotate needs a row stride that is a multiple of {c.vector_width}"
     return None

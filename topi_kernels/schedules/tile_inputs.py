@@ -65,12 +65,12 @@ class Bases:
         moved._columns = {c: T.Bind(distance + base) for c, base in self._columns.items()}
         return moved
 
-    def at(self, col: int) -> tuple[Any, int]:
-        """Base to address column ``col`` from, and the columns that remain."""
-        column = col % self.config.vector_width
+    def at(self, offset: int) -> Any:
+        """The address ``offset`` elements away."""
+        column = offset % self.config.vector_width
         if column in self._columns:
-            return self._columns[column], col - column
-        return self._columns[0], col
+            return self._columns[column] + (offset - column)
+        return self._columns[0] + offset
 
 
 class InputLoader:
@@ -86,8 +86,7 @@ class InputLoader:
         self.first_column = 0
 
     def _start(self, row: int, col: int) -> Any:
-        base, rest = self.base.at(col)
-        return base + self.geometry.offset(row, rest)
+        return self.base.at(self.geometry.offset(row, col))
 
     def _element(self, row: int, col: int) -> Any:
         """One input, as an element of a whole vector that its neighbours share."""
