@@ -34,8 +34,9 @@ from topi_kernels.schedules.config import ConvConfig
 from topi_kernels.target_family import target_family
 from tvm_pattern.tuning import arguments as args
 from tvm_pattern.tuning.environment import device_name, tool_versions
+from tvm_pattern.tuning.lookup import config_from_dict, why_unusable
 from tvm_pattern.tuning.measure import MeasureOptions, Measurer
-from tvm_pattern.tuning.records import TuningLog, config_key
+from tvm_pattern.tuning.records import TuningLog
 from tvm_pattern.tuning.session import make_record
 from tvm_pattern.tuning.shipped import network_tasks, networks
 from tvm_pattern.tuning.space import Space, knobs_of
@@ -128,11 +129,11 @@ def sample(space: Space, most: int) -> list[ConvConfig]:
 
 
 def measure_job(
-    job: Job, log: TuningLog, done: set[str], measurer: Measurer, most: int, deadline: float
+    job: Job, log: TuningLog, done: set[ConvConfig], measurer: Measurer, most: int, deadline: float
 ) -> bool:
     """Measure what is missing of a layer; False if the time was over before."""
     versions, device = tool_versions(), device_name()
-    todo = [c for c in sample(job.space, most) if config_key(c.as_dict()) not in done]
+    todo = [c for c in sample(job.space, most) if c not in done]
     typer.echo(f"{job.name}: space {len(job.space)}, to measure {len(todo)}")
     start = time.monotonic()
     for first in range(0, len(todo), BATCH):
@@ -187,10 +188,12 @@ def main(
         return
     name = f"table-{family}" + ("" if space == "schedule" else f"-{space}")
     working = TuningLog(log or WORK / f"{name}.jsonl")
-    done: dict[str, set[str]] = {}
+    done: dict[str, set[ConvConfig]] = {}
     if working.path.exists():
         for record in working.records(skip_bad=True):
-            done.setdefault(record.task_key, set()).add(record.config_key)
+            if why_unusable(record) is None:
+                config = config_from_dict(record.config)
+                done.setdefault(record.task_key, set()).add(config)
     options = MeasureOptions(cpu=cpu, clock=clock, repeat=repeat, min_repeat_ms=min_repeat_ms)
     complete = 0
     with Measurer(resolved, 1, options) as measurer:

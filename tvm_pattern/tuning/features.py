@@ -32,6 +32,7 @@ FEATURES = (
     "tile_cols",
     "step_share",
     "rotate",
+    "split",
     "splits_per_fma",
     "input_tile_bytes",
     "weight_bytes",
@@ -105,6 +106,8 @@ def config_features(task: ConvTask, config: ConvConfig, estimate: float) -> np.n
     tile = (c.tile_rows, c.tile_cols)
     loads = _input_loads(patterns, task.stride, task.dilation, tile, pixels, rotate)
     (sh, sw), (kh, kw) = task.stride, task.weight_shape[2:]
+    if sw > 1 and pixels > 1 and c.shift != "split":
+        loads *= 2  # neighbouring outputs have their inputs in two vectors
     inputs = ((c.tile_rows - 1) * sh + kh) * ((c.tile_cols * pixels - 1) * sw + kw)
     input_bytes, weight_bytes = 4.0 * kernels * inputs, 4.0 * kernels * taps * c.group
     in_flight = c.accumulators / (family.fma_ports * family.fma_latency)
@@ -127,6 +130,7 @@ def config_features(task: ConvTask, config: ConvConfig, estimate: float) -> np.n
             np.log2(c.tile_cols),
             min(1.0, c.taps_per_step / taps),
             rotate,
+            c.shift == "split",
             0.0 if rotate else loads / fmas * pixels / family.cache_line_floats,
             np.log2(input_bytes),
             np.log2(weight_bytes),

@@ -48,7 +48,7 @@ def summary(result: TuneResult) -> list[str]:
     """Level 0 against the best found, a line per task and one of the sums."""
     lines = []
     for state in result.states:
-        found = "none worked"
+        found = "none worked" if state.trials else "left at level 0"
         if state.measured:
             before, after = state.default_seconds, state.best_seconds
             gain = f"{before / after - 1:+.1%}" if before < float("inf") else "level 0 failed"

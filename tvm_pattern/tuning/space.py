@@ -85,8 +85,13 @@ class Space:
         self.dropped: Counter[str] = Counter()
         extra = EXTRA_KNOBS if extra_knobs is None else extra_knobs
         if configs is None:
-            configs = _combine(list(search_space(task.shape, family_of(task.family))), extra)
-        self.configs = list(self._legal(configs))
+            base = list(search_space(task.shape, family_of(task.family)))
+            origins = {c: origin for origin in base for c in _combine(origin, extra)}
+            origins |= {origin: origin for origin in base}
+        else:
+            origins = {config: config for config in configs}
+        self.configs = list(self._legal(origins))
+        self._origins = [origins[config] for config in self.configs]
         if not self.configs:
             reasons = "; ".join(self.dropped) or (
                 f"no tile fits an output of {task.out_layout.height}x{task.out_layout.width} with"
@@ -133,9 +138,13 @@ class Space:
 
     @cached_property
     def estimates(self) -> np.ndarray:
-        """The schedule's own cost estimates, ``[len(self)]``; only their order matters."""
+        """The schedule's own cost estimates, ``[len(self)]``; only their order matters.
+
+        A point that differs from one of the schedule's in an extra knob has that one's estimate.
+        """
         shape, family = self.task.shape, family_of(self.task.family)
-        return np.array([estimate_cost(shape, c, family) for c in self.configs])
+        costs = {c: estimate_cost(shape, c, family) for c in dict.fromkeys(self._origins)}
+        return np.array([costs[origin] for origin in self._origins])
 
     def neighbour(self, index: int, rng: np.random.Generator) -> int:
         """A random point that differs from ``index`` in as few knobs as can be had."""
@@ -169,8 +178,9 @@ class Space:
         return np.stack([self._features[i] for i in indices])
 
 
-def _combine(base: list[ConvConfig], extra: dict[str, Sequence[Any]]) -> Iterable[ConvConfig]:
-    points = base
+def _combine(origin: ConvConfig, extra: dict[str, Sequence[Any]]) -> list[ConvConfig]:
+    """A point, with every combination of the values of extra knobs."""
+    points = [origin]
     for knob, values in extra.items():
         points = [
             replace(config, **{knob: value})
