@@ -15,7 +15,7 @@ from tvm_pattern.tuning.measure import (
     image_planes,
     linker_for,
 )
-from tvm_pattern.tuning.space import Space
+from tvm_pattern.tuning.space import Space, knobs_of
 
 from .candidates import crashing, endless, good, write_inputs, wrong
 from .small import small_task
@@ -57,6 +57,20 @@ def test_real_weights_and_the_cpu_clock(measurer):
     with Measurer(TARGET, 1, options) as cpu_clock:
         outcomes = cpu_clock.measure(task, weight, space.configs[:2])
     assert [o.error_kind for o in outcomes] == ["ok", "ok"]
+
+
+def test_every_knob_of_the_widest_space_computes_the_same(measurer):
+    """One configuration per value of each knob; whatever is measured is verified."""
+    task, weight = small_task()
+    space = Space(task, knobs_of("wide"))
+    chosen = {}
+    for config in space.configs:
+        for knob, value in config.as_dict().items():
+            chosen.setdefault((knob, value), config)
+    configs = list(dict.fromkeys(chosen.values()))
+    assert {"loop_order", "prefetch", "taps_per_step", "shift"} <= {knob for knob, _ in chosen}
+    outcomes = measurer.measure(task, weight, configs)
+    assert [o.error_kind for o in outcomes] == ["ok"] * len(configs)
 
 
 def test_a_wrong_answer_is_noticed_with_real_weights(measurer):

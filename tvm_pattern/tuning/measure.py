@@ -223,6 +223,11 @@ class Measurer:
     num_threads : int
     options : MeasureOptions
 
+    Attributes
+    ----------
+    build_seconds, run_seconds : float
+        Wall time so far: of packing, right answers and building; of verified and timed runs.
+
     Raises
     ------
     ValueError
@@ -284,12 +289,14 @@ class Measurer:
         self, task: ConvTask, weight: np.ndarray, configs: Sequence[ConvConfig]
     ) -> list[Measurement]:
         """Outcome of every configuration, in order."""
+        start = time.monotonic()
         inputs = self.inputs(task, weight)
         candidates = []
         for config in configs:
             plan = inputs.plan(config)
             function = plan.primfunc().with_attr("global_symbol", worker.ENTRY)
             candidates.append((function, inputs.token(plan)))
+        self.build_seconds += time.monotonic() - start
         return self.measure_functions(candidates)
 
     def measure_functions(self, candidates: Sequence[tuple[Any, int]]) -> list[Measurement]:
