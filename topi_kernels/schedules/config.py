@@ -31,6 +31,10 @@ class Family:
         Kernels to look ahead when prefetching input by default; 0 for never.
     fetch_ahead : bool
         Fetch the next tile's input into L2 and the outputs' lines before they are needed.
+    block_floats : int
+        Input of a block of in_channels that stays in L1 for all filter_groups; 0 for no blocks.
+    list_cost : float
+        Leaving one kernel list, in FMA slots: its length is not predicted.
     fma_ports, load_ports, fma_latency : float
         Vector FMAs and vector loads a core starts per cycle, and cycles until an FMA's result.
     load_cost, split_cost, line_cost, weight_line_cost : float
@@ -60,6 +64,8 @@ class Family:
     temporaries: int
     prefetch: int
     fetch_ahead: bool = False
+    block_floats: int = 0
+    list_cost: float = 90.0
     fma_ports: float = 2.0
     load_ports: float = 2.0
     fma_latency: float = 4.0
@@ -116,6 +122,9 @@ class ConvConfig:
         multiply-add takes as they are (``fmla v.4s, v.4s, v.s[i]``), and keeps one base pointer per
         column of taps, since the offset of a 128-bit load is a multiple of 16 bytes. ``any`` leaves
         both to LLVM.
+    channel_block : int
+        In_channels that all filter_groups go over before the next ones, see
+        :mod:`.channel_blocks`; 0 for all at once.
     """
 
     vector_width: int
@@ -128,6 +137,7 @@ class ConvConfig:
     loop_order: str = "tile_outer"
     prefetch: int = 1
     isa: str = "any"
+    channel_block: int = 0
 
     @property
     def pixel_lanes(self) -> int:
@@ -153,9 +163,10 @@ class ConvConfig:
         Raises
         ------
         ValueError
-            On unknown or missing knobs.
+            On unknown or missing knobs; ``channel_block`` may be missing, as in older records.
         """
         names = set(cls.__dataclass_fields__)
+        data = {"channel_block": 0, **data}
         if set(data) != names:
             raise ValueError(f"a config has the knobs {sorted(names)}, got {sorted(data)}")
         return cls(**data)
@@ -207,6 +218,8 @@ def illegal_reason(
         )
     if c.shift == "rotate" and (c.filter_lanes != 1 or stride_w != 1):
         return "rotate needs lanes over pixels and stride 1"
+    if c.channel_block < 0 or (c.channel_block and c.loop_order != "tile_outer"):
+        return f"channel_block {c.channel_block} needs loop_order tile_outer and must be >= 0"
     if c.shift == "split" and (stride_w != SPLIT_STRIDE or c.pixel_lanes == 1):
         return "split needs lanes over pixels and stride 2"
     if c.shift == "rotate" and in_row_stride % c.vector_width:

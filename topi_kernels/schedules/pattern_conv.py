@@ -20,91 +20,15 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from ..pattern import Pattern
 from ..vector import constant, lanes, shuffle, splat
 from ..workload import ConvWorkload
+from .channel_blocks import ChannelBlocks
 from .config import ConvConfig
 from .fetch_ahead import fetch_next_input, fetch_outputs
 from .input_geometry import SplitGeometry, input_geometry, separate_input
+from .kernel_loops import KernelLoops
 from .tile import Buffers, Place, Tile, declare_parameters, place_of, tiles_per_image
-from .tile_inputs import Bases, InputLoader, input_uses, step_weights
 from .tile_outputs import store_tile
-
-
-def _kernel_body(
-    workload: ConvWorkload,
-    config: ConvConfig,
-    buffers: Buffers,
-    tile: Tile,
-    pattern: Pattern,
-    bases: tuple[Any, Any, Any],
-) -> None:
-    """Straight code for one kernel: all taps of ``pattern`` into all accumulators."""
-    base, next_base, weight_base = bases
-    vec = lanes(0, config.vector_width)
-    numbered = list(enumerate(pattern.taps))
-    for first in range(0, len(numbered), config.taps_per_step):
-        step = numbered[first : first + config.taps_per_step]
-        weights = step_weights(config, buffers.weights, weight_base, [n for n, _ in step])
-        uses = input_uses(workload, config, step)
-        loader = InputLoader(buffers.geometry, config, buffers.x, base, next_base)
-        loader.first_column = min(col for _, col in uses)
-        for row, col in sorted(uses):
-            value = loader.load(row, col)
-            for n, r, c in uses[row, col]:
-                for f in range(config.filter_vectors):
-                    acc = tile.acc[f, r, c]
-                    T.buffer_store(acc, acc[vec] + weights[n, f] * value, [vec])
-
-
-def _accumulate(workload: ConvWorkload, config: ConvConfig, buffers: Buffers, tile: Tile) -> None:
-    """Add all kernels of the tile's filter_group to the accumulators, one loop per pattern."""
-    geometry, group = buffers.geometry, tile.group
-    plane = geometry.size
-    origin = T.Bind(
-        tile.batch * (workload.in_channels * plane)
-        + geometry.origin
-        + tile.y0 * geometry.row_step
-        + tile.x0 * geometry.col_step
-    )
-    delta = workload.index_encoding == "delta8"
-    channel: Any = T.alloc_buffer((1,), "int32", scope="global") if delta else None
-    opaque = None
-    if config.isa == "neon":
-        opaque = T.Bind(buffers.group_start[0])
-    origins = Bases(config, origin, opaque)
-    begin = T.Bind(buffers.group_start[group])
-    uniform = buffers.weight_start is None
-    weight_begin = None if uniform else T.Bind(buffers.weight_start[group])
-    num_patterns = len(workload.patterns)
-    for p, pattern in enumerate(workload.patterns):
-        count = T.Cast("int32", buffers.pattern_count[group * num_patterns + p])
-        end = T.Bind(begin + count)
-        per_kernel = len(pattern) * config.group
-        if delta:
-            T.buffer_store(channel, tirx.const(0, "int32"), [0])
-        with T.serial(begin, end) as k:
-            code = T.Bind(T.Cast("int32", buffers.in_channel[k]))
-            following = None
-            if config.prefetch:
-                # Distances add up along a delta list, so there only the next kernel is known.
-                ahead = 1 if delta else config.prefetch
-                following = T.Bind(T.Cast("int32", buffers.in_channel[k + ahead]))
-            if delta:
-                T.buffer_store(channel, channel[0] + code, [0])
-                code = T.Bind(channel[0])
-                following = None if following is None else T.Bind(code + following)
-            base = origins.plus(origins.wide(code) * plane)
-            next_base = None if following is None else T.Bind(following * plane + origin)
-            if uniform:
-                weight_base = T.Bind(origins.wide(k) * per_kernel)
-            else:
-                weight_base = T.Bind(origins.wide(weight_begin + (k - begin) * per_kernel))
-            bases = (base, next_base, weight_base)
-            _kernel_body(workload, config, buffers, tile, pattern, bases)
-        if not uniform:
-            weight_begin = T.Bind(weight_begin + (end - begin) * per_kernel)
-        begin = end
 
 
 def _start_accumulators(
@@ -128,9 +52,7 @@ def _start_accumulators(
         start = T.Bind(start)
         for r in range(config.tile_rows):
             for c in range(config.tile_cols):
-                acc = T.alloc_buffer((width,), workload.dtype, scope="global")
-                T.buffer_store(acc, start, [lanes(0, width)])
-                tile.acc[f, r, c] = acc
+                T.buffer_store(tile.acc[f, r, c], start, [lanes(0, width)])
 
 
 def _register_tile(
@@ -142,6 +64,11 @@ def _register_tile(
         T.Bind(T.Cast("int32", buffers.filter_order[group * config.group + j]))
         for j in range(config.group)
     ]
+    for f in range(config.filter_vectors):
+        for r in range(config.tile_rows):
+            for c in range(config.tile_cols):
+                acc = T.alloc_buffer((config.vector_width,), workload.dtype, scope="global")
+                tile.acc[f, r, c] = acc
     return tile
 
 
@@ -170,8 +97,27 @@ def _loop_nest(
         if fetch_ahead:
             fetch_outputs(workload, config, buffers, tile)
         _start_accumulators(workload, config, buffers, tile)
-        _accumulate(workload, config, buffers, tile)
+        KernelLoops(workload, config, buffers, tile).all_kernels()
         store_tile(workload, config, buffers, tile)
+
+    def compute_block(
+        place: Place, blocks: ChannelBlocks, block: Any, group: Any, turn: Any
+    ) -> None:
+        tile = _register_tile(workload, config, buffers, place, group)
+        with T.If(block == 0):
+            with T.Then():
+                _start_accumulators(workload, config, buffers, tile)
+            with T.Else():
+                blocks.resume(tile, turn)
+        if fetch_ahead:
+            with T.If(blocks.is_last(block)), T.Then():
+                fetch_outputs(workload, config, buffers, tile)
+        blocks.accumulate(buffers, tile, block, turn)
+        with T.If(blocks.is_last(block)):
+            with T.Then():
+                store_tile(workload, config, buffers, tile)
+            with T.Else():
+                blocks.suspend(tile, turn)
 
     if config.loop_order == "filter_outer":
         with parallel(0, groups) as g, T.serial(0, tiles) as t:
@@ -185,6 +131,12 @@ def _loop_nest(
         following = None
         if fetch_ahead and tiles > 1 and config.shift != "split":  # just written, so near
             following = place_of(workload, config, T.Bind(T.min(task // blocks + 1, tiles - 1)))
+        if config.channel_block:
+            channels = ChannelBlocks(workload, config, share)
+            turns = T.Bind(T.min(share, groups - first))
+            with T.serial(0, channels.count) as block, T.serial(0, turns) as turn:
+                compute_block(place, channels, block, first + turn, turn)
+            return
         with T.serial(first, T.min(first + share, groups)) as g:
             if following is not None:
                 fetch_next_input(workload, config, buffers, following, (g - first, share))

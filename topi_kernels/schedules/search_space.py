@@ -18,6 +18,7 @@ from .config import MAX_PREFETCH, SHIFTS, ConvConfig, Family, illegal_reason
 
 MIN_VECTOR_WIDTH = 4
 MAX_FILTER_VECTORS = 4
+MIN_LIST = 4
 MISSING_CHAIN_COST = 0.01
 # Dense kernels take several steps; LLVM starts the next step's loads early, which needs registers.
 MULTI_STEP_ACCUMULATORS = 0.5
@@ -101,14 +102,46 @@ def _live_early(shape: ConvShape, config: ConvConfig) -> int:
     return config.accumulators + most
 
 
+def _channel_floats(shape: ConvShape, config: ConvConfig, family: Family) -> int:
+    """Input elements of one in_channel that a tile touches."""
+    kh, kw = shape.patterns[0].kernel_size
+    step = 1 if config.shift == "split" and kh == 1 else shape.stride[0]
+    rows = (config.tile_rows - 1) * step + (kh - 1) * shape.dilation[0] + 1
+    step = 1 if config.shift == "split" and kw == 1 else shape.stride[1]
+    columns = config.tile_cols * config.pixel_lanes * step + (kw - 1) * shape.dilation[1]
+    return rows * min(columns + family.cache_line_floats, shape.in_layout.row_stride)
+
+
 def _miss_share(shape: ConvShape, config: ConvConfig, family: Family) -> float:
     """Share of a tile's input lines that come from beyond the nearest cache."""
-    kh, kw = shape.patterns[0].kernel_size
-    rows = (config.tile_rows - 1) * shape.stride[0] + (kh - 1) * shape.dilation[0] + 1
-    columns = config.tile_cols * config.pixel_lanes * shape.stride[1] + (kw - 1) * shape.dilation[1]
-    columns = min(columns + family.cache_line_floats, shape.in_layout.row_stride)
-    footprint = shape.in_channels * rows * columns
-    return max(0.0, 1.0 - family.near_cache_floats / footprint)
+    floats = _channel_floats(shape, config, family)
+    footprint = (config.channel_block or shape.in_channels) * floats
+    reach = family.block_floats if config.channel_block else family.near_cache_floats
+    missing = max(0.0, 1.0 - reach / footprint)
+    if not config.channel_block:
+        return missing
+    # Every line of a block is fetched once, and then shared by the kernels of all filters.
+    uses = shape.out_channels / config.group * shape.kernels_per_group / shape.in_channels
+    return max(missing, min(1.0, 1.0 / max(uses, 1.0)))
+
+
+def _block_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
+    """What taking turns costs one filter_group at one tile: partial sums, more lists to leave."""
+    if not config.channel_block:
+        return 0.0
+    blocks = -(-shape.in_channels // config.channel_block)
+    sums = 2 * config.accumulators * config.vector_width / family.cache_line_floats
+    return (blocks - 1) * (sums * family.line_cost + len(shape.patterns) * family.list_cost)
+
+
+def _channel_block(shape: ConvShape, config: ConvConfig, family: Family) -> int:
+    """In_channels of the fewest equal blocks whose input stays near; 0 if lists get too short."""
+    if config.loop_order != "tile_outer" or not family.block_floats:
+        return 0
+    total = shape.in_channels * _channel_floats(shape, config, family)
+    blocks = -(-total // family.block_floats)
+    kernels = shape.kernels_per_group / blocks / len(shape.patterns)
+    return -(-shape.in_channels // blocks) if blocks > 1 and kernels >= MIN_LIST else 0
 
 
 def _page_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
@@ -182,6 +215,7 @@ def estimate_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float
     if config.pixel_lanes == 1 and config.tile_cols >= 4:
         pieces /= 4
     tile = config.accumulators * family.tile_cost + pieces * family.store_cost
+    tile += _block_cost(shape, config, family)
     work = tiles * groups * (shape.kernels_per_group * per_kernel + tile)
     return work + _separation_cost(shape, config, family)
 
@@ -231,8 +265,12 @@ def search_space(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
                     for step in steps:
                         for shift in SHIFTS:
                             config = replace(base, taps_per_step=step, shift=shift)
-                            if _why_not(shape, config, family) is None:
-                                yield config
+                            if _why_not(shape, config, family) is not None:
+                                continue
+                            yield config
+                            block = _channel_block(shape, config, family)
+                            if block:
+                                yield replace(config, channel_block=block, prefetch=0)
 
 
 def illegal_for(shape: ConvShape, config: ConvConfig, family: Family) -> str | None:

@@ -1,0 +1,57 @@
+"""In_channels in blocks: a block's input stays in the nearest cache for all filter_groups.
+
+A 1x1 kernel uses every input line once per filter, so without blocks each multiply-add waits for a
+line from L2. With ``channel_block`` the groups take turns over one block at a time; the partial
+sums of a tile and how far every kernel list has been read wait in a small workspace.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from ..vector import lanes
+from ..workload import ConvWorkload
+from .config import ConvConfig
+from .kernel_loops import KernelLoops
+from .tile import Buffers, Tile
+
+
+class ChannelBlocks:
+    """Partial sums and list positions of ``groups`` filter_groups at one place."""
+
+    def __init__(self, workload: ConvWorkload, config: ConvConfig, groups: int) -> None:
+        self.workload, self.config = workload, config
+        self.count = -(-workload.in_channels // config.channel_block)
+        self._sums = config.accumulators * config.vector_width
+        self._marks = 2 * len(workload.patterns)
+        self.partial = T.alloc_buffer((groups * self._sums,), workload.dtype, scope="global")
+        self.cursors = T.alloc_buffer((groups * self._marks,), "int32", scope="global")
+
+    def _slots(self, tile: Tile, turn: Any) -> list[tuple[Any, Any]]:
+        """``(accumulator, index of its partial sum)`` of the ``turn``-th group."""
+        width = self.config.vector_width
+        start = turn * self._sums
+        return [(acc, lanes(start + i * width, width)) for i, acc in enumerate(tile.acc.values())]
+
+    def resume(self, tile: Tile, turn: Any) -> None:
+        vec = lanes(0, self.config.vector_width)
+        for acc, index in self._slots(tile, turn):
+            T.buffer_store(acc, self.partial[index], [vec])
+
+    def suspend(self, tile: Tile, turn: Any) -> None:
+        vec = lanes(0, self.config.vector_width)
+        for acc, index in self._slots(tile, turn):
+            T.buffer_store(self.partial, acc[vec], [index])
+
+    def accumulate(self, buffers: Buffers, tile: Tile, block: Any, turn: Any) -> None:
+        """Add the kernels of one block of in_channels."""
+        loops = KernelLoops(self.workload, self.config, buffers, tile)
+        limit = T.Bind((block + 1) * self.config.channel_block)
+        is_first = T.Bind(block == 0)
+        loops.kernels_below(limit, is_first, self.cursors, T.Bind(turn * self._marks))
+
+    def is_last(self, block: Any) -> Any:
+        return block == tirx.const(self.count - 1, "int32")
