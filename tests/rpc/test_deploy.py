@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 import torch
+import tvm
 from torch import nn
 from typer.testing import CliRunner
 
@@ -35,6 +38,8 @@ from tvm_pattern.rpc.server import end_group, free_port
 from .conftest import await_true
 
 KEY = "board"
+# Bytes that a full device has left: for all files, or for each.
+SPACE = {"tmpfs": 16384, "file size": 4096}
 IMAGE = np.random.default_rng(0).standard_normal((1, 3, 10, 12)).astype(np.float32)
 
 
@@ -263,13 +268,22 @@ class Session:
 
     def __init__(self, error: Exception, method: str) -> None:
         self.error, self.method = error, method
+        self.files: dict[str, bytearray] = {}
 
     def _may_fail(self, method: str) -> None:
         if method == self.method:
             raise self.error
 
-    def upload(self, _path: str) -> None:
+    def upload(self, data: str | bytearray, target: str = "") -> None:
         self._may_fail("upload")
+        if target:
+            self.files[target] = data
+
+    def download(self, name: str) -> bytearray:
+        return self.files[name]
+
+    def remove(self, name: str) -> None:
+        self.files.pop(name)
 
     def load_module(self, _name: str) -> object:
         self._may_fail("load")
@@ -301,6 +315,93 @@ def test_failures_are_explained(exported, error, method, kind, message):
     device = Device(Session(error, method), "phone")
     with pytest.raises(kind, match=message):
         device.load(exported)
+
+
+@pytest.mark.parametrize("limit", ["tmpfs", "file size"])
+def test_device_without_space(farm, exported, tmp_path, limit):
+    """Servers whose folder is full: a file system of 16 KiB, and files that may not grow."""
+    space, key = SPACE[limit], limit.replace(" ", "-")
+    assert exported.stat().st_size > space
+    command = [sys.executable, "-m", "tvm_pattern.cli", "rpc", "server"]
+    command += ["--tracker", farm.address, "--key", key, "--port", str(free_port())]
+    before = None
+    if limit == "tmpfs":
+        enter = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+        mount = f"mount -t tmpfs -o size={space} none {tmp_path}"
+        if subprocess.run([*enter, mount], capture_output=True).returncode != 0:
+            pytest.skip("this system lets no process mount a tmpfs; the other case remains")
+        command = [*enter, f'{mount} && exec "$@"', "sh", *command]
+    else:
+
+        def before() -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (space, space))
+
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    server = subprocess.Popen(
+        command, env=environment, preexec_fn=before, start_new_session=True, stdout=subprocess.PIPE
+    )
+    farm.processes.append(server)
+    await_true(lambda: farm.count(key) == 1, f"the server of {key}")
+    with Device.from_tracker(farm.address, key) as device:
+        with pytest.raises(DeviceError, match="no space left on the device while uploading"):
+            device.load(exported)
+        # The session is still good for what needs no space.
+        device.use_cores("big", 1)
+    row = run_everywhere(farm.address, key, exported, [IMAGE])[0]
+    assert "no space left" in row.error
+
+
+def runtime_of(folder: Path, version: bytes, older: bytes) -> dict[str, str]:
+    """Environment of a process that runs TVM's own runtime with another version number in it."""
+    library = Path(tvm.__file__).parent / "lib" / "libtvm_runtime.so"
+    code = library.read_bytes()
+    assert version in code
+    (folder / library.name).write_bytes(code.replace(version, older))
+    other = library.with_name("libtvm_runtime_extra.so")
+    if other.exists():
+        (folder / other.name).symlink_to(other)
+    return {**os.environ, "TVM_LIBRARY_PATH": str(folder), "TVM_USE_RUNTIME_LIB": "1"}
+
+
+@pytest.mark.parametrize(
+    ("version", "older", "how"),
+    [
+        pytest.param(b"0.14", b"0.13", "tracker", id="file format"),
+        pytest.param(b"0.8.0", b"0.7.0", "tracker", id="protocol"),
+        pytest.param(b"0.8.0", b"0.7.0", "direct", id="protocol, direct"),
+    ],
+)
+def test_device_with_another_runtime(farm, exported, tmp_path, version, older, how):
+    """A real server whose runtime says that it is older."""
+    port, key = free_port(), f"old{older.decode()}"
+    command = [sys.executable, "-m", "tvm.exec.rpc_server", "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--port-end", str(port + 1)]
+    if how == "tracker":
+        command += ["--tracker", farm.address, "--key", key]
+    server = subprocess.Popen(
+        command,
+        env=runtime_of(tmp_path, version, older),
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+    )
+    said = f"runtime there is of another version, this one is {tvm.__version__}"
+    try:
+        await_true(lambda: _listens(port), "the server")
+        if how == "tracker":
+            await_true(lambda: farm.count(key) == 1, "the server at the tracker")
+
+        def load() -> None:
+            if how == "tracker":
+                device = Device.from_tracker(farm.address, key, wait=3.0)
+            else:
+                device = Device.connect(f"127.0.0.1:{port}")
+            with device:
+                device.load(exported)
+
+        with pytest.raises(WrongDeviceError, match=said):
+            load()
+    finally:
+        end_group(server)
 
 
 def test_device_that_disappears(farm, exported):

@@ -19,12 +19,16 @@ from tvm import relax, rpc
 from ..artifact import Manifest, manifest_path
 from ..crosscompile import read_elf
 from ..profiling import Profile, Step, check_timing, time_steps
-from ..rpc.client import RPCError, TrackerClient, parse_address
+from ..rpc.client import NoDeviceError, RPCError, TrackerClient, parse_address
 
 SESSION_TIMEOUT = 120.0
 CONNECT_TIMEOUT = 5.0
 #: Clusters of big.LITTLE processors, as TVM's thread pool numbers them.
 CLUSTERS = {"big": 1, "little": -1}
+# More than any file system stores beside a file's name.
+_PROBE = bytes(range(256)) * 32
+_OTHER_RUNTIME = ("protocol version mismatch", "Invalid VM file format")
+_NO_SPACE = ("No space left", "ENOSPC", "Disk quota", "File too large")
 _LOST = ("kShutdown", "Connection reset", "Broken pipe", "Connection refused", "EOF", "closed")
 _ARCHITECTURES = {"aarch64": "ARM64", "arm": "32-bit ARM", "x86_64": "x86-64"}
 
@@ -50,6 +54,9 @@ def _translated(name: str, doing: str) -> Iterator[None]:
         raise
     except (RuntimeError, OSError, ValueError, AttributeError) as error:
         text = str(error)
+        last = text.strip().splitlines()[-1] if text.strip() else type(error).__name__
+        if any(sign in text for sign in _OTHER_RUNTIME):
+            raise _other_runtime(name, last) from error
         if "Timeout" in type(error).__name__ or "SessionTimeout" in text:
             raise DeviceLostError(
                 f"{name}: the session's time ended while {doing}; give a longer session_timeout"
@@ -59,13 +66,23 @@ def _translated(name: str, doing: str) -> Iterator[None]:
                 f"{name} disappeared while {doing}; check its power and cable, and restart its RPC"
                 " server (TVM's own server does not survive a crashed session)"
             ) from error
-        if "No space left" in text or "ENOSPC" in text or "Disk quota" in text:
-            raise DeviceError(
-                f"{name}: no space left on the device while {doing}; free some, or start the server"
-                " in another folder"
-            ) from error
-        last = text.strip().splitlines()[-1] if text.strip() else type(error).__name__
+        if any(sign in text for sign in _NO_SPACE):
+            raise _no_space(name, doing) from error
         raise DeviceError(f"{name}: {doing} failed: {last}") from error
+
+
+def _no_space(name: str, doing: str) -> DeviceError:
+    return DeviceError(
+        f"{name}: no space left on the device while {doing}; free some, or start the server in"
+        " another folder"
+    )
+
+
+def _other_runtime(name: str, detail: str) -> WrongDeviceError:
+    return WrongDeviceError(
+        f"{name}: the TVM runtime there is of another version, this one is {tvm.__version__};"
+        f" install the same on both sides ({detail})"
+    )
 
 
 @dataclass(frozen=True)
@@ -139,8 +156,13 @@ class Device:
         tvm_pattern.rpc.client.RPCError
             If there is no tracker, no such key, or its devices stay busy.
         """
-        client = TrackerClient(*parse_address(tracker))
-        return cls(client.request(key, session_timeout, wait), f"{key} at {tracker}")
+        client, name = TrackerClient(*parse_address(tracker)), f"{key} at {tracker}"
+        try:
+            return cls(client.request(key, session_timeout, wait), name)
+        except NoDeviceError as error:
+            if any(sign in str(error) for sign in _OTHER_RUNTIME):
+                raise _other_runtime(name, str(error)) from error
+            raise
 
     @classmethod
     def connect(
@@ -151,7 +173,7 @@ class Device:
         Raises
         ------
         DeviceError
-            If nothing answers at ``address``.
+            If nothing answers at ``address``, or a TVM of another version.
         """
         host, port = parse_address(address)
         try:
@@ -227,13 +249,12 @@ class Device:
             )
         manifest = Manifest.read(manifest_path(path))
         architecture = read_elf(path).architecture
-        with _translated(self.name, f"uploading {path.name}"):
-            self.session.upload(str(path))
+        self._upload(path)
         built = f"{_ARCHITECTURES.get(architecture, architecture)} ({manifest.abi or 'gnu'} ABI)"
         try:
             with _translated(self.name, f"loading {path.name}"):
                 module = self.session.load_module(path.name)
-        except DeviceLostError:
+        except (DeviceLostError, WrongDeviceError):
             raise
         except DeviceError as error:
             raise WrongDeviceError(
@@ -243,7 +264,7 @@ class Device:
         try:
             with _translated(self.name, "starting the virtual machine"):
                 vm = relax.VirtualMachine(module, self.session.cpu(0))
-        except DeviceLostError:
+        except (DeviceLostError, WrongDeviceError):
             raise
         except DeviceError as error:
             raise WrongDeviceError(
@@ -253,6 +274,22 @@ class Device:
         loaded = RemoteLibrary(self, vm, manifest)
         self._libraries.append(loaded)
         return loaded
+
+    def _upload(self, path: Path) -> None:
+        """Send a file, and make sure that it arrived.
+
+        TVM's server does not notice when its disk is full, and a library that was cut off crashes
+        it. What is written next would be cut off too, so a small file after it tells.
+        """
+        doing, probe = f"uploading {path.name}", f"{path.name}.end"
+        with _translated(self.name, doing):
+            self.session.upload(str(path))
+            self.session.upload(bytearray(_PROBE), target=probe)
+            is_whole = bytes(self.session.download(probe)) == _PROBE
+            self.session.remove(probe)
+            if not is_whole:
+                self.session.remove(path.name)
+                raise _no_space(self.name, doing)
 
     def read_file(self, path: str) -> str | None:
         """Text of a file on the device, None where it cannot be read."""
