@@ -39,6 +39,7 @@ FEATURES = (
     "halo",
     "filter_outer",
     "prefetch",
+    "block_share",
     "other_isa",
     "parallel_tasks",
     "flops_per_byte",
@@ -90,7 +91,7 @@ def config_features(task: ConvTask, config: ConvConfig, estimate: float) -> np.n
     """
     family = family_of(task.family)
     c, layout = config, task.out_layout
-    pixels, filters = c.pixel_lanes, task.weight_shape[0]
+    pixels, (filters, channels) = c.pixel_lanes, task.weight_shape[:2]
     columns = -(-layout.width // pixels)
     tiles = -(-layout.height // c.tile_rows) * -(-columns // c.tile_cols)
     groups = -(-filters // c.group)
@@ -137,6 +138,7 @@ def config_features(task: ConvTask, config: ConvConfig, estimate: float) -> np.n
             inputs / (c.tile_rows * c.tile_cols * pixels),
             c.loop_order == "filter_outer",
             np.log2(1 + c.prefetch),
+            np.log2(min(channels, c.channel_block or channels) / channels),
             c.isa != "any",
             np.log2(tiles * groups),
             np.log2(flops / (input_bytes + weight_bytes)),
