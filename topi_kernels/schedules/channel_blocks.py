@@ -7,6 +7,7 @@ sums of a tile and how far every kernel list has been read wait in a small works
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tvm import tirx
@@ -18,12 +19,15 @@ from .config import ConvConfig
 from .kernel_loops import KernelLoops
 from .tile import Buffers, Tile
 
+# Groups between the prefetch of a kernel list and its use: a miss takes longer than one turn.
+TURNS_AHEAD = 3
+
 
 class ChannelBlocks:
     """Partial sums and list positions of ``groups`` filter_groups at one place."""
 
     def __init__(self, workload: ConvWorkload, config: ConvConfig, groups: int) -> None:
-        self.workload, self.config = workload, config
+        self.workload, self.config, self.groups = workload, config, groups
         self.count = -(-workload.in_channels // config.channel_block)
         self._sums = config.accumulators * config.vector_width
         self._marks = 2 * len(workload.patterns)
@@ -51,6 +55,12 @@ class ChannelBlocks:
         loops = KernelLoops(self.workload, self.config, buffers, tile)
         limit = T.Bind((block + 1) * self.config.channel_block)
         is_first = T.Bind(block == 0)
+        later = T.Bind(T.min(turn + TURNS_AHEAD, self.groups - 1))
+        group = T.Bind(T.min(tile.group + TURNS_AHEAD, self.workload.num_groups - 1))
+        mark = self.cursors[later * self._marks]
+        start = T.Bind(T.Select(is_first, buffers.group_start[group], mark))
+        length = self.workload.num_kernels / self.workload.num_groups / self.count
+        loops.fetch_list(start, math.ceil(length))
         loops.kernels_below(limit, is_first, self.cursors, T.Bind(turn * self._marks))
 
     def is_last(self, block: Any) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from ..pattern import Pattern
-from ..vector import lanes
+from ..vector import CACHE_LINE_FLOATS, lanes, prefetch
 from ..workload import ConvWorkload
 from .config import ConvConfig
 from .tile import Buffers, Tile
@@ -59,21 +60,22 @@ class KernelLoops:
         opaque = T.Bind(buffers.group_start[0]) if config.isa == "neon" else None
         self.origins = Bases(config, self.origin, opaque)
 
-    def _lists(self) -> list[tuple[Pattern, Any, Any, Any]]:
-        """``(pattern, first kernel, end, first weight)`` of every list of the filter_group."""
+    def _lists(self) -> Iterator[tuple[Pattern, Any, Any, Any]]:
+        """``(pattern, first kernel, end, first weight)`` of every list of the filter_group.
+
+        One after the other, so that no more of them are alive than the loops need.
+        """
         buffers, group = self.buffers, self.tile.group
         begin = T.Bind(buffers.group_start[group])
         uniform = buffers.weight_start is None
         weights = None if uniform else T.Bind(buffers.weight_start[group])
-        lists = []
         for p, pattern in enumerate(self.workload.patterns):
             number = group * len(self.workload.patterns) + p
             end = T.Bind(begin + T.Cast("int32", buffers.pattern_count[number]))
-            lists.append((pattern, begin, end, weights))
+            yield pattern, begin, end, weights
             if not uniform:
                 weights = T.Bind(weights + (end - begin) * (len(pattern) * self.config.group))
             begin = end
-        return lists
 
     def _kernel(self, entry: tuple[Pattern, Any, Any, Any], k: Any, channel: Any) -> None:
         """Kernel ``k``; ``channel`` holds the in_channel so far of a list of differences."""
@@ -108,6 +110,16 @@ class KernelLoops:
                 T.buffer_store(channel, tirx.const(0, "int32"), [0])
             with T.serial(begin, end) as k:
                 self._kernel(entry, k, channel)
+
+    def fetch_list(self, k: Any, kernels: int) -> None:
+        """Prefetch ``kernels`` kernels from number ``k`` on: lists of a block lie far apart."""
+        if self.buffers.weight_start is not None:
+            return
+        per_kernel = len(self.workload.patterns[0]) * self.config.group
+        start = T.Bind(k * per_kernel)
+        for offset in range(0, kernels * per_kernel + CACHE_LINE_FLOATS, CACHE_LINE_FLOATS):
+            prefetch(self.buffers.weights[start + offset])
+        prefetch(self.buffers.in_channel[k])
 
     def kernels_below(self, limit: Any, is_first: Any, cursors: Any, at: Any) -> None:
         """Go on with every list up to in_channel ``limit``.
