@@ -1,4 +1,4 @@
-"""Tune what the shipped logs do not serve: layers without a record, or with stale ones only.
+"""Tune what the shipped logs do not serve: layers without a record, or with old ones only.
 
     python -m benchmarks.tuning_logs --minutes 60 --cpu 1     # what is missing
     python -m benchmarks.tuning_logs --everything             # all layers

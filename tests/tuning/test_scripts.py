@@ -191,14 +191,16 @@ def test_coverage_tells_exact_similar_stale_and_missing():
     stale = replace(good, config={**good.config, "warp": 1})
     near, _ = small_task(seed=5)
     similar = record_of(replace(near, kept_weights=task.kept_weights), config)
+    older = {k: v for k, v in good.config.items() if k != "prefetch"}
     for records, state in (
         ([good, stale], shipped.EXACT),
+        ([replace(good, config=older)], shipped.OLDER),
         ([stale, similar], shipped.SIMILAR),
         ([stale], shipped.STALE),
         ([], shipped.MISSING),
     ):
         (row,) = shipped.coverage([weighted], ConfigLookup(records))
-        assert (row.state, row.served) == (state, state in (shipped.EXACT, shipped.SIMILAR))
+        assert (row.state, row.served) == (state, state not in (shipped.STALE, shipped.MISSING))
     assert shipped.coverage([weighted], ConfigLookup([stale]))[0].reasons
 
 

@@ -44,6 +44,11 @@ def config_from_dict(data: dict[str, Any]) -> ConvConfig:
     return ConvConfig(**data)
 
 
+def later_knobs(record: Record) -> list[str]:
+    """Knobs that came after a record: its search could not vary them."""
+    return sorted({f.name for f in fields(ConvConfig)} - set(record.config))
+
+
 def log_folder() -> Path:
     """Folder of the shipped logs."""
     return Path(next(iter(tuning_logs.__path__)))
@@ -66,11 +71,14 @@ class Found:
         Whether the record is of this very task, not of one like it.
     skipped : tuple of str
         Why records that would have been preferred cannot be used.
+    later_knobs : tuple of str
+        Knobs that came after the record.
     """
 
     config: ConvConfig | None = None
     exact: bool = False
     skipped: tuple[str, ...] = ()
+    later_knobs: tuple[str, ...] = ()
 
 
 class ConfigLookup:
@@ -118,7 +126,8 @@ class ConfigLookup:
         for record in self._ranked(task):
             config = usable_config(task, record)
             if isinstance(config, ConvConfig):
-                return Found(config, record.task_key == task.key, tuple(skipped))
+                exact, later = record.task_key == task.key, tuple(later_knobs(record))
+                return Found(config, exact, tuple(skipped), later)
             skipped.append(config)
         return Found(skipped=tuple(skipped))
 

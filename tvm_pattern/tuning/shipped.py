@@ -84,9 +84,9 @@ def network_tasks(
     return [extract_tasks(imported.mod, target, num_threads) for target in targets]
 
 
-#: How a log serves a task: by a record of the task, by one of a like task, by none that can still
-#: be used, by none at all.
-EXACT, SIMILAR, STALE, MISSING = "exact", "similar", "stale", "missing"
+#: How a log serves a task: by a record of the task, by one from before there were as many knobs, by
+#: one of a like task, by none that can still be used, by none at all.
+EXACT, OLDER, SIMILAR, STALE, MISSING = "exact", "older", "similar", "stale", "missing"
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Coverage:
 
     @property
     def served(self) -> bool:
-        return self.state in (EXACT, SIMILAR)
+        return self.state in (EXACT, OLDER, SIMILAR)
 
 
 def coverage(tasks: Iterable[WeightedTask], lookup: ConfigLookup) -> list[Coverage]:
@@ -107,9 +107,11 @@ def coverage(tasks: Iterable[WeightedTask], lookup: ConfigLookup) -> list[Covera
     rows = []
     for weighted in tasks:
         found = lookup.find(weighted.task)
-        if found.config is not None:
-            state = EXACT if found.exact else SIMILAR
-        else:
+        if found.config is None:
             state = STALE if found.skipped else MISSING
+        elif not found.exact:
+            state = SIMILAR
+        else:
+            state = OLDER if found.later_knobs else EXACT
         rows.append(Coverage(weighted, state, tuple(dict.fromkeys(found.skipped))))
     return rows
