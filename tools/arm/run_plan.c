@@ -14,8 +14,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
-enum { MAX_TENSORS = 4096, MAX_DIMS = 8, MAX_ARGUMENTS = 64, TENSOR_ARGUMENT = 7, ALIGNMENT = 64 };
+enum { MAX_TENSORS = 4096, MAX_DIMS = 8, MAX_ARGUMENTS = 64, TENSOR_ARGUMENT = 7 };
 
 typedef struct { int32_t type, id; } Device;
 typedef struct { uint8_t code, bits; uint16_t lanes; } DataType;
@@ -54,10 +56,14 @@ static void die(const char *what, const char *detail) {
   exit(2);
 }
 
+/* Memory between two pages that nobody may touch: it begins right after the first. */
 static void *allocate(size_t bytes) {
-  void *data = aligned_alloc(ALIGNMENT, (bytes + 2 * ALIGNMENT) / ALIGNMENT * ALIGNMENT);
-  if (data == NULL) die("cannot allocate", "out of memory");
-  return data;
+  size_t page = (size_t)sysconf(_SC_PAGESIZE), inside = (bytes + page - 1) / page * page;
+  char *base = mmap(NULL, inside + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (base == MAP_FAILED || mprotect(base + page, inside, PROT_READ | PROT_WRITE) != 0) {
+    die("cannot allocate", "out of memory");
+  }
+  return base + page;
 }
 
 static int launch(ParallelBody body, void *data, int num_task) {
@@ -72,8 +78,7 @@ static void *take(int type, int id, uint64_t bytes, int code, int bits) {
 }
 
 static int give(int type, int id, void *data) {
-  (void)type, (void)id;
-  free(data);
+  (void)type, (void)id, (void)data;  /* the process ends soon */
   return 0;
 }
 

@@ -187,6 +187,14 @@ def separate_input(
         with T.serial(0, geometry.rows) as i:
             for part, row_phase in enumerate(geometry.row_phases):
                 row = (i + geometry.first_row) * sh + row_phase
+                first = geometry.first_row * sh + row_phase
+                last = first + (geometry.rows - 1) * sh
+                # One remainder's rows may begin or end before the other's; what stands for a row
+                # beyond the padding is never used, but reading it would leave the plane.
+                if first < -layout.pad:
+                    row = T.max(row, -layout.pad)
+                if last > layout.height + layout.pad - 1:
+                    row = T.min(row, layout.height + layout.pad - 1)
                 source = T.Bind(plane * layout.size + layout.origin + row * layout.row_stride)
                 line = part * geometry.rows + i
                 target = T.Bind(base + margin + line * geometry.row_stride)
