@@ -32,6 +32,12 @@ class InnerLoop:
         return self.loads / self.fma
 
 
+def _has_loop(lines: list[str], labels: dict[str, int], start: int, end: int) -> bool:
+    """Whether a jump between the lines goes back, but not out: an early exit is not a loop."""
+    jumps = [(n, m.group(1)) for n in range(start, end) if (m := _JUMP.match(lines[n]))]
+    return any(start <= labels.get(label, -1) <= n for n, label in jumps)
+
+
 def inner_loops(assembly: str) -> list[InnerLoop]:
     """Innermost loops that contain FMAs, in the order of the text.
 
@@ -50,7 +56,7 @@ def inner_loops(assembly: str) -> list[InnerLoop]:
             continue
         body = [t for t in lines[start:end] if t.startswith("\t") and not t.startswith("\t.")]
         fma = sum("vfmadd" in t for t in body)
-        if not fma or any(_JUMP.match(t) for t in body):
+        if not fma or _has_loop(lines, labels, start, end):
             continue
         vector = [t for t in body if _VECTOR.search(t)]
         loops.append(

@@ -60,6 +60,25 @@ def test_loads_are_shared_by_taps_and_filters(family: str, group: int, size: int
         assert loop.loads < loop.fma
 
 
+@pytest.mark.parametrize("group", [1, 4])
+def test_blocks_of_in_channels_keep_the_inner_loop(group: int) -> None:
+    """The loop over a block's kernels ends by its in_channel; its body is the same."""
+    one = np.ones((1, 1, 1), bool)
+    plan = ConvCase(28, 28, padding=(0, 0)).plan(pattern_weights(64, 512, group=group, masks=one))
+    assert plan.config.channel_block
+    loops = [loop for loop in loops_of(plan, "x86-avx512") if loop.fma]
+    assert [loop.fma for loop in loops] == [plan.config.accumulators]
+    assert loops[0].stores == loops[0].stack == 0
+
+
+@pytest.mark.parametrize("group", [1, 4])
+def test_stride_2_keeps_accumulators_in_registers(group: int) -> None:
+    plan = ConvCase(56, 56, stride=(2, 2)).plan(pattern_weights(64, 64, group=group))
+    loops = [loop for loop in loops_of(plan, "x86-avx512") if loop.fma]
+    assert [loop.fma for loop in loops] == [4 * plan.config.accumulators] * 8
+    assert not [loop for loop in loops if loop.stores or loop.stack]
+
+
 def test_dense_goes_through_the_same_loop() -> None:
     weight = np.random.default_rng(0).standard_normal((64, 64, 3, 3)).astype(np.float32)
     plan = ConvCase(56, 56).plan(weight)
