@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -176,6 +177,21 @@ def test_every_free_device_is_probed(farm, monkeypatch):
     monkeypatch.setattr(doctor, "probe", probe)
     with Measurer(NATIVE, 1, options(farm)):
         assert len(seen) == 2
+    seen.clear()
+
+
+def test_a_device_that_is_taken_meanwhile_is_not_waited_for(farm, monkeypatch):
+    """The tracker's list is a moment old: one device more than there are."""
+    await_true(lambda: sum(s.free for s in farm.client.status()) == 2, "both devices to be free")
+    seen = []
+    monkeypatch.setattr(doctor, "probe", lambda session, *_: seen.append(session))
+
+    class Outdated(TrackerClient):
+        def status(self):
+            return [replace(s, free=s.free + 1) for s in super().status()]
+
+    check_target(Outdated("127.0.0.1", farm.port), KEY, NATIVE, linker_for(NATIVE))
+    assert len(seen) == 2
     seen.clear()
 
 
