@@ -118,6 +118,7 @@ def test_inspect(library):
     code, output, _ = run("inspect", library)
     assert code == 0
     assert "float32[1, 3, 9, 11]" in output
+    assert "gnu, pages of up to" in output
     assert "2 of 2 convolutions taken" in output
 
 

@@ -352,6 +352,8 @@ def inspect(
         facts.add_row(name, _escape(", ".join(specs)))
     facts.add_row("target", _escape(json.dumps(manifest.target)))
     facts.add_row("architecture", manifest.architecture)
+    if manifest.abi:
+        facts.add_row("ABI", f"{manifest.abi}, pages of up to {manifest.page_size} bytes")
     facts.add_row("cpu features", " ".join(manifest.cpu_features))
     facts.add_row("runs here", "yes" if reason is None else f"no: {reason}")
     facts.add_row("threads", str(manifest.num_threads))

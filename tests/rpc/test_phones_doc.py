@@ -1,0 +1,62 @@
+"""The commands of the guide to phones are commands of this program, with options that exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+
+import click
+import pytest
+import typer
+
+import tvm_pattern.deploy
+from tvm_pattern.cli import app
+from tvm_pattern.deploy import Device
+from tvm_pattern.deploy.device import RemoteLibrary
+from tvm_pattern.profiling import StepTime
+
+from .conftest import ROOT
+
+GUIDE = (ROOT / "docs" / "phones.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", GUIDE, re.S)
+
+
+def commands() -> list[list[str]]:
+    lines = "\n".join(blocks("sh")).replace("\\\n", " ").splitlines()
+    found = [shlex.split(line, comments=True) for line in lines]
+    return [words[1:] for words in found if words[:1] == ["tvm-pattern"]]
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_command(words):
+    command: click.Command = typer.main.get_command(app)
+    context = click.Context(command, info_name="tvm-pattern")
+    while hasattr(command, "get_command"):
+        name, *words = words
+        inner = command.get_command(context, name)
+        assert inner is not None, f"no command {name!r}"
+        command, context = inner, click.Context(inner, info_name=name, parent=context)
+    # Wrong options and missing arguments raise click.UsageError; nothing is run.
+    assert command.make_context(str(command.name), list(words), parent=context) is not None
+
+
+def test_all_commands_were_found():
+    kinds = {words[0] for words in commands()}
+    assert {"targets", "compile", "inspect", "run", "bench", "tune", "rpc"} <= kinds
+
+
+def test_python():
+    """Everything that the snippet calls exists."""
+    (snippet,) = blocks("python")
+    tree = ast.parse(snippet)
+    names = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    fields = {"layer", "op", "ms", "share", "steps", "median_ms"}
+    assert fields - {"steps", "median_ms"} <= set(StepTime.__dataclass_fields__)
+    for name in names - fields:
+        assert hasattr(Device, name) or hasattr(RemoteLibrary, name), name
+    imports = [a.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names]
+    assert all(hasattr(tvm_pattern.deploy, name) for name in imports)
