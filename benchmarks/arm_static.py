@@ -4,7 +4,8 @@
 
 Every figure is a model or a count. llvm-mca assumes that all data is in L1 and branches are
 predicted; milliseconds multiply its cycles of the inner loops by how often they run, at a stated
-clock. Counts come from running the whole layer under emulation and are exact. Neither is a latency.
+clock, and leave out what surrounds these loops (stores, and the separation of columns at stride
+2). Counts come from running the whole layer under emulation and are exact. Neither is a latency.
 """
 
 from __future__ import annotations
@@ -247,7 +248,29 @@ def markdown(table: list[dict]) -> str:
             str(r["spills"]),
         )
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([f"All figures: {KIND}.", "", *lines, "", *_counts_table(table), ""])
+    parts = [_summary(table), lines, _counts_table(table)]
+    text = "\n\n".join("\n".join(part) for part in parts)
+    return f"All figures: {KIND}.\n\n{text}\n"
+
+
+def _summary(table: list[dict]) -> list[str]:
+    """Per core, group and kind of layer: share of the bound, gain over the same dense layers."""
+    head = ("core", "layers", "group", "of bound: median", "least", "model ms", "gain over dense")
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    dense = {(r["workload"], r["core"]): r["predicted_ms"] for r in table if not r["group"]}
+    kinds: dict[tuple, list[dict]] = {}
+    for r in table:
+        kind = r["workload"].rsplit(" ", 2)[0]
+        if r["group"]:
+            kinds.setdefault((r["core"], kind, r["group"]), []).append(r)
+    for (core, kind, group), found in sorted(kinds.items()):
+        shares = [r["fmla_bound_share"] for r in found]
+        ms = sum(r["predicted_ms"] for r in found)
+        gain = sum(dense[r["workload"], core] for r in found) / ms
+        cells = (core, f"{len(found)} of {kind}", str(group), f"{np.median(shares):.0%}")
+        cells += (f"{min(shares):.0%}", f"{ms:.1f}", f"{gain:.1f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def _counts_table(table: list[dict]) -> list[str]:
