@@ -94,7 +94,8 @@ class LayerEngine:
         """The chosen configuration, for the note of a row."""
         c = self.plan.config
         tile = f"{c.filter_lanes}x{c.filter_vectors} filters, {c.tile_rows}x{c.tile_cols} tile"
-        return f"{tile}, {c.vector_width} lanes, {c.shift}, {c.loop_order}"
+        blocks = f", blocks of {c.channel_block} in_channels" if c.channel_block else ""
+        return f"{tile}, {c.vector_width} lanes, {c.shift}, {c.loop_order}{blocks}"
 
     def run(self) -> None:
         self.function(*self.arguments)
