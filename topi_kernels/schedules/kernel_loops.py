@@ -17,8 +17,8 @@ from .tile_inputs import Bases, InputLoader, input_uses, step_weights
 
 
 def _kernel_body(
-    config: ConvConfig,
     workload: ConvWorkload,
+    config: ConvConfig,
     buffers: Buffers,
     tile: Tile,
     pattern: Pattern,
@@ -99,7 +99,7 @@ class KernelLoops:
         else:
             weight_base = T.Bind(self.origins.wide(weights + (k - begin) * per_kernel))
         bases = (base, next_base, weight_base)
-        _kernel_body(config, self.workload, self.buffers, self.tile, pattern, bases)
+        _kernel_body(self.workload, config, self.buffers, self.tile, pattern, bases)
 
     def all_kernels(self) -> None:
         """Every kernel of the filter_group."""
