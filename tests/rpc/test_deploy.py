@@ -386,13 +386,14 @@ def test_device_with_another_runtime(farm, exported, tmp_path, version, older, h
     )
     said = f"runtime there is of another version, this one is {tvm.__version__}"
     try:
-        await_true(lambda: _listens(port), "the server")
         if how == "tracker":
             await_true(lambda: farm.count(key) == 1, "the server at the tracker")
+        else:
+            await_true(lambda: _listens(port), "the server")
 
         def load() -> None:
             if how == "tracker":
-                device = Device.from_tracker(farm.address, key, wait=3.0)
+                device = Device.from_tracker(farm.address, key, wait=8.0)
             else:
                 device = Device.connect(f"127.0.0.1:{port}")
             with device:
