@@ -267,8 +267,8 @@ def _summary(table: list[dict]) -> list[str]:
         shares = [r["fmla_bound_share"] for r in found]
         ms = sum(r["predicted_ms"] for r in found)
         gain = sum(dense[r["workload"], core] for r in found) / ms
-        cells = (core, f"{len(found)} of {kind}", str(group), f"{np.median(shares):.0%}")
-        cells += (f"{min(shares):.0%}", f"{ms:.1f}", f"{gain:.1f}")
+        cells = [core, f"{len(found)} of {kind}", str(group), f"{np.median(shares):.0%}"]
+        cells += [f"{min(shares):.0%}", f"{ms:.1f}", f"{gain:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
