@@ -138,6 +138,8 @@ def _channel_block(shape: ConvShape, config: ConvConfig, family: Family) -> int:
     """In_channels of the fewest equal blocks whose input stays near; 0 if lists get too short."""
     if config.loop_order != "tile_outer" or not family.block_floats:
         return 0
+    if max(len(p) for p in shape.patterns) > 1:  # several taps share their lines anyway
+        return 0
     total = shape.in_channels * _channel_floats(shape, config, family)
     blocks = -(-total // family.block_floats)
     kernels = shape.kernels_per_group / blocks / len(shape.patterns)
