@@ -41,11 +41,13 @@ class ChannelBlocks:
         return [(acc, lanes(start + i * width, width)) for i, acc in enumerate(tile.acc.values())]
 
     def resume(self, tile: Tile, turn: Any) -> None:
+        """Partial sums of the blocks before into the accumulators."""
         vec = lanes(0, self.config.vector_width)
         for acc, index in self._slots(tile, turn):
             T.buffer_store(acc, self.partial[index], [vec])
 
     def suspend(self, tile: Tile, turn: Any) -> None:
+        """Accumulators to partial sums, for the next block."""
         vec = lanes(0, self.config.vector_width)
         for acc, index in self._slots(tile, turn):
             T.buffer_store(self.partial, acc[vec], [index])

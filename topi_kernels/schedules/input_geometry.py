@@ -79,6 +79,7 @@ class SplitGeometry(InputGeometry):
 
 
 def plain_geometry(workload: ConvWorkload) -> InputGeometry:
+    """The input plane as its producer wrote it."""
     layout, (sh, sw) = workload.in_layout, workload.stride
     return InputGeometry(layout.size, layout.origin, sh * layout.row_stride, sw, layout.row_stride)
 
@@ -123,6 +124,7 @@ def split_geometry(workload: ConvWorkload, vector_width: int) -> SplitGeometry:
 
 
 def input_geometry(workload: ConvWorkload, config: ConvConfig) -> InputGeometry:
+    """The geometry that ``config.shift`` reads from."""
     if config.shift == "split":
         return split_geometry(workload, config.vector_width)
     return plain_geometry(workload)
