@@ -1,0 +1,185 @@
+"""What every importer needs: the result, the checks, and names for layers."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from relay_passes.dataflow import op_name
+
+# TVM's importers say "not supported" in many ways, assertions included.
+IMPORTER_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+_CONVOLUTIONS = frozenset(
+    f"relax.nn.conv{d}d{kind}" for d in (1, 2, 3) for kind in ("", "_transpose")
+)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape and dtype of one input or output."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class ImportedModel:
+    """A Relax module with static shapes and what goes in and out of its ``main``.
+
+    ``layer_names`` maps the Relax variable of a convolution's result to the layer's own name.
+    """
+
+    mod: tvm.IRModule
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    layer_names: dict[str, str] = field(default_factory=dict)
+
+
+def as_input_tuple(example_inputs: Any) -> tuple[Any, ...]:
+    """``example_inputs`` as a tuple: a single tensor or array stands for itself."""
+    if isinstance(example_inputs, tuple | list):
+        return tuple(example_inputs)
+    return (example_inputs,)
+
+
+def describe(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    if shape is None:
+        return type(value).__name__
+    return f"{str(value.dtype).removeprefix('torch.')}{list(shape)}"
+
+
+def check_example_inputs(inputs: Sequence[TensorSpec], examples: Sequence[Any]) -> None:
+    if len(inputs) != len(examples):
+        raise ValueError(
+            f"got {len(examples)} example inputs, the model has {len(inputs)}:"
+            f" {', '.join(map(str, inputs))}; give one per input"
+        )
+    for spec, value in zip(inputs, examples, strict=True):
+        shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+        if shape is None or tuple(shape) != spec.shape or _dtype_name(dtype) != spec.dtype:
+            raise ValueError(
+                f"example input {spec.name!r}: got {describe(value)}, expected"
+                f" {spec.dtype}{list(spec.shape)}; give example inputs like the model's own"
+            )
+
+
+def _dtype_name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hide what importers and exporters say about their own code, not about the model."""
+    logger = logging.getLogger("torch._export.non_strict_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.filterwarnings("ignore", "Manually populate", UserWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def finish(mod: tvm.IRModule, layer_names: Sequence[str | None]) -> ImportedModel:
+    main = mod["main"]
+    inputs = tuple(_spec(p.name, p.ty, f"input {p.name!r}") for p in main.params)
+    result = main.ret_ty
+    fields = list(result.fields) if hasattr(result, "fields") else [result]
+    outputs = tuple(_spec(f"output{i}", f, f"output {i}") for i, f in enumerate(fields))
+    mod, names = _name_layers(mod, layer_names)
+    return ImportedModel(mod, inputs, outputs, names)
+
+
+def _spec(name: str, ty: Any, what: str) -> TensorSpec:
+    shape = getattr(ty, "shape", None)
+    if not isinstance(ty, relax.TensorType) or shape is None:
+        raise ValueError(f"{what} is {ty}; expected a tensor of known shape")
+    if not all(isinstance(d, tvm.tirx.IntImm) for d in shape):
+        raise ValueError(
+            f"{what} has the dynamic shape {[_dimension(d) for d in shape]}; expected a static one:"
+            " import the model once per shape"
+        )
+    return TensorSpec(name, tuple(int(d) for d in shape), str(ty.dtype))
+
+
+def _dimension(value: Any) -> str:
+    return str(int(value)) if isinstance(value, tvm.tirx.IntImm) else str(value)
+
+
+def check_finite(tensors: Iterable[tuple[str, np.ndarray]]) -> None:
+    for name, array in tensors:
+        if array.dtype.kind != "f":
+            continue
+        bad = array.size - int(np.count_nonzero(np.isfinite(array)))
+        if bad:
+            raise ValueError(
+                f"weights {name!r}: {bad} of {array.size} values are NaN or Inf; expected finite"
+                " numbers, check the checkpoint"
+            )
+
+
+@mutator
+class _LayerNamer(PyExprMutator):
+    def __init__(self, mod: tvm.IRModule, names: dict[Any, str]) -> None:
+        super().__init__(mod)
+        self._names = names
+        self.given: dict[str, str] = {}
+
+    def visit_var_binding_(self, binding: relax.VarBinding) -> None:
+        name = self._names.get(binding.var)
+        if name is None:
+            super().visit_var_binding_(binding)
+            return
+        var = self.builder_.emit(self.visit_expr(binding.value), name_hint=name)
+        self.given[var.name] = name
+        self.set_var_remap(binding.var, var)
+
+
+def _name_layers(
+    mod: tvm.IRModule, layer_names: Sequence[str | None]
+) -> tuple[tvm.IRModule, dict[str, str]]:
+    """Rename the results of convolutions; without effect if the importer changed their number."""
+    variables = [
+        binding.var
+        for block in mod["main"].body.blocks
+        for binding in block.bindings
+        if isinstance(binding, relax.VarBinding) and op_name(binding.value) in _CONVOLUTIONS
+    ]
+    if len(variables) != len(layer_names):
+        return mod, {}
+    names = {v: n for v, n in zip(variables, layer_names, strict=True) if n}
+    namer = _LayerNamer(mod, names)
+    gvar = mod.get_global_var("main")
+    namer.builder_.update_func(gvar, namer.visit_expr(mod["main"]))
+    return namer.builder_.get(), namer.given
+
+
+def layer_of(weight: str | None) -> str | None:
+    if weight is None:
+        return None
+    return weight.rpartition(".")[0] or weight

@@ -1,0 +1,151 @@
+"""From torch to Relax: modules, scripted modules and exported programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import tvm
+
+from relay_passes.to_float16 import ToFloat16
+
+from .shared import (
+    IMPORTER_ERRORS,
+    ImportedModel,
+    as_input_tuple,
+    check_finite,
+    describe,
+    finish,
+    layer_of,
+    quiet,
+)
+
+
+def from_module(model: Any, example_inputs: Any) -> ImportedModel:
+    import torch
+
+    for name, module in model.named_modules():
+        if getattr(module, "training", False):  # a frozen ScriptModule has none
+            raise ValueError(
+                f"module {name or type(model).__name__!r} is in training mode; call model.eval()"
+                " before compiling"
+            )
+    if example_inputs is None:
+        raise ValueError(
+            "a torch.nn.Module needs example_inputs: a tuple of tensors with the shapes and dtypes"
+            " to compile for"
+        )
+    arguments = tuple(torch.as_tensor(value) for value in as_input_tuple(example_inputs))
+    check_finite((name, _to_numpy(value)) for name, value in _torch_tensors(model))
+    try:
+        with torch.no_grad():
+            model(*arguments)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        shapes = ", ".join(describe(value) for value in arguments)
+        raise ValueError(
+            f"{type(model).__name__} cannot run on the example inputs ({shapes}): {error};"
+            " give inputs that model(*example_inputs) accepts"
+        ) from error
+    try:
+        with torch.no_grad(), quiet():
+            if isinstance(model, torch.jit.ScriptModule):
+                model = _from_script(model, arguments)
+            program = torch.export.export(model, arguments)
+    except (RuntimeError, TypeError, ValueError, torch._dynamo.exc.TorchDynamoException) as error:
+        raise ValueError(
+            f"torch.export cannot trace {type(model).__name__}: {error}; the forward pass has to"
+            " be free of data-dependent control flow"
+        ) from error
+    return from_program(program, checked=True)
+
+
+def _from_script(model: Any, arguments: tuple[Any, ...]) -> Any:
+    """A traced or scripted module as an ordinary one, which torch.export accepts."""
+    from torch._export.converter import TS2EPConverter
+
+    # The converter makes every dimension symbolic; exporting its module again fixes them.
+    return TS2EPConverter(model, arguments).convert().module()
+
+
+def _torch_tensors(model: Any) -> Iterable[tuple[str, Any]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _to_numpy(tensor: Any) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    if tensor.is_floating_point() and tensor.element_size() == 2:
+        tensor = tensor.float()  # numpy has no bfloat16
+    return tensor.numpy()
+
+
+def from_program(program: Any, checked: bool = False) -> ImportedModel:
+    from tvm.relax.frontend.torch import from_exported_program
+
+    if program.range_constraints:
+        symbols = ", ".join(f"{s} in {r}" for s, r in program.range_constraints.items())
+        raise ValueError(
+            f"the ExportedProgram has dynamic shapes ({symbols}); expected static ones: export it"
+            " without dynamic_shapes, once per shape"
+        )
+    if not checked:
+        check_finite((n, _to_numpy(t)) for n, t in program.state_dict.items())
+    is_half = _is_half(program)
+    try:
+        with quiet():
+            mod = from_exported_program(
+                _in_float32(program) if is_half else program,
+                keep_params_as_input=False,
+                unwrap_unit_return_tuple=True,
+            )
+    except IMPORTER_ERRORS as error:
+        raise ValueError(
+            f"TVM's torch importer does not take this model: {error}; replace the operator, or"
+            " export the model to ONNX and compile that"
+        ) from error
+    if is_half:
+        mod = tvm.transform.Sequential([ToFloat16()])(mod)
+    return finish(mod, _torch_layer_names(program))
+
+
+def _is_half(program: Any) -> bool:
+    """Whether a program computes in float16."""
+    import torch
+
+    tensors = [*program.state_dict.values(), *_example_arguments(program)]
+    return any(getattr(tensor, "dtype", None) == torch.float16 for tensor in tensors)
+
+
+def _example_arguments(program: Any) -> tuple[Any, ...]:
+    return tuple(program.example_inputs[0]) if program.example_inputs is not None else ()
+
+
+def _in_float32(program: Any) -> Any:
+    """The program in float32, which TVM's importer takes; its values are exact there."""
+    import torch
+
+    def widened(value: Any) -> Any:
+        is_half = isinstance(value, torch.Tensor) and value.dtype == torch.float16
+        return value.float() if is_half else value
+
+    if program.example_inputs is None:
+        raise ValueError(
+            "a float16 ExportedProgram without example inputs cannot be converted; export the"
+            " module again, or pass the module itself"
+        )
+    arguments = tuple(widened(value) for value in _example_arguments(program))
+    with torch.no_grad():
+        return torch.export.export(program.module().float(), arguments)
+
+
+def _torch_layer_names(program: Any) -> list[str | None]:
+    """Module path of each convolution of the program, in graph order."""
+    parameters = program.graph_signature.inputs_to_parameters
+    names: list[str | None] = []
+    for node in program.graph.nodes:
+        operator = getattr(node.target, "name", lambda: "")() if node.op == "call_function" else ""
+        if operator.removeprefix("aten::").startswith(("conv1d", "conv2d", "conv3d", "conv")):
+            weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
+            names.append(layer_of(parameters.get(getattr(weight, "name", None))))
+    return names
