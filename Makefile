@@ -1,6 +1,7 @@
 # Each target sets itself up from a fresh clone: Python >= 3.10, a C compiler and make are enough.
 #   make demo    train, prune, compile and measure; pictures and tables under build/demo/
 #   make test    the whole test suite
+#   make faults  the long form of tests/faults: kills, full disks, bad peers, damaged files
 #   make lint    style, types and the import contracts
 #   make bench   layers and networks against other engines; results under benchmarks/results/
 #   make clean   remove everything that was built, the virtual environment included
@@ -19,7 +20,7 @@ ARM_COMMANDS := aarch64-linux-gnu-gcc arm-linux-gnueabihf-gcc qemu-aarch64 qemu-
 ARM_PACKAGES := gcc-aarch64-linux-gnu libc6-dev-arm64-cross gcc-arm-linux-gnueabihf \
   libc6-dev-armhf-cross qemu-user llvm-19
 
-.PHONY: help demo test lint bench clean check-tools arm-tools
+.PHONY: help demo test faults fault-tools lint bench clean check-tools arm-tools
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -27,8 +28,21 @@ help:
 demo: $(VENV)/.stamp-demo
 	$(BIN)/python -m tvm_pattern.demo
 
-test: $(VENV)/.stamp-dev arm-tools
+test: $(VENV)/.stamp-dev arm-tools fault-tools
 	$(TEST_ENV) $(BIN)/python -m pytest -q
+
+faults: $(VENV)/.stamp-dev fault-tools
+	TVM_PATTERN_FAULTS=long $(TEST_ENV) $(BIN)/python -m pytest -q tests/faults $(FAULT_ARGS)
+
+# The kill at every write needs strace; full disks are a tmpfs where root runs this.
+fault-tools:
+	@if command -v strace >/dev/null 2>&1; then exit 0; fi; echo "installing strace"; \
+	sudo=; [ "$$(id -u)" = 0 ] || sudo="sudo -n"; \
+	if command -v apt-get >/dev/null 2>&1 && $$sudo true 2>/dev/null && $$sudo apt-get update -qq && \
+	  $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends strace \
+	    >/dev/null; then exit 0; fi; \
+	echo "warning: could not install strace; the kills at every write will fail and say so. On" \
+	  "Debian and Ubuntu: sudo apt-get install strace" >&2
 
 arm-tools:
 	@missing=; for tool in $(ARM_COMMANDS); do \
