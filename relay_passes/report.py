@@ -59,9 +59,13 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class RewriteReport:
-    """Rows in the order of the module; every convolution of the input has one."""
+    """Rows in the order of the module; every convolution of the input has one.
+
+    ``notes`` are lines about the whole module, printed below the table.
+    """
 
     rows: tuple[LayerRow, ...]
+    notes: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[LayerRow]:
         return iter(self.rows)
@@ -121,6 +125,8 @@ class RewriteReport:
         console = Console(width=STR_WIDTH, force_terminal=False)
         with console.capture() as capture:
             console.print(self.table())
+            for note in self.notes:
+                console.print(note, markup=False, highlight=False)
         return capture.get().rstrip()
 
 

@@ -18,7 +18,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from .machine import (
 from .profiling import Profile, Step, time_steps
 from .threads import check_num_threads, use_threads
 
-MANIFEST_SCHEMA = 2
+MANIFEST_SCHEMA = 3
 SUFFIXES = (".so", ".tar")
 
 
@@ -77,6 +77,9 @@ class Manifest:
         Alignment in bytes of the library's segments; the device's pages may not be larger.
     sha256 : str
         Of the library file; empty before export.
+    verification : dict
+        What the check against the model itself found, see
+        :class:`tvm_pattern.verification.Verification`; empty if nobody has checked.
     """
 
     target: dict[str, Any]
@@ -91,6 +94,7 @@ class Manifest:
     abi: str = ""
     page_size: int = 0
     sha256: str = ""
+    verification: dict[str, Any] = field(default_factory=dict)
     schema: int = MANIFEST_SCHEMA
 
     @classmethod
@@ -175,8 +179,13 @@ class Library:
         self.outputs = tuple(_spec_of(data) for data in manifest.outputs)
         self.num_threads = manifest.num_threads
         self.target = Target(manifest.target)
-        self.report = RewriteReport.from_json(json.dumps(manifest.report))
+        self.report = _report_of(manifest)
         self._vm: relax.VirtualMachine | None = None
+
+    def record_verification(self, verification: dict[str, Any]) -> None:
+        """Keep what a check found: in the manifest, and as a line of the report."""
+        self.manifest = replace(self.manifest, verification=verification)
+        self.report = _report_of(self.manifest)
 
     def __repr__(self) -> str:
         inputs = ", ".join(map(str, self.inputs))
@@ -415,6 +424,12 @@ def _link_tar(path: Path) -> tvm.runtime.Module:
         library = Path(folder, "library.so")
         cc.create_shared(str(library), sorted(map(str, Path(folder).glob("*.o"))), cc="gcc")
         return _load_module(library)
+
+
+def _report_of(manifest: Manifest) -> RewriteReport:
+    report = RewriteReport.from_json(json.dumps(manifest.report))
+    summary = manifest.verification.get("summary")
+    return replace(report, notes=(summary,)) if summary else report
 
 
 def _spec_of(data: dict[str, Any]) -> TensorSpec:
