@@ -66,6 +66,9 @@ LibraryArgument = Annotated[
 LibraryOption = Annotated[Path | None, typer.Option("--lib", help="The library, as an option.")]
 Tracker = Annotated[str | None, typer.Option(help="HOST:PORT of an RPC tracker: use its devices.")]
 Key = Annotated[str | None, typer.Option(help="Key of the devices; all of them are used.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Let code that a .pt2 file holds run while it is read.")
+]
 ProfileOption = Annotated[bool, typer.Option("--profile", help="Time each layer by itself too.")]
 
 
@@ -140,6 +143,7 @@ def compile_command(
         typer.Option(help="Prune the weights at once, without training: kernels / kept kernels."),
     ] = None,
     group: Annotated[int, typer.Option(help="Filters sharing kernels, with --connectivity.")] = 1,
+    trust: Trust = False,
     json_output: Json = False,
 ) -> None:
     """Compile a model into a library, with a report of what became of each convolution.
@@ -152,7 +156,7 @@ def compile_command(
 
     examples = _examples(shape)
     with _console(sys.stderr).status("compiling"):
-        opened = open_model(model, weights)
+        opened = open_model(model, weights, trust)
         if connectivity is not None:
             from .pruning import oneshot
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import logging
-import zipfile
 from pathlib import Path
 from typing import Any
 
 BUILTIN = ("mobilenet_v2", "resnet50", "vgg16", "vgg16_bn")
 
 
-def open_model(source: str, weights: Path | None = None) -> Any:
+def open_model(source: str, weights: Path | None = None, trust: bool = False) -> Any:
     """The model that ``source`` names.
 
     Parameters
@@ -21,6 +19,8 @@ def open_model(source: str, weights: Path | None = None) -> Any:
         where ``factory()`` returns a ``torch.nn.Module``.
     weights : pathlib.Path, optional
         Pruned weights saved by :mod:`tvm_pattern.pruning`, for a built-in network or a factory.
+    trust : bool
+        Whether code that a ``.pt2`` file holds may run while it is read; see ``SECURITY.md``.
 
     Returns
     -------
@@ -35,7 +35,11 @@ def open_model(source: str, weights: Path | None = None) -> Any:
     if path.suffix in (".onnx", ".pt2"):
         if weights is not None:
             raise ValueError(f"{source} holds its own weights; leave out --weights")
-        return path if path.suffix == ".onnx" else _open_exported_program(path)
+        if path.suffix == ".onnx":
+            return path
+        from .exported_program import load_exported_program
+
+        return load_exported_program(path, trust)
     if source in BUILTIN:
         from . import models
 
@@ -52,24 +56,6 @@ def open_model(source: str, weights: Path | None = None) -> Any:
 
         load_pruned(weights, model)
     return model
-
-
-def _open_exported_program(path: Path) -> Any:
-    import torch
-
-    if not path.is_file():
-        raise ValueError(f"no such file: {path}; expected a program saved by torch.export.save")
-    logger = logging.getLogger("torch.export")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)  # it prints the traceback of an error that it also raises
-    try:
-        return torch.export.load(path)
-    except (RuntimeError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} is not a readable exported program: {error}; save it by torch.export.save"
-        ) from error
-    finally:
-        logger.setLevel(level)
 
 
 def _call_factory(source: str) -> Any:

@@ -146,12 +146,14 @@ def test_corrupt_foreign_and_pickled_files_are_named(pruned, tmp_path):
     with pytest.raises(CheckpointError, match="damaged metadata"):
         load_pruned(foreign)
     for name, write in (
-        ("a.pt", lambda p: torch.save(model.state_dict(), p)),
+        ("a.safetensors", lambda p: torch.save(model.state_dict(), p)),
         ("b.pkl", lambda p: p.write_bytes(pickle.dumps({"a": 1}))),
     ):
         write(tmp_path / name)
         with pytest.raises(CheckpointError, match="is a pickle, which could run code"):
             load_weights(tmp_path / name, model)
+        with pytest.raises(CheckpointError, match="is a pickle, which could run code"):
+            load_pruned(tmp_path / name, model)
     with pytest.raises(CheckpointError, match="no such file"):
         load_pruned(tmp_path / "none.safetensors")
     with pytest.raises(CheckpointError, match="does not fit Sequential"):
@@ -172,10 +174,10 @@ def test_training_checkpoints_run_no_code(tmp_path, capsys):
         load_training(path, {"z"})
     for content in (pickle.dumps(_Evil()), b"", path.read_bytes()[:200]):
         (tmp_path / "evil.pt").write_bytes(content)
-        with pytest.raises(CheckpointError, match="no readable training checkpoint"):
+        with pytest.raises(CheckpointError, match="no readable checkpoint"):
             load_training(tmp_path / "evil.pt")
     torch.save(_Evil(), tmp_path / "evil.pt")
-    with pytest.raises(CheckpointError, match="no readable training checkpoint"):
+    with pytest.raises(CheckpointError, match="no readable checkpoint"):
         load_training(tmp_path / "evil.pt")
     assert "code ran" not in capsys.readouterr().out
     with pytest.raises(CheckpointError, match="no such file"):
@@ -269,3 +271,38 @@ def test_unusable_pruner_states_are_named(change, message):
         pruner.load_state_dict(state)
     with pytest.raises(ConfigError, match="expected the keys"):
         pruner.load_state_dict([])
+
+
+@pytest.mark.parametrize("start", [b"\x80\x02", b"\x80\x04", b"PK"])
+def test_a_good_file_is_not_taken_for_a_pickle_by_its_length(start, tmp_path):
+    """The first bytes of safetensors are the header's length, which may be any number."""
+    path = tmp_path / "w.safetensors"
+    model = make_net()
+    save_file(model.state_dict(), path)
+    content = path.read_bytes()
+    own = int.from_bytes(content[:8], "little")
+    length = int.from_bytes(start, "little")
+    length += -(-max(0, own - length) // 65536) * 65536
+    header = content[8 : 8 + own] + b" " * (length - own)  # the format pads with spaces
+    path.write_bytes(length.to_bytes(8, "little") + header + content[8 + own :])
+    assert path.read_bytes().startswith(start)
+    other = make_net(seed=5)
+    load_weights(path, other)
+    assert torch.equal(other[3].weight, model[3].weight)
+
+
+def test_state_dicts_of_torch_are_read_without_running_code(tmp_path):
+    model = make_net()
+    plain, nested = tmp_path / "w.pth", tmp_path / "n.pt"
+    torch.save(model.state_dict(), plain)
+    torch.save({"state_dict": model.state_dict(), "epoch": 3}, nested)
+    for path in (plain, nested):
+        other = make_net(seed=5)
+        load_weights(path, other)
+        assert torch.equal(other[3].weight, model[3].weight)
+    torch.save({"epoch": 3}, plain)
+    with pytest.raises(CheckpointError, match="expected a state dict of tensors"):
+        load_weights(plain, model)
+    torch.save({"0.weight": _Evil()}, plain)
+    with pytest.raises(CheckpointError, match="no readable checkpoint"):
+        load_weights(plain, model)

@@ -240,7 +240,7 @@ def test_checkpoints_of_another_run_are_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="does not fit this model"):
         other.run()
     (tmp_path / CHECKPOINT).write_bytes(b"PK damaged")
-    with pytest.raises(ValueError, match="no readable training checkpoint"):
+    with pytest.raises(ValueError, match="no readable checkpoint"):
         trainer(folder, tmp_path).run()
     trainer(folder, tmp_path).run(resume=False)
 

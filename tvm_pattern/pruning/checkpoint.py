@@ -110,19 +110,40 @@ def _check_layer(name: str, weight: torch.Tensor, layer: LayerAssignment) -> Non
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
-    with path.open("rb") as handle:
-        start = handle.read(2)
-    if start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        raise CheckpointError(
-            f"{path} is a pickle, which could run code when read; expected safetensors. Convert it"
-            " once where you trust it: safetensors.torch.save_file(state_dict, 'w.safetensors')"
-        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
     except (SafetensorError, OSError) as error:
+        # Only now: the length of a good header may happen to spell the start of a pickle.
+        if _is_pickle(path):
+            raise CheckpointError(
+                f"{path} is a pickle, which could run code when read; expected safetensors."
+                " Convert it once where you trust it:"
+                " safetensors.torch.save_file(state_dict, 'w.safetensors')"
+            ) from error
         raise CheckpointError(f"{path} is no readable safetensors file: {error}") from error
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file starts as ``torch.save`` or ``pickle.dump`` start theirs."""
+    with path.open("rb") as handle:
+        start = handle.read(4)
+    return start == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05")
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors file, or of what ``torch.save(model.state_dict())`` wrote."""
+    if path.suffix not in (".pt", ".pth") or not path.is_file() or not _is_pickle(path):
+        return _read_safetensors(path)[0]
+    state = load_training(path)
+    tensors = state.get("state_dict", state)
+    if not isinstance(tensors, dict) or not all(torch.is_tensor(t) for t in tensors.values()):
+        raise CheckpointError(
+            f"{path}: expected a state dict of tensors, got the keys {sorted(map(str, state))[:5]};"
+            " save model.state_dict()"
+        )
+    return tensors
 
 
 def _read_content(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
@@ -186,15 +207,22 @@ def load_pruned(path: str | Path, model: nn.Module | None = None) -> Assignment:
 
 
 def load_weights(path: str | Path, model: nn.Module) -> None:
-    """Read ordinary or pruned weights from safetensors into ``model``, strictly.
+    """Read ordinary or pruned weights into ``model``, strictly.
+
+    Parameters
+    ----------
+    path : path-like
+        safetensors, or a ``.pt`` / ``.pth`` state dict of tensors alone: no code of it is run.
+    model : nn.Module
 
     Raises
     ------
     CheckpointError
-        If the file is missing, damaged or a pickle, or names or shapes differ.
+        If the file is missing or damaged, holds other objects than tensors, or names or shapes
+        differ.
     """
     path = Path(path)
-    tensors, _ = _read_safetensors(path)
+    tensors = _read_weights(path)
     _load_into(path, model, {k: v for k, v in tensors.items() if not k.endswith(f".{PATTERN_ID}")})
 
 
@@ -234,7 +262,7 @@ def load_training(path: str | Path, keys: set[str] | None = None) -> dict[str, A
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{path} is no readable training checkpoint (damaged, or a pickle of other objects):"
+            f"{path} is no readable checkpoint (damaged, or a pickle of other objects):"
             f" {next(iter(str(error).splitlines()), type(error).__name__)}"
         ) from error
     if not isinstance(state, dict) or not (keys or set()) <= set(state):

@@ -51,6 +51,9 @@ def tune(
     clock: args.Clock = "wall",
     cpu: args.Cpu = None,
     plot: args.Plot = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Let code that a .pt2 file holds run.")
+    ] = False,
 ) -> None:
     """Tune a model's convolutions by measuring, here or on devices over RPC."""
     from ..cli import _examples
@@ -81,7 +84,7 @@ def tune(
         extra_knobs=knobs_of(space),
         measure=measure,
     )
-    opened = open_model(model, weights)
+    opened = open_model(model, weights, trust)
     if connectivity is not None:
         from ..pruning import oneshot
 
