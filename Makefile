@@ -3,6 +3,7 @@
 #   make test    the whole test suite
 #   make faults  the long form of tests/faults: kills, full disks, bad peers, damaged files
 #   make lint    style, types and the import contracts
+#   make golden  pins of the generated code written anew, to be reviewed as a diff
 #   make bench   layers and networks against other engines; results under benchmarks/results/
 #   make clean   remove everything that was built, the virtual environment included
 
@@ -20,7 +21,7 @@ ARM_COMMANDS := aarch64-linux-gnu-gcc arm-linux-gnueabihf-gcc qemu-aarch64 qemu-
 ARM_PACKAGES := gcc-aarch64-linux-gnu libc6-dev-arm64-cross gcc-arm-linux-gnueabihf \
   libc6-dev-armhf-cross qemu-user llvm-19
 
-.PHONY: help demo test faults fault-tools lint bench clean check-tools arm-tools
+.PHONY: help demo test faults fault-tools lint golden bench clean check-tools arm-tools
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -61,6 +62,9 @@ lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+golden: $(VENV)/.stamp-dev
+	$(BIN)/python tests/golden.py --renew
 
 bench: $(VENV)/.stamp-bench
 	$(BIN)/python -m benchmarks.layers --json benchmarks/results/layers.json $(BENCH_ARGS)

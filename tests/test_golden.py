@@ -1,0 +1,92 @@
+"""The golden pins hold, and they can fail: see :mod:`golden`."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import golden
+import pytest
+
+from topi_kernels import operator
+from topi_kernels.schedules import pattern_conv
+from topi_kernels.schedules.config import Family
+
+STORED = golden.stored()
+#: Cost constant -> a pin that changes when it alone is tripled.
+SENSITIVE = {
+    "list_cost": "x86-avx2/float32/res-1x1-14/2",
+    "load_cost": "x86-avx512/float32/vgg-28/8",
+    "split_cost": "armv7-neon/float32/vgg-28/1",
+    "line_cost": "x86-avx512/float32/res-56/1",
+    "weight_line_cost": "x86-avx512/float32/vgg-14/16",
+    "shuffle_cost": "x86-avx512/float32/vgg-56/1",
+    "deinterleave_cost": "x86-avx2/float32/narrow-32-s2/1",
+    "loop_cost": "arm-neon/float32/res-1x1-56/1",
+    "tile_cost": "arm-neon-wide/float32/res-14/1",
+    "store_cost": "x86-avx512/float32/res-7/4",
+    "page_cost": "arm-neon/float32/vgg-14/4",
+}
+
+
+def triple(monkeypatch: pytest.MonkeyPatch, *costs: str) -> None:
+    """Every family with these cost constants three times as high."""
+    changed = {
+        name: replace(family, **{cost: 3 * getattr(family, cost) for cost in costs})
+        for name, family in operator.FAMILIES.items()
+    }
+    monkeypatch.setattr(operator, "FAMILIES", changed)
+
+
+@pytest.mark.parametrize("name", golden.names())
+def test_level_0_is_as_pinned(name: str) -> None:
+    difference = golden.difference(name, STORED.get(name), golden.pin(name))
+    assert not difference, difference
+
+
+def test_the_file_holds_these_pins_and_no_others() -> None:
+    assert sorted(STORED) == sorted(golden.names())
+
+
+def test_pins_cover_what_they_promise() -> None:
+    parts = [name.split("/") for name in golden.conv_names()]
+    assert len(parts) >= 60
+    assert {p[0] for p in parts} == {*operator.FAMILIES, operator.GENERIC.name}
+    assert {p[1] for p in parts} == {"float32", "float16"}
+    assert {int(p[3]) for p in parts} == {1, 2, 4, 8, 16}
+    assert {p[2] for p in parts} == set(golden.LAYERS)
+
+
+def test_every_cost_constant_has_a_pin_that_sees_it() -> None:
+    assert set(SENSITIVE) == {f.name for f in fields(Family) if f.name.endswith("_cost")}
+
+
+@pytest.mark.parametrize("cost", sorted(SENSITIVE))
+def test_a_tripled_cost_constant_is_seen(cost: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    triple(monkeypatch, cost)
+    name = SENSITIVE[cost]
+    assert "configuration of level 0" in golden.difference(name, STORED[name], golden.pin(name))
+
+
+def test_all_cost_constants_tripled_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    triple(monkeypatch, *SENSITIVE)
+    names = ("x86-avx512/float32/vgg-14/16", "arm-neon-wide/float16/res-56/1")
+    assert all(golden.difference(n, STORED[n], golden.pin(n)) for n in names)
+
+
+def test_other_code_for_the_same_config_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "x86-avx512/float32/vgg-56/1"
+    monkeypatch.setattr(pattern_conv, "fetch_outputs", lambda *_: None)
+    got = golden.pin(name)
+    assert got["config"] == STORED[name]["config"]
+    assert "PrimFunc of one configuration" in golden.difference(name, STORED[name], got)
+
+
+def test_a_failing_pin_shows_both_configs_and_how_to_renew() -> None:
+    pinned = {"config": {"tile_rows": 1}, "primfunc": "aa"}
+    got = {"config": {"tile_rows": 2}, "primfunc": "bb"}
+    message = golden.difference("some/pin", pinned, got)
+    assert "pinned {'tile_rows': 1} primfunc aa" in message
+    assert "got    {'tile_rows': 2} primfunc bb" in message
+    assert golden.RENEW in message
+    assert "pinned None" in golden.difference("some/new-pin", None, got)
+    assert not golden.difference("some/pin", pinned, dict(pinned))
