@@ -18,9 +18,16 @@ import tvm
 from .onnx_models import from_onnx_model, read_onnx
 from .relax_models import from_ir_module
 from .shared import ImportedModel, TensorSpec, as_input_tuple, check_example_inputs
-from .torch_models import from_module, from_program
+from .torch_models import export_module, from_module, from_program
 
-__all__ = ["ImportedModel", "TensorSpec", "as_input_tuple", "import_model"]
+__all__ = [
+    "ImportedModel",
+    "TensorSpec",
+    "as_input_tuple",
+    "export_module",
+    "import_model",
+    "is_instance_of",
+]
 
 
 def import_model(model: Any, example_inputs: Any = None) -> ImportedModel:
@@ -47,11 +54,11 @@ tvm.IRModule
         imported = from_ir_module(model)
     elif isinstance(model, str | os.PathLike):
         imported = from_onnx_model(read_onnx(Path(model)), example_inputs)
-    elif _is_instance_of(model, "onnx", "ModelProto"):
+    elif is_instance_of(model, "onnx", "ModelProto"):
         imported = from_onnx_model(model, example_inputs)
-    elif _is_instance_of(model, "torch.export", "ExportedProgram"):
+    elif is_instance_of(model, "torch.export", "ExportedProgram"):
         imported = from_program(model)
-    elif _is_instance_of(model, "torch.nn", "Module"):
+    elif is_instance_of(model, "torch.nn", "Module"):
         imported = from_module(model, example_inputs)
     else:
         raise TypeError(
@@ -64,7 +71,7 @@ tvm.IRModule
     return imported
 
 
-def _is_instance_of(value: Any, module: str, name: str) -> bool:
+def is_instance_of(value: Any, module: str, name: str) -> bool:
     """isinstance without importing ``module``: whoever owns an instance has imported it already."""
     owner = sys.modules.get(module)
     return owner is not None and isinstance(value, getattr(owner, name))

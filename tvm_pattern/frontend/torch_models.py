@@ -47,17 +47,29 @@ def from_module(model: Any, example_inputs: Any) -> ImportedModel:
             f"{type(model).__name__} cannot run on the example inputs ({shapes}): {error};"
             " give inputs that model(*example_inputs) accepts"
         ) from error
+    return from_program(export_module(model, arguments), checked=True)
+
+
+def export_module(model: Any, arguments: tuple[Any, ...]) -> Any:
+    """A module or scripted module as an ``ExportedProgram``.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be traced.
+    """
+    import torch
+
     try:
         with torch.no_grad(), quiet():
             if isinstance(model, torch.jit.ScriptModule):
                 model = _from_script(model, arguments)
-            program = torch.export.export(model, arguments)
+            return torch.export.export(model, arguments)
     except (RuntimeError, TypeError, ValueError, torch._dynamo.exc.TorchDynamoException) as error:
         raise ValueError(
             f"torch.export cannot trace {type(model).__name__}: {error}; the forward pass has to"
             " be free of data-dependent control flow"
         ) from error
-    return from_program(program, checked=True)
 
 
 def _from_script(model: Any, arguments: tuple[Any, ...]) -> Any:
