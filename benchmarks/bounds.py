@@ -60,7 +60,7 @@ def _near(engine: LayerEngine) -> LayerEngine:
     codes = plan.fkw.in_channel
     near = np.zeros_like(codes) if plan.fkw.index_encoding == "delta8" else codes % NEAR_CHANNELS
     arguments[position] = tvm.runtime.tensor(near)
-    return LayerEngine(plan, engine.function, arguments)
+    return LayerEngine(plan, engine.function, arguments, engine.num_threads)
 
 
 def _loops(engine: LayerEngine, target: tvm.target.Target) -> list[InnerLoop]:

@@ -20,7 +20,7 @@ from topi_kernels.layout import PlaneLayout
 from topi_kernels.operator import ConvPlan, default_layout, plan_conv
 from topi_kernels.target_family import target_family
 from topi_kernels.workload import Epilogue
-from tvm_pattern.threads import use_threads
+from tvm_pattern.threads import run_on
 
 from .workloads import LayerSpec, NetworkSpec
 
@@ -45,7 +45,10 @@ def from_planes(planes: np.ndarray, layout: PlaneLayout) -> np.ndarray:
 class LayerEngine:
     """One convolution with bias and ReLU as the built operator, level-0 configuration."""
 
-    def __init__(self, plan: ConvPlan, function: Any, arguments: list[Any]) -> None:
+    def __init__(
+        self, plan: ConvPlan, function: Any, arguments: list[Any], num_threads: int
+    ) -> None:
+        self.num_threads = num_threads
         self.plan = plan
         self.function = function
         self.arguments = arguments
@@ -82,13 +85,12 @@ class LayerEngine:
             family=family,
             num_threads=num_threads,
         )
-        use_threads(num_threads)
         module = tvm.compile(
             tvm.IRModule({"main": plan.primfunc().with_attr("global_symbol", "main")}), resolved
         )
         out = np.zeros((1, spec.out_channels, out_layout.size), np.float32)
         arrays = [to_planes(image, in_layout), *plan.arrays, bias, out]
-        return cls(plan, module["main"], [tvm.runtime.tensor(a) for a in arrays])
+        return cls(plan, module["main"], [tvm.runtime.tensor(a) for a in arrays], num_threads)
 
     def describe(self) -> str:
         """The chosen configuration, for the note of a row."""
@@ -98,7 +100,7 @@ class LayerEngine:
         return f"{tile}, {c.vector_width} lanes, {c.shift}, {c.loop_order}{blocks}"
 
     def run(self) -> None:
-        self.function(*self.arguments)
+        run_on(self.num_threads, self.function, *self.arguments)
 
     def output(self) -> np.ndarray:
         return from_planes(self.arguments[-1].numpy(), self.plan.workload.out_layout)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import tvm_pattern as tp
-from tvm_pattern import artifact, machine
+from tvm_pattern import artifact, loading, machine
 from tvm_pattern.artifact import ArtifactError, Manifest, manifest_path
 
 IMAGE = torch.randn(1, 3, 9, 11, generator=torch.Generator().manual_seed(1)).numpy()
@@ -183,7 +183,7 @@ def test_export_says_what_is_wrong(library, exported, tmp_path):
 
 def test_tar_without_a_compiler(library, tmp_path, monkeypatch):
     path = library.export(tmp_path / "net.tar")
-    monkeypatch.setattr(artifact.shutil, "which", lambda name: None)
+    monkeypatch.setattr(loading.shutil, "which", lambda name: None)
     with pytest.raises(ArtifactError, match="no gcc to link"):
         tp.load(path)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -84,8 +86,7 @@ def test_numbers_out_of_range(library, options):
 
 
 def test_library_without_steps(library):
-    manifest = {**library.manifest.__dict__, "steps": []}
-    bare = type(library)(library._executable, type(library.manifest)(**manifest))
+    bare = type(library)(library._code, replace(library.manifest, steps=[]))
     with pytest.raises(ValueError, match="holds no steps"):
         bare.profile()
 

@@ -13,10 +13,12 @@ from relay_passes import pipeline
 from relay_passes import targets as target_tags
 from relay_passes.report import RewriteReport
 
-from .artifact import Library, Manifest
 from .frontend import import_model
+from .library import Library, describe
+from .linking import CompiledCode
+from .machine import host_target, target_architecture
 from .profiling import Step, with_steps
-from .threads import check_num_threads, use_threads
+from .threads import check_num_threads, stay_alone
 from .tuning.lookup import config_lookup
 
 
@@ -67,7 +69,7 @@ tvm.IRModule
     num_threads = check_num_threads(num_threads)
     resolved = target_tags.resolve(target)
     imported = import_model(model, example_inputs)
-    use_threads(num_threads)
+    stay_alone()
     lowered, report = pipeline.lower(
         imported.mod,
         resolved,
@@ -81,10 +83,13 @@ tvm.IRModule
     with _build_context(resolved):
         executable = tvm.compile(lowered, resolved)
     report = _with_names(report, imported.layer_names)
-    manifest = Manifest.create(
-        resolved, imported.inputs, imported.outputs, num_threads, report, steps
-    )
-    return Library(executable, manifest)
+    manifest = describe(resolved, imported.inputs, imported.outputs, num_threads, report, steps)
+    return Library(CompiledCode(executable, _triple(resolved)), manifest)
+
+
+def _triple(target: Target) -> str:
+    """What the linker is chosen by."""
+    return str(host_target(target).attrs.get("mtriple", "")) or target_architecture(target)
 
 
 def _build_context(target: Target) -> tvm.transform.PassContext:

@@ -1,21 +1,30 @@
-"""How many threads a compiled library runs on.
+"""On which threads a compiled library runs.
 
-TVM gives each calling thread a pool of its own, created at the first parallel loop with a size that
-never changes, and by default binds the caller to a core. :func:`use_threads` sizes that pool before
-it exists, chooses how many of its workers take part, and leaves every thread free to run on all
-cores that the process may use.
+TVM gives each calling thread a pool of its own, whose size is fixed when it is made, which lives as
+long as the thread, and which a forked child cannot use. So no caller ever gets one with workers:
+
+- on one thread, a call runs in its caller, whose pool is made without workers;
+- on more, it runs in a thread of ours that owns a pool of exactly that size. There are as many of
+  them as fit the cores, calls beyond that wait, and they serve every thread of the process.
+
+A forked child starts with none and makes its own.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 import tvm
 
 # Cores the process may use, read before any pool can have narrowed the mask of this thread.
 _CPUS = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+# TVM's mode in which all workers share the listed cores, instead of having one each.
+_SHARE_CORES = -3
 
 _current = threading.local()
 
@@ -51,33 +60,137 @@ def check_num_threads(num_threads: int | None) -> int:
     return num_threads
 
 
-def use_threads(num_threads: int) -> None:
-    """Let the next TVM calls of this thread use ``num_threads`` workers, the caller included.
+def calls_at_once(num_threads: int) -> int:
+    """How many calls on ``num_threads`` threads each the cores of this process can run."""
+    return max(1, len(available_cpus()) // num_threads)
 
-    Raises
-    ------
-    RuntimeError
-        If this thread's pool exists already and is too small.
+
+def run_on(num_threads: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    """``function(*arguments)`` with ``num_threads`` threads for TVM's parallel loops.
+
+    Safe from any thread. An exception of ``function`` is raised here.
     """
+    if num_threads == 1:
+        stay_alone()
+        return function(*arguments)
     if getattr(_current, "num_threads", None) == num_threads:
+        return function(*arguments)
+    return _crew(num_threads).run(function, arguments)
+
+
+def stay_alone() -> None:
+    """Let TVM's parallel loops in the calling thread run in that thread, bound to no core."""
+    if getattr(_current, "num_threads", None) == 1:
         return
+    mask = os.sched_getaffinity(0) if _CPUS is not None else None
+    _size_pool(1)
+    if mask is not None:
+        os.sched_setaffinity(0, mask)
+    _current.num_threads = 1
+
+
+def _size_pool(num_threads: int) -> None:
+    """Give the calling thread a pool of ``num_threads``, the caller included, on all cores."""
     cpus = available_cpus()
-    # The length of the list is the size of a pool that does not exist yet: enough for any later
-    # request up to the number of cores.
-    slots = (cpus * -(-num_threads // len(cpus)))[: max(num_threads, len(cpus))]
-    share_all_cpus = -3
-    tvm.get_global_func("runtime.config_threadpool")(
-        share_all_cpus, num_threads, [str(cpu) for cpu in slots]
-    )
-    got = tvm.get_global_func("runtime.NumThreads")()
-    if got != num_threads:
+    configure = tvm.get_global_func("runtime.config_threadpool")
+    # The length of the first list is the size of a pool that does not exist yet; the second sets
+    # where its threads may run.
+    slots = (cpus * -(-num_threads // len(cpus)))[:num_threads]
+    for cores in (slots, slots if num_threads > len(cpus) else cpus):
+        configure(_SHARE_CORES, num_threads, [str(cpu) for cpu in cores])
+
+
+class _Job:
+    """A call and its outcome."""
+
+    __slots__ = ("arguments", "done", "error", "function", "result")
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        self.function, self.arguments = function, arguments
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.done = threading.Lock()
+        self.done.acquire()
+
+    def run(self) -> None:
+        try:
+            self.result = self.function(*self.arguments)
+        except BaseException as error:  # noqa: BLE001  raised again in the caller
+            self.error = error
+
+
+class _Crew:
+    """Threads that own pools of one size."""
+
+    def __init__(self, num_threads: int) -> None:
+        self._num_threads = num_threads
+        self._limit = calls_at_once(num_threads)
+        self._jobs: SimpleQueue[_Job] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._size = self._unfinished = 0
+
+    def run(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        job = _Job(function, arguments)
+        with self._lock:
+            self._unfinished += 1
+            if self._unfinished > self._size and self._size < self._limit:
+                self._start()
+        self._jobs.put(job)
+        job.done.acquire()  # a signal may interrupt it; the call runs to its end then
+        if job.error is not None:
+            try:
+                raise job.error
+            finally:
+                del job  # the traceback holds this frame: no cycle
+        return job.result
+
+    def _start(self) -> None:
+        name = f"tvm-pattern-{self._num_threads}-{self._size}"
+        try:
+            threading.Thread(target=self._serve, name=name, daemon=True).start()
+        except RuntimeError:
+            # The system gives no more threads; those that there are serve on.
+            if self._size == 0:
+                self._unfinished -= 1
+                raise
+        else:
+            self._size += 1
+
+    def _serve(self) -> None:
+        _size_pool(self._num_threads)
+        _current.num_threads = self._num_threads
+        while True:
+            job = self._jobs.get()
+            job.run()
+            with self._lock:
+                self._unfinished -= 1
+            job.done.release()
+            del job
+
+
+_crews: dict[int, _Crew] = {}
+_crews_lock = threading.Lock()
+
+
+def _crew(num_threads: int) -> _Crew:
+    crew = _crews.get(num_threads)
+    if crew is None:
+        with _crews_lock:
+            crew = _crews.setdefault(num_threads, _Crew(num_threads))
+    return crew
+
+
+def _forget_crews() -> None:
+    """In a forked child, which has none of its parent's threads."""
+    global _crews_lock
+    _crews_lock = threading.Lock()
+    _crews.clear()
+    if getattr(_current, "num_threads", 1) > 1:
         _current.num_threads = None
-        raise RuntimeError(
-            f"TVM's thread pool of this thread was created with {got} workers, expected"
-            f" {num_threads}; set TVM_NUM_THREADS={num_threads} before the first use of TVM, or"
-            " call from a new thread"
-        )
-    _current.num_threads = num_threads
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_crews)
 
 
 def _core_of(cpu: int) -> tuple[str, str]:

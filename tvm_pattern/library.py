@@ -1,0 +1,418 @@
+"""A compiled library: run it, time it, write it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.target import Target
+
+from relay_passes.report import RewriteReport
+
+from . import __version__
+from .frontend import TensorSpec
+from .linking import CompiledCode
+from .machine import required_features, target_architecture, why_not_runnable
+from .manifest import ArtifactError, Manifest, bad_field
+from .profiling import Profile, Step, check_timing, time_steps
+from .publish import publish
+from .threads import calls_at_once, check_num_threads, run_on
+from .vm_pool import VMPool
+
+SUFFIXES = (".so", ".tar")
+
+
+class Code(Protocol):
+    """Where a library's functions come from."""
+
+    def module(self) -> tvm.runtime.Module: ...
+
+
+def describe(
+    target: Target,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    num_threads: int,
+    report: RewriteReport,
+    steps: Sequence[Step] = (),
+) -> Manifest:
+    """The manifest of a library that was compiled just now."""
+    return Manifest(
+        target=_plain(target.export()),
+        architecture=target_architecture(target),
+        cpu_features=required_features(target),
+        inputs=[_tensor_data(spec) for spec in inputs],
+        outputs=[_tensor_data(spec) for spec in outputs],
+        num_threads=num_threads,
+        versions={
+            "tvm_pattern": __version__,
+            "tvm": tvm.__version__,
+            "python": platform.python_version(),
+        },
+        report=[_plain(asdict(row)) for row in report.rows],
+        steps=[_plain(asdict(step)) for step in steps],
+    )
+
+
+class Library:
+    """A compiled model. Call it with numpy arrays or torch tensors; it returns numpy arrays.
+
+    Made by :func:`tvm_pattern.compile` or :func:`tvm_pattern.load`. Any number of threads may call
+    it at the same time: as many calls run at once as fit the cores, the others wait. A forked child
+    may call it too. Its memory is freed with the last reference to it.
+    """
+
+    def __init__(self, code: Code, manifest: Manifest, origin: str = "this library") -> None:
+        self._code = code
+        self._origin = origin
+        self.manifest = manifest
+        self.inputs = tuple(_spec_of(data) for data in manifest.inputs)
+        self.outputs = tuple(_spec_of(data) for data in manifest.outputs)
+        self._num_threads = manifest.num_threads
+        self.target = _target_of(manifest, origin)
+        self.report = _report_of(manifest, origin)
+        self._device: tvm.runtime.Device | None = None
+        # No reference back to the library: it is freed as soon as nobody has it any more.
+        self._vms = VMPool(partial(_start, code, manifest, self.target, origin))
+        self._is_checked = False
+
+    def record_verification(self, verification: dict[str, Any]) -> None:
+        """Keep what a check found: in the manifest, and as a line of the report."""
+        self.manifest = replace(self.manifest, verification=verification)
+        self.report = _report_of(self.manifest, self._origin)
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(map(str, self.inputs))
+        outputs = ", ".join(map(str, self.outputs))
+        return f"Library({inputs} -> {outputs}; {self.manifest.architecture})"
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError(
+            "a Library holds machine code and cannot be pickled or copied; write it by"
+            " lib.export('name.so') and read it by tvm_pattern.load('name.so'), in each process"
+        )
+
+    def __deepcopy__(self, memo: Any) -> NoReturn:
+        self.__reduce_ex__(memo)
+
+    @property
+    def num_threads(self) -> int:
+        """Threads of a run, the caller included; it may be set, up to the compiled number.
+
+        Raises
+        ------
+        ValueError
+            When set to something else.
+        """
+        return self._num_threads
+
+    @num_threads.setter
+    def num_threads(self, num_threads: int) -> None:
+        threads = check_num_threads(num_threads)
+        if threads > self.manifest.num_threads:
+            raise ArtifactError(
+                f"{self._origin} is compiled for {self.manifest.num_threads} threads, got"
+                f" num_threads={threads}; compile it again for more"
+            )
+        self._num_threads = threads
+
+    @property
+    def device(self) -> tvm.runtime.Device:
+        """Where it runs.
+
+        Raises
+        ------
+        ArtifactError
+            If the device is not there.
+        """
+        if self._device is None:
+            self._device = _device_of(self.target)
+        return self._device
+
+    @property
+    def vm(self) -> relax.VirtualMachine:
+        """A Relax virtual machine of the library; made at the first use.
+
+        It is the one that calls use while only one thread calls. It must not be used while another
+        thread calls the library.
+
+        Raises
+        ------
+        ArtifactError
+            If this machine cannot run the library.
+        """
+        return self._vms.first
+
+    def __call__(self, *inputs: Any) -> np.ndarray | tuple[np.ndarray, ...]:
+        """Run the model.
+
+        Parameters
+        ----------
+        *inputs : numpy.ndarray or torch.Tensor
+            One per input, of exactly its shape and dtype.
+
+        Returns
+        -------
+        numpy.ndarray or tuple of numpy.ndarray
+            A tuple if the model has several outputs.
+
+        Raises
+        ------
+        ValueError
+            On a wrong number of inputs, or a wrong shape or dtype.
+        """
+        arguments = self.to_device(*inputs)
+        run = self._run if self._is_checked else self._run_first
+        result = run_on(self._num_threads, run, arguments)
+        if len(self.outputs) == 1 and hasattr(result, "numpy"):
+            return result.numpy()
+        return tuple(value.numpy() for value in result)
+
+    def _run(self, arguments: list[tvm.runtime.Tensor]) -> Any:
+        vm = self._vms.borrow(calls_at_once(self._num_threads))
+        try:
+            return vm.main(*arguments)
+        finally:
+            self._vms.give_back(vm)
+
+    def _run_first(self, arguments: list[tvm.runtime.Tensor]) -> Any:
+        """Run, and hold the result against the manifest, which may have been edited."""
+        _ = self.vm
+        try:
+            result = self._run(arguments)
+        except (RuntimeError, ValueError, TypeError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise bad_field(
+                self._origin, "inputs", f"the code does not take them ({reason})"
+            ) from error
+        values = (result,) if hasattr(result, "numpy") else tuple(result)
+        got = [(list(value.shape), str(value.dtype)) for value in values]
+        expected = [(list(spec.shape), spec.dtype) for spec in self.outputs]
+        if got != expected:
+            raise bad_field(self._origin, "outputs", f"the code gives {got}, not {expected}")
+        self._is_checked = True
+        return result
+
+    def to_device(self, *inputs: Any) -> list[tvm.runtime.Tensor]:
+        """Check ``inputs`` as a call does and copy them to the device."""
+        if len(inputs) != len(self.inputs):
+            raise ValueError(
+                f"got {len(inputs)} inputs, expected {len(self.inputs)}:"
+                f" {', '.join(map(str, self.inputs))}"
+            )
+        arrays = [_as_array(v, spec) for v, spec in zip(inputs, self.inputs, strict=True)]
+        device = self.device
+        return [tvm.runtime.tensor(array, device) for array in arrays]
+
+    def benchmark(self, *inputs: Any, number: int = 1, repeat: int = 10) -> Any:
+        """Time runs on the device.
+
+        Parameters
+        ----------
+        *inputs : numpy.ndarray or torch.Tensor
+        number : int
+            Runs averaged into one result.
+        repeat : int
+            Results; one more run warms up.
+
+        Returns
+        -------
+        tvm.runtime.module.BenchmarkResult
+            ``results``, ``median``, ``mean``, ``min``, ``max``, ``std`` in seconds.
+
+        Raises
+        ------
+        ValueError
+            If ``number`` or ``repeat`` is no integer >= 1, or as a call does.
+        """
+        for name, value in (("number", number), ("repeat", repeat)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r}: expected an integer >= 1")
+        arguments = self.to_device(*inputs)
+
+        def measure(vm: relax.VirtualMachine) -> Any:
+            vm.save_function("main", "timed_main", *arguments, include_return=False)
+            return vm.time_evaluator("timed_main", self.device, number=number, repeat=repeat)()
+
+        return self._with_vm(measure)
+
+    def profile(
+        self, *, repeat: int = 5, min_repeat_ms: int = 2, cool_down: float = 0.0
+    ) -> Profile:
+        """Time every compiled call by itself, and the whole network.
+
+        See :func:`tvm_pattern.profiling.time_steps` for the parameters and what they raise.
+        """
+        steps = [Step.from_dict(step) for step in self.manifest.steps]
+        check_timing(steps, repeat, min_repeat_ms, cool_down)
+
+        def measure(vm: relax.VirtualMachine) -> Profile:
+            return time_steps(
+                vm,
+                self.device,
+                steps,
+                self.manifest.inputs,
+                repeat=repeat,
+                min_repeat_ms=min_repeat_ms,
+                cool_down=cool_down,
+            )
+
+        return self._with_vm(measure)
+
+    def _with_vm(self, function: Any) -> Any:
+        """``function(vm)`` on this library's threads, with a machine of its own."""
+
+        def run() -> Any:
+            vm = self._vms.borrow(calls_at_once(self._num_threads))
+            try:
+                return function(vm)
+            finally:
+                self._vms.give_back(vm)
+
+        return run_on(self._num_threads, run)
+
+    def export(self, path: str | os.PathLike, cc: str | None = None) -> Path:
+        """Write the library and its manifest.
+
+        A good library of that name is there until the new one and its manifest are on the disk:
+        whatever stops the export, :func:`tvm_pattern.load` finds the old pair or the new one.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            Ends in ``.so``, or in ``.tar`` for object files that are linked at loading.
+        cc : str, optional
+            Linker driver; by default ``gcc`` or Debian's cross compiler of the architecture.
+
+        Returns
+        -------
+        pathlib.Path
+            The library file; :func:`manifest_path` gives the manifest's.
+
+        Raises
+        ------
+        ArtifactError
+            On another suffix, a missing folder or a missing compiler, and when the disk is full.
+        """
+        path = Path(path)
+        if path.suffix not in SUFFIXES:
+            raise ArtifactError(f"got {path.name!r}, expected a name ending in .so or .tar")
+        if not path.parent.is_dir():
+            raise ArtifactError(f"no such folder: {path.parent}; create it first")
+        if path.exists() and not path.is_file():
+            raise ArtifactError(f"{path} is no file; choose another name")
+        code = self._code
+        if not isinstance(code, CompiledCode):
+            raise ArtifactError("a loaded library cannot be exported again; copy its two files")
+
+        def write(file: Any) -> Manifest:
+            if path.suffix == ".tar":
+                code.write_tar(file)
+                return self.manifest
+            linked = code.write_so(file, cc)
+            return replace(self.manifest, abi=linked.abi, page_size=linked.page_size)
+
+        publish(path, write)
+        return path
+
+
+class _Machine(relax.VirtualMachine):
+    """A virtual machine and its function ``main``, which takes a while to look up."""
+
+    def __init__(self, module: tvm.runtime.Module, device: tvm.runtime.Device) -> None:
+        super().__init__(module, device)
+        self.main = self["main"]
+
+
+def _start(code: Code, manifest: Manifest, target: Target, origin: str) -> _Machine:
+    reason = why_not_runnable(manifest.architecture, manifest.cpu_features)
+    if reason is not None:
+        raise ArtifactError(
+            f"{origin} cannot run here: {reason}; export it and run it on its own machine, or"
+            " compile for pattern/native"
+        )
+    device = _device_of(target)
+    return _Machine(code.module(), device)
+
+
+def _device_of(target: Target) -> tvm.runtime.Device:
+    kind = target.kind.name
+    if kind in ("llvm", "c"):
+        return tvm.cpu()
+    device = tvm.device(kind, 0)
+    if not device.exist:
+        raise ArtifactError(
+            f"the library needs a {kind} device and this TVM runtime finds none; run it on the"
+            " target device"
+        )
+    return device
+
+
+def _target_of(manifest: Manifest, origin: str) -> Target:
+    try:
+        return Target(manifest.target)
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1:]
+        raise bad_field(origin, "target", f"TVM knows no such target {reason}") from None
+
+
+def _report_of(manifest: Manifest, origin: str) -> RewriteReport:
+    try:
+        report = RewriteReport.from_json(json.dumps(manifest.report))
+    except (ValueError, TypeError, KeyError) as error:
+        raise bad_field(origin, "report", f"it is no report of convolutions ({error})") from None
+    summary = manifest.verification.get("summary")
+    if summary is not None and not isinstance(summary, str):
+        raise bad_field(origin, "verification", f"its summary is {summary!r}, expected a text")
+    return replace(report, notes=(summary,)) if summary else report
+
+
+def _tensor_data(spec: TensorSpec) -> Any:
+    return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype}
+
+
+def _spec_of(data: Any) -> TensorSpec:
+    return TensorSpec(data["name"], tuple(data["shape"]), data["dtype"])
+
+
+def _as_array(value: Any, spec: TensorSpec) -> np.ndarray:
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().numpy()
+    elif isinstance(value, tvm.runtime.Tensor):
+        value = value.numpy()
+    if not isinstance(value, np.ndarray):
+        raise ValueError(
+            f"input {spec.name!r}: got a {type(value).__name__}, expected a numpy array or torch"
+            f" tensor {spec.dtype}{list(spec.shape)}"
+        )
+    if value.shape != spec.shape:
+        raise ValueError(
+            f"input {spec.name!r}: got shape {list(value.shape)}, expected {list(spec.shape)};"
+            " the library is compiled for that shape, compile again for another"
+        )
+    if str(value.dtype) != spec.dtype:
+        raise ValueError(
+            f"input {spec.name!r}: got dtype {value.dtype}, expected {spec.dtype}; pass"
+            f" x.astype({spec.dtype!r})"
+        )
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """TVM containers and integers as plain Python data."""
+    if isinstance(value, str | bool | int | float) or value is None:
+        return str(value) if isinstance(value, str) else value
+    if hasattr(value, "items"):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, tvm.tirx.IntImm):
+        return int(value)
+    return [_plain(v) for v in value]

@@ -1,0 +1,98 @@
+"""``load``: a library from its files, everything checked before any code runs."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import tvm
+
+from .library import Library
+from .linking import LoadedCode, link, open_module, private_folder, readable_errors
+from .machine import why_not_runnable
+from .manifest import ArtifactError, Manifest
+from .publish import copy_checked
+from .threads import check_num_threads
+
+
+def load(path: str | os.PathLike, num_threads: int | None = None) -> Library:
+    """Load a library that :meth:`Library.export` wrote.
+
+    The library runs from a private copy of the file, which is gone with the last reference to the
+    library: replacing or removing the file later changes nothing, and loading it again after that
+    gives the new one.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        The ``.so`` or ``.tar``; its manifest lies beside it.
+    num_threads : int, optional
+        At most the number it was compiled for, which is the default.
+
+    Raises
+    ------
+    ArtifactError
+        If a file is missing or corrupted, the manifest is unknown, this machine lacks a CPU
+        feature that the code uses, or there is no space for the copy.
+    """
+    path = Path(path)
+    folder = private_folder()
+    try:
+        # A name never used before: the dynamic linker would answer with the old library.
+        copy = folder / f"lib{secrets.token_hex(8)}{path.suffix}"
+        with readable_errors(f"copy {path} to a folder for temporary files"), copy.open("wb") as f:
+            manifest = copy_checked(path, f)
+        manifest = _checked(manifest, path, num_threads)
+        if path.suffix == ".tar":
+            copy = _link_tar(copy, path)
+        # The mapping outlives the name.
+        code = LoadedCode(_open(copy, path))
+        return Library(code, manifest, origin=str(path))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _checked(manifest: Manifest, path: Path, num_threads: int | None) -> Manifest:
+    """The manifest for this many threads, if this machine can run the library."""
+    if num_threads is not None:
+        threads = check_num_threads(num_threads)
+        if threads > manifest.num_threads:
+            raise ArtifactError(
+                f"{path} is compiled for {manifest.num_threads} threads, got num_threads={threads};"
+                " compile it again for more"
+            )
+        manifest = replace(manifest, num_threads=threads)
+    reason = why_not_runnable(manifest.architecture, manifest.cpu_features)
+    if reason is not None:
+        raise ArtifactError(
+            f"{path} cannot run on this machine: {reason}; compile it again for this machine"
+        )
+    return manifest
+
+
+def _open(copy: Path, path: Path) -> tvm.runtime.Module:
+    try:
+        return open_module(copy)
+    except ArtifactError as error:
+        raise ArtifactError(f"cannot load {path}: {error}") from None
+
+
+def _link_tar(archive: Path, path: Path) -> Path:
+    """Link the objects of a ``.tar`` beside it."""
+    if shutil.which("gcc") is None:
+        raise ArtifactError(f"no gcc to link {path}; install it, or export a .so instead")
+    folder = archive.parent
+    try:
+        with readable_errors(f"unpack {path}"), tarfile.open(archive) as members:
+            members.extractall(folder, filter="data")
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        if isinstance(error, ArtifactError):
+            raise
+        raise ArtifactError(f"cannot load {path}: {error}; export it again") from None
+    library = folder / f"lib{secrets.token_hex(8)}.so"
+    link(library, sorted(folder.glob("*.o")), "gcc")
+    return library

@@ -1,0 +1,196 @@
+"""What has to be known about a library to use it: the manifest, a JSON file beside it.
+
+Free of TVM, so that a manifest can be read where TVM is not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from .atomic import write_file
+
+MANIFEST_SCHEMA = 3
+
+
+class ArtifactError(ValueError):
+    """A library file that cannot be written, read or run here."""
+
+
+_STRICT = ConfigDict(strict=True, extra="forbid")
+_Dtype = Annotated[str, Field(pattern=r"^(bool|(float|bfloat|int|uint)\d{1,3}\w*)$")]
+_Name = Annotated[str, Field(min_length=1)]
+_Shape = list[Annotated[int, Field(ge=0)]]
+
+
+class TensorData(TypedDict):
+    """An input or output as plain data."""
+
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    name: _Name
+    shape: _Shape
+    dtype: _Dtype
+
+
+class StepInput(TypedDict):
+    """An activation that a step takes."""
+
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    shape: _Shape
+    dtype: _Dtype
+
+
+class StepData(TypedDict):
+    """A :class:`tvm_pattern.profiling.Step` as plain data."""
+
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    function: _Name
+    layer: str
+    op: str
+    inputs: list[StepInput]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What has to be known about a library to use it.
+
+    Parameters
+    ----------
+    target : dict
+        The TVM target, as ``Target`` takes it.
+    architecture : str
+        ``x86_64``, ``aarch64`` or ``arm``.
+    cpu_features : list of str
+        LLVM names of the CPU features that the code may use.
+    inputs, outputs : list of dict
+        Name, shape and dtype of each.
+    num_threads : int
+        Threads of a run, the caller included.
+    versions : dict
+        Of this package, TVM and Python at compile time.
+    report : list of dict
+        One row per convolution.
+    steps : list of dict
+        The functions that :mod:`tvm_pattern.profiling` times.
+    abi : str
+        ``gnu``, ``gnueabihf`` or ``android``; empty for a ``.tar`` and before export.
+    page_size : int
+        Alignment in bytes of the library's segments; the device's pages may not be larger.
+    sha256 : str
+        Of the library file that this manifest belongs to; empty before export.
+    verification : dict
+        What the check against the model itself found, see
+        :class:`tvm_pattern.verification.Verification`; empty if nobody has checked.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    target: Annotated[dict[str, Any], Field(min_length=1)]
+    architecture: _Name
+    cpu_features: list[str]
+    inputs: list[TensorData]
+    outputs: Annotated[list[TensorData], Field(min_length=1)]
+    num_threads: Annotated[int, Field(ge=1, le=1024)]
+    versions: dict[str, str]
+    report: list[dict[str, Any]]
+    steps: list[StepData]
+    abi: Annotated[str, Field(pattern="^(gnu|gnueabihf|android)?$")] = ""
+    page_size: Annotated[int, Field(ge=0)] = 0
+    sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    verification: dict[str, Any] = field(default_factory=dict)
+    schema: Annotated[int, Field(ge=MANIFEST_SCHEMA, le=MANIFEST_SCHEMA)] = MANIFEST_SCHEMA
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """Parse a manifest file.
+
+        Raises
+        ------
+        ArtifactError
+            If it is missing, no JSON, of an unknown schema, or lacks fields; the message names the
+            field that is wrong.
+        """
+        if not path.is_file():
+            raise ArtifactError(
+                f"no manifest {path}; expected the file that export() wrote beside the library:"
+                " copy both"
+            )
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise ArtifactError(f"{path} is not JSON ({error}); export the library again") from None
+        except OSError as error:
+            raise ArtifactError(f"cannot read {path}: {error.strerror}") from None
+        return cls.from_data(data, str(path))
+
+    @classmethod
+    def from_data(cls, data: Any, origin: str) -> Manifest:
+        """A manifest from plain data; ``origin`` names where it is from.
+
+        Raises
+        ------
+        ArtifactError
+            As :meth:`read`.
+        """
+        schema = data.get("schema") if isinstance(data, dict) else None
+        if schema != MANIFEST_SCHEMA or not isinstance(schema, int):
+            raise ArtifactError(
+                f"{origin} has the schema {schema!r}, expected {MANIFEST_SCHEMA}; export the"
+                " library again with this version"
+            )
+        names = {item.name for item in fields(cls)}
+        if set(data) != names:
+            raise ArtifactError(
+                f"{origin}: missing fields {sorted(names - set(data))}, unknown fields"
+                f" {sorted(set(data) - names)}; export the library again"
+            )
+        try:
+            # Of JSON text, because pydantic's strict mode takes no dict for a dataclass.
+            return _ADAPTER.validate_json(json.dumps(data))
+        except ValidationError as error:
+            raise ArtifactError(f"{origin}: {_first_problem(error)}") from None
+
+    def write(self, path: Path) -> None:
+        """Replace ``path`` by this manifest, whole or not at all."""
+        write_file(path, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The manifest as a JSON file."""
+        return (json.dumps(asdict(self), indent=1) + "\n").encode()
+
+
+_ADAPTER = TypeAdapter(Manifest)
+
+
+def bad_field(origin: str, name: str, problem: str) -> ArtifactError:
+    """The error for a field whose value has the right type and makes no sense."""
+    return ArtifactError(f"{origin}: the field {name!r}: {problem}; export the library again")
+
+
+def manifest_path(library: str | os.PathLike) -> Path:
+    """Where the manifest of a library file lies: beside it, ``.json`` appended."""
+    library = Path(library)
+    return library.with_name(library.name + ".json")
+
+
+def pending_path(library: str | os.PathLike) -> Path:
+    """The manifest of a library file that export is just about to put in its place."""
+    library = Path(library)
+    return library.with_name(library.name + ".json.pending")
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    place = ".".join(map(str, problem["loc"]))
+    got = repr(problem["input"])
+    got = got if len(got) <= 60 else got[:57] + "..."
+    return (
+        f"the field {place!r} is {got}: {problem['msg'].lower()}; was it edited? Export the library"
+        " again"
+    )
