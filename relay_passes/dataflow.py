@@ -14,10 +14,12 @@ import tvm
 from tvm import relax
 from tvm.ir import Call, Expr, GenericConst, GlobalVar, Op, Var
 
+from topi_kernels.eligibility import DTYPES
+
 #: Users that are not bindings: the end of a block or the body of the function.
 OUTPUT = "output"
 #: Element types of images that the passes rewrite.
-FLOATS = ("float32", "float16")
+FLOATS = DTYPES
 
 
 def relax_functions(mod: tvm.IRModule) -> Iterator[tuple[GlobalVar, relax.Function]]:

@@ -14,6 +14,8 @@ import tvm
 from tvm import relax
 from tvm.ir import Call, Expr
 
+from topi_kernels.eligibility import is_depthwise, why_dense
+
 from .dataflow import (
     FLOATS,
     bindings_of,
@@ -27,7 +29,6 @@ from .dataflow import (
 from .markers import ConvParams, Marker
 from .report import LayerRow, ReportBuilder
 
-MAX_STRIDE = 2
 # Leaves room for the padding of the planes; the operator itself refuses what still exceeds 2**31.
 MAX_ELEMENTS = 2**29
 _NOT_2D = {
@@ -74,16 +75,7 @@ def rejection(call: Call, out: Expr, no_float16: str = "") -> str:
         return "the weight is not a constant; bind the parameters before compiling"
     if not np.isfinite(value).all():
         return "the weight holds NaN or Inf"
-    if max(int(s) for s in attrs.strides) > MAX_STRIDE:
-        return f"stride {_pair(attrs.strides)}; at most {MAX_STRIDE} is supported"
-    groups, in_channels = int(attrs.groups), shape_of(data)[1]
-    if groups != 1 and not _is_depthwise(groups, in_channels):
-        return f"grouped convolution ({groups} groups of {in_channels // groups} in_channels)"
-    return ""
-
-
-def _is_depthwise(groups: int, in_channels: int) -> bool:
-    return groups == in_channels and groups > 1
+    return why_dense(int(attrs.groups), shape_of(data)[1], _pair(attrs.strides))
 
 
 def _pair(values: Any) -> Any:
@@ -121,7 +113,7 @@ def describe(call: Call, out: Expr, layer: str, reason: str) -> LayerRow:
 def marker_of(call: Call, layer: str) -> Marker:
     """The marker of an accepted convolution."""
     attrs = call.attrs
-    depthwise = _is_depthwise(int(attrs.groups), shape_of(call.args[0])[1])
+    depthwise = is_depthwise(int(attrs.groups), shape_of(call.args[0])[1])
     params = ConvParams(layer, _pair(attrs.strides), _pair(attrs.padding), _pair(attrs.dilation))
     op = "depthwise_conv2d" if depthwise else "conv2d"
     return Marker(op, tuple(call.args), params.to_dict())

@@ -49,14 +49,14 @@ def train_step(model, optimizer, step, scaler=None, accumulate=1):
         scaler.update()
 
 
-def run(model, optimizer, pruner, start, stop, freeze_at, every=4, **kwargs):
+def run(model, optimizer, pruner, start, stop, freeze_at, every=4, early=False, **kwargs):
     """Steps ``start`` to ``stop``; an update every few, the freeze after step ``freeze_at``."""
     for step in range(start, stop):
         train_step(model, optimizer, step, **kwargs)
         if pruner.phase == "training" and step % every == every - 1:
             pruner.step()
         if step == freeze_at:
-            pruner.freeze()
+            pruner.freeze(early)
 
 
 def sgd(model, **kwargs):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import prune
-from torch.nn.utils.parametrizations import weight_norm
 
 from topi_kernels.pattern import Pattern, PatternSet, fixed8_patterns
 from tvm_pattern.pruning import ConfigError, LibrarySpec, PatternConfig, Rule, oneshot
@@ -46,10 +45,10 @@ def _plans(net, **kwargs):
 
 def test_defaults_choose_by_kind(net):
     plans, skipped = _plans(net, connectivity=2.0)
-    assert set(plans) == {"body", "depth", "grouped"}
+    assert set(plans) == {"body", "depth"}
     assert plans["body"].kept == 64
     assert plans["depth"].kept == 16  # connectivity would delete channels
-    assert plans["grouped"].kept == 64
+    assert "compiler leaves it dense: grouped convolution (2 groups of 8" in skipped["grouped"]
     assert "7" in skipped["stem"]
     assert "5" in skipped["wide"]
     assert "1x1" in skipped["point"]
@@ -88,8 +87,6 @@ def test_rules_apply_in_order_and_inherit(net):
     [
         ({"rules": [{"name": "layer9.*", "skip": True}]}, "matches no convolution; the model has"),
         ({"rules": [{"name": "body", "connectivity": 200.0}]}, "body: connectivity 200.0 is above"),
-        ({"rules": [{"name": "body", "group": 3}]}, "group 3 does not divide the 16 filters"),
-        ({"group": 16}, "crosses the convolution's 2 groups of 8"),
         ({"rules": [{"type": "depthwise", "connectivity": 2.0}]}, "would delete channels"),
         ({"rules": [{"name": "wide", "library": "fixed8"}]}, "wide: library fixed8 has"),
         ({"rules": [{"name": "body", "library": {"taps": 10}}]}, "has no 10 taps"),
@@ -175,17 +172,60 @@ def test_missing_file_is_named(tmp_path):
         PatternConfig.from_file(tmp_path / "none.yaml")
 
 
-def test_layers_that_cannot_be_pruned_have_a_reason():
+def test_layers_that_share_a_weight_are_pruned_once_and_alike():
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))
     net[2].weight = net[1].weight
-    net[0] = weight_norm(net[0])
     _, skipped = _plans(net, connectivity=2.0)
-    assert "parametrized" in skipped["0"]
-    assert skipped["2"] == "shares its weight with 1"
-    old = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
-    prune.random_unstructured(old[1], "weight", 0.5)
-    _, skipped = _plans(old, connectivity=2.0)
-    assert "no ordinary parameter" in skipped["1"]
+    assert skipped == {"2": "shares its weight with 1"}
+    row = {r.name: r for r in oneshot(net, connectivity=2.0).rows}["2"]
+    assert row.weights_kept == 128 == np.count_nonzero(net[2].weight.detach().numpy())
+    assert (row.reason, row.note) == ("", "shares its weight with 1")
+    with pytest.raises(ConfigError, match=r"2 is to stay dense .* shares its weight with 1"):
+        _plans(net, connectivity=2.0, rules=[Rule(name="2", skip=True)])
+
+
+@pytest.mark.parametrize(
+    ("filters", "group", "expected"), [(30, 4, 2), (30, 16, 2), (15, 4, 1), (30, 3, 3), (24, 16, 8)]
+)
+def test_a_group_that_does_not_divide_is_lowered_there_alone(filters, group, expected):
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, filters, 3), nn.Conv2d(filters, 48, 3))
+    report = oneshot(net, connectivity=2.0, group=group, first="skip")
+    rows = {r.name: r for r in report.rows}
+    assert (rows["1"].group, rows["2"].group) == (expected, group)
+    assert rows["2"].note == ""
+    lowered = f"group {group} lowered to {expected}: it does not divide {filters} filters"
+    assert rows["1"].note == ("" if expected == group else lowered)
+    kept = (net[1].weight.detach().numpy() != 0).reshape(filters // expected, expected, -1)
+    assert (kept == kept[:, :1]).all()  # the filters of a group do share
+    assert np.count_nonzero(kept) == 4 * rows["1"].kernels_kept
+
+
+def test_what_the_compiler_leaves_dense_is_not_pruned():
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3),
+        nn.Conv2d(16, 16, 3, groups=4),
+        nn.Conv2d(16, 16, 3, stride=3),
+        nn.Conv2d(16, 32, 3, groups=16),
+    )
+    _, skipped = _plans(net, connectivity=2.0)
+    assert skipped == {
+        "1": "the compiler leaves it dense: grouped convolution (4 groups of 4 in_channels)",
+        "2": "the compiler leaves it dense: stride (3, 3); at most 2 is supported",
+    }
+
+
+def test_frozen_layers_are_left_alone_and_said_so():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
+    net[1].weight.requires_grad_(False)
+    before = net[1].weight.clone()
+    report = oneshot(net, connectivity=2.0)
+    assert "frozen (requires_grad is False)" in report.rows[1].reason
+    assert torch.equal(net[1].weight, before)
+    report = oneshot(net, connectivity=2.0, frozen="prune")
+    assert np.count_nonzero(net[1].weight.numpy()) == 128 == report.rows[1].weights_kept
+    config = PatternConfig(frozen="prune")
+    assert PatternConfig.from_json(config.to_json()) == config
+    assert "frozen" not in PatternConfig().to_dict()  # resumes states of before the setting
 
 
 def test_a_model_without_convolutions_is_refused():

@@ -20,6 +20,7 @@ from .methods import Admm, Gradual, OneShot
 from .oneshot import oneshot
 from .pruner import Pruner
 from .report import PruneReport
+from .weights import bake_weights
 
 __all__ = [
     "Admm",
@@ -40,6 +41,7 @@ __all__ = [
     "Rule",
     "SparsityError",
     "apply_assignment",
+    "bake_weights",
     "greedy_library",
     "load_pruned",
     "load_training",

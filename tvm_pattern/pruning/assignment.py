@@ -9,7 +9,8 @@ from torch import nn
 
 from topi_kernels.pattern import PatternSet
 
-from .layers import LayerPlan, convolutions
+from .layers import LayerPlan
+from .modules import convolutions
 from .projection import REMOVED, pattern_masks, removed_positions
 
 

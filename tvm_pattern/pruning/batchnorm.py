@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .layers import unwrap
+from .modules import unwrap
 
 
 def batch_input(batch: Any) -> Any:

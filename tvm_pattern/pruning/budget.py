@@ -20,7 +20,8 @@ from torch import nn
 from .assignment import apply_assignment
 from .batchnorm import recalibrate_bn
 from .config import ConfigError, PatternConfig, Rule
-from .layers import LayerPlan, convolutions, resolve_layers, unwrap
+from .layers import LayerPlan, prepare_layers, resolve_layers
+from .modules import convolutions, unwrap
 from .oneshot import assign
 
 _BINS = 4096
@@ -202,7 +203,7 @@ def _try_plan(
         plans, _ = resolve_layers(model, _one_layer(config, name, rate, group))
     except ConfigError:
         return None
-    return next((p for p in plans if p.name == name), None)
+    return next((p for p in plans if p.name == name and p.group == group), None)
 
 
 def choose(
@@ -346,10 +347,11 @@ def plan(
     if len(batches) < 2:
         raise ConfigError(f"calibration needs at least 2 batches, got {len(batches)}")
     config = config or PatternConfig()
-    probe = _Probe(model, batches)
+    model = copy.deepcopy(unwrap(model))  # baking changes it
     # 1x1 layers are candidates too, so their default rate must not hide them.
     wide = config.model_copy(update={"connectivity_1x1": max(config.connectivity_1x1, 1.5)})
-    plans, _ = resolve_layers(model, wide)
+    plans, _ = prepare_layers(model, wide)
+    probe = _Probe(model, batches)
     if config.first == "pattern":
         first = next(iter(convolutions(model)))
         plans = [p for p in plans if p.name != first]

@@ -16,7 +16,7 @@ from torch import nn
 from topi_kernels.pattern import PatternSet
 
 from .assignment import Assignment, LayerAssignment
-from .layers import clean_name, convolutions, unwrap
+from .modules import clean_name, convolutions, unwrap
 
 FORMAT_VERSION = 1
 METADATA_KEY = "tvm_pattern"
@@ -228,8 +228,14 @@ def load_weights(path: str | Path, model: nn.Module) -> None:
 
 def _load_into(path: Path, model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     inner = unwrap(model)
-    own = {clean_name(name): name for name in inner.state_dict()}
+    state = inner.state_dict()
+    own = {clean_name(name): name for name in state}
     given = {clean_name(k.removeprefix("module.")): v for k, v in tensors.items()}
+    # A weight that layers share may have been saved under the name of one of them only.
+    loaded = {state[own[name]].data_ptr(): v for name, v in given.items() if name in own}
+    for name, key in own.items():
+        if name not in given and state[key].numel() and state[key].data_ptr() in loaded:
+            given[name] = loaded[state[key].data_ptr()]
     missing, surplus = sorted(set(own) - set(given)), sorted(set(given) - set(own))
     if missing or surplus:
         raise CheckpointError(

@@ -204,11 +204,14 @@ class PatternConfig(_Strict):
     connectivity_1x1 : float
         The same for 1x1 convolutions, which have no patterns; 1.0 keeps them dense.
     group : int
-        Neighbouring filters that share kernels and patterns. Costs accuracy on narrow layers.
+        Neighbouring filters that share kernels and patterns. Costs accuracy on narrow layers. A
+        layer whose filters it does not divide gets the largest smaller size that does.
     balance : {"layer", "filter"}
         Choose kernels over the whole layer or evenly per filter.
     first : {"pattern", "skip", "prune"}
         The first convolution: patterns only, dense, or like any other.
+    frozen : {"skip", "prune"}
+        Layers whose weight does not train (``requires_grad`` is False): left alone, or pruned too.
     rules : tuple of Rule
         Per-layer exceptions, in order.
     """
@@ -220,11 +223,14 @@ class PatternConfig(_Strict):
     group: Group = 1
     balance: Literal["layer", "filter"] = "layer"
     first: Literal["pattern", "skip", "prune"] = "pattern"
+    frozen: Literal["skip", "prune"] = "skip"
     rules: tuple[Rule, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready dictionary; defaults of rules are left out."""
         data = {k: _plain(getattr(self, k)) for k in type(self).model_fields if k != "rules"}
+        if self.frozen == "skip":
+            del data["frozen"]  # so that states of before this setting still resume
         data["rules"] = [
             {
                 k: _plain(getattr(rule, k))

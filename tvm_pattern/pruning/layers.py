@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
+from topi_kernels.eligibility import fitting_group, why_dense
 from topi_kernels.pattern import PatternSet, builtin_pattern_set, dense_pattern
 
 from .config import ConfigError, LibrarySpec, PatternConfig, Rule
 from .libraries import extract_library, initial_library
+from .modules import convolutions, layer_kind, refuse_unusable_model, refuse_unusable_weight
 from .projection import Balance, kept_kernels
+from .weights import bake_layer, check_by_examples, recipe_of, refuse_computed, why_not_own
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,10 @@ class LayerPlan:
     balance : {"layer", "filter"}
     spec : LibrarySpec or None
         Where ``pattern_set`` was extracted from; phased extraction continues from it.
+    notes : tuple of str
+        What differs from the configuration, for the report.
+    bake : str
+        How torch computes the weight (``weight_norm``, ...), when that has to be baked first.
     """
 
     name: str
@@ -48,16 +55,22 @@ class LayerPlan:
     group: int
     balance: Balance
     spec: LibrarySpec | None = None
+    notes: tuple[str, ...] = ()
+    bake: str = ""
 
 
 @dataclass(frozen=True)
 class SkippedLayer:
-    """A layer that stays dense, with the reason."""
+    """A layer without a plan of its own, with the reason.
+
+    ``tied_to`` names the layer whose weight it shares: then it is as sparse as that one.
+    """
 
     name: str
     kind: str
     shape: tuple[int, ...]
     reason: str
+    tied_to: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,43 +82,6 @@ class _Settings:
     skip: bool = False
     library_rule: Rule | None = None
     reason: str = "a rule skips it"
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel, DataParallel or torch.compile wrappers."""
-    while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod
-        else:
-            return model
-
-
-def clean_name(name: str) -> str:
-    """Module or parameter name without the ``_orig_mod`` parts that torch.compile inserts."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
-
-
-def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
-    """Every 2-D convolution by clean name, in the order of ``named_modules``."""
-    found = {
-        clean_name(name): module
-        for name, module in unwrap(model).named_modules()
-        if isinstance(module, nn.Conv2d)
-    }
-    if not found:
-        raise ConfigError(
-            f"{type(unwrap(model)).__name__} has no nn.Conv2d; give a model with convolutions"
-        )
-    return found
-
-
-def layer_kind(conv: nn.Conv2d) -> str:
-    """``pointwise``, ``depthwise`` or ``conv``."""
-    if conv.groups > 1 and conv.weight.shape[1] == 1:
-        return "depthwise"
-    return "pointwise" if tuple(conv.kernel_size) == (1, 1) else "conv"
 
 
 def _base_settings(config: PatternConfig, kind: str, is_first: bool) -> _Settings:
@@ -157,19 +133,15 @@ def _matched_rules(convs: dict[str, nn.Conv2d], config: PatternConfig) -> dict[s
     return matched
 
 
-def _reason_to_skip(
-    name: str, conv: nn.Conv2d, settings: _Settings, owners: dict[int, str]
-) -> str | None:
+def _reason_to_skip(conv: nn.Conv2d, settings: _Settings, frozen: str) -> str | None:
     """Why a layer stays dense, or None when it is pruned."""
     if settings.skip:
         return settings.reason
-    if parametrize.is_parametrized(conv, "weight"):
-        return "its weight is parametrized; call remove_parametrizations before pruning"
-    if not isinstance(conv._parameters.get("weight"), nn.Parameter):
-        return "its weight is no ordinary parameter (weight_norm, utils.prune); remove that"
-    owner = owners.setdefault(id(conv.weight), name)
-    if owner != name:
-        return f"shares its weight with {owner}"
+    if frozen == "skip" and not any(p.requires_grad for p in conv.parameters() if p.ndim > 1):
+        return "its weight is frozen (requires_grad is False); frozen: prune includes it"
+    dense = why_dense(conv.groups, conv.in_channels, tuple(conv.stride))
+    if dense:
+        return f"the compiler leaves it dense: {dense}"
     kind = layer_kind(conv)
     if kind == "pointwise" and settings.connectivity == 1.0:
         return "1x1 convolution kept dense (connectivity 1)"
@@ -201,74 +173,158 @@ def _library_of(name: str, conv: nn.Conv2d, settings: _Settings) -> PatternSet |
     return message + "; add a rule with a library of this size"
 
 
+@dataclass(frozen=True)
+class _Chosen:
+    """A layer that is to be pruned, before its library is extracted."""
+
+    name: str
+    settings: _Settings
+    library: PatternSet | LibrarySpec
+    bake: str
+    notes: tuple[str, ...]
+
+
 def resolve_layers(
     model: nn.Module, config: PatternConfig
 ) -> tuple[list[LayerPlan], list[SkippedLayer]]:
-    """Decide for every convolution how it is pruned or why not.
+    """Decide for every convolution how it is pruned or why not; the model is not changed.
 
     Raises
     ------
     ConfigError
-        A rule matches nothing, a rate is out of range, a group does not divide, a library has the
-        wrong kernel size, or nothing is left to prune.
+        A rule matches nothing, a rate is out of range, a library has the wrong kernel size, a
+        weight is computed in the forward or cannot be projected, or nothing is left to prune.
     """
+    refuse_unusable_model(model)
     convs = convolutions(model)
     matched = _matched_rules(convs, config)
     first = next(iter(convs))
-    owners: dict[int, str] = {}
     skipped: list[SkippedLayer] = []
-    chosen: list[tuple[str, _Settings, PatternSet | LibrarySpec]] = []
+    chosen: list[_Chosen] = []
+    owners: dict[int, str] = {}
     for name, conv in convs.items():
-        kind = layer_kind(conv)
-        settings = _apply_rules(_base_settings(config, kind, name == first), matched[name])
-        reason = _reason_to_skip(name, conv, settings, owners)
-        library: PatternSet | LibrarySpec | str = ""
-        if reason is None and kind == "pointwise":
-            library = PatternSet("dense1x1", (dense_pattern((1, 1)),))
-        elif reason is None:
-            library = _library_of(name, conv, settings)
-            reason = library if isinstance(library, str) else None
-        if reason is not None or isinstance(library, str):
-            skipped.append(SkippedLayer(name, kind, tuple(conv.weight.shape), str(reason)))
+        settings = _apply_rules(
+            _base_settings(config, layer_kind(conv), name == first), matched[name]
+        )
+        found = _resolve(name, conv, settings, config.frozen)
+        if isinstance(found, _Chosen) and conv._parameters.get("weight") is not None:
+            owner = owners.setdefault(id(conv.weight), name)
+            if owner != name:
+                found = _skip(name, conv, f"shares its weight with {owner}", owner)
+        if isinstance(found, _Chosen):
+            chosen.append(found)
         else:
-            _check_group(name, conv, kind, settings)
-            chosen.append((name, settings, library))
+            skipped.append(found)
     if not chosen:
         reasons = "; ".join(f"{s.name}: {s.reason}" for s in skipped[:4])
         raise ConfigError(f"no layer is left to prune ({reasons}); relax the configuration")
+    _check_weights(convs, chosen, skipped, owners)
     return _finish(convs, chosen), skipped
 
 
-def _check_group(name: str, conv: nn.Conv2d, kind: str, settings: _Settings) -> None:
+def prepare_layers(
+    model: nn.Module, config: PatternConfig, example_inputs: Any = None
+) -> tuple[list[LayerPlan], list[SkippedLayer]]:
+    """:func:`resolve_layers`, then bake what torch computes and check against examples, in place.
+
+    Raises
+    ------
+    ConfigError
+        As :func:`resolve_layers`; or no convolution takes a planned weight itself when the model
+        runs on ``example_inputs``.
+    """
+    plans, skipped = resolve_layers(model, config)
+    convs = convolutions(model)
+    baked = {plan.name: plan.bake for plan in plans if plan.bake}
+    for name in baked:
+        bake_layer(convs[name])
+    if baked:
+        kinds = " and ".join(sorted(set(baked.values())))
+        warnings.warn(
+            f"{kinds} of {len(baked)} layers ({', '.join(list(baked)[:6])}) was baked into plain"
+            " weights, which are what trains and is pruned from now on",
+            stacklevel=3,
+        )
+    if example_inputs is not None:
+        check_by_examples(model, example_inputs, [plan.name for plan in plans])
+    return plans, skipped
+
+
+def _skip(name: str, conv: nn.Conv2d, reason: str, tied_to: str = "") -> SkippedLayer:
+    return SkippedLayer(name, layer_kind(conv), tuple(conv.weight.shape), reason, tied_to)
+
+
+def _resolve(
+    name: str, conv: nn.Conv2d, settings: _Settings, frozen: str
+) -> _Chosen | SkippedLayer:
+    """What becomes of one layer."""
+    reason = _reason_to_skip(conv, settings, frozen)
+    if reason is not None:
+        return _skip(name, conv, reason)
+    kind = layer_kind(conv)
+    library: PatternSet | LibrarySpec | str = PatternSet("dense1x1", (dense_pattern((1, 1)),))
+    if kind != "pointwise":
+        library = _library_of(name, conv, settings)
+    if isinstance(library, str):
+        return _skip(name, conv, library)
     if kind == "depthwise" and settings.connectivity != 1.0:
         raise ConfigError(
             f"{name} is depthwise: connectivity {settings.connectivity} would delete channels;"
             " add type: conv or pointwise to the rule, or connectivity: 1"
         )
-    per_group = conv.out_channels // conv.groups
-    if conv.groups > 1 and kind != "depthwise" and per_group % settings.group:
-        raise ConfigError(
-            f"{name}: group {settings.group} crosses the convolution's {conv.groups} groups of"
-            f" {per_group} filters; use a divisor of {per_group}"
+    notes = []
+    group = fitting_group(settings.group, conv.out_channels)
+    if group != settings.group:
+        notes.append(
+            f"group {settings.group} lowered to {group}: it does not divide {conv.out_channels}"
+            " filters"
         )
+    bake = recipe_of(conv)
+    if bake:
+        notes.append(f"{bake} baked into the weight")
+    return _Chosen(name, replace(settings, group=group), library, bake, tuple(notes))
+
+
+def _check_weights(
+    convs: dict[str, nn.Conv2d],
+    chosen: list[_Chosen],
+    skipped: list[SkippedLayer],
+    owners: dict[int, str],
+) -> None:
+    """Refuse weights that cannot be pruned, or that another layer wants dense."""
+    problems = {}
+    for layer in chosen:
+        refuse_unusable_weight(layer.name, convs[layer.name])
+        if not layer.bake:
+            problems[layer.name] = why_not_own(convs[layer.name])
+    refuse_computed({name: why for name, why in problems.items() if why})
+    for dense in skipped:
+        weight = convs[dense.name]._parameters.get("weight")
+        owner = owners.get(id(weight))
+        if owner is not None and not dense.tied_to:
+            raise ConfigError(
+                f"{dense.name} is to stay dense ({dense.reason}), but it shares its weight with"
+                f" {owner}, which is pruned; treat both alike"
+            )
 
 
 def _finish(
     convs: dict[str, nn.Conv2d],
-    chosen: list[tuple[str, _Settings, PatternSet | LibrarySpec]],
+    chosen: list[_Chosen],
 ) -> list[LayerPlan]:
     """Extract the libraries (one for all layers of a specification and size) and count kernels."""
     weights: dict[tuple[LibrarySpec, tuple[int, ...]], list[torch.Tensor]] = {}
-    for name, _, library in chosen:
-        if isinstance(library, LibrarySpec):
-            key = (library, tuple(convs[name].kernel_size))
-            weights.setdefault(key, []).append(convs[name].weight.detach())
+    for layer in chosen:
+        if isinstance(layer.library, LibrarySpec):
+            key = (layer.library, tuple(convs[layer.name].kernel_size))
+            weights.setdefault(key, []).append(convs[layer.name].weight.detach())
     extracted = {
         key: initial_library(key[0], w) if key[0].source == "phased" else extract_library(key[0], w)
         for key, w in weights.items()
     }
     plans = []
-    for name, settings, library in chosen:
+    for layer in chosen:
+        name, settings, library = layer.name, layer.settings, layer.library
         conv = convs[name]
         spec = None
         if isinstance(library, LibrarySpec):
@@ -291,6 +347,8 @@ def _finish(
                 group=settings.group,
                 balance=settings.balance,
                 spec=spec,
+                notes=layer.notes,
+                bake=layer.bake,
             )
         )
     return plans

@@ -239,6 +239,10 @@ class GradualEngine(Engine):
         target = layer.plan.kept // layer.plan.group
         return layer.plan.group * (target + math.ceil((layer.units - target) * left))
 
+    def kept_kernels(self) -> int:
+        """Kernels of all layers that survive at this point of the ramp."""
+        return sum(self._kept(layer) for layer in self.layers)
+
     def _choose(self) -> None:
         for layer in self.layers:
             layer.choose(self.sync(layer.project(layer.weight, self._kept(layer))))
@@ -247,9 +251,8 @@ class GradualEngine(Engine):
         self.updates += 1
         self.shrink_libraries(min(1.0, self.updates / self.method.steps))
         self._choose()
-        kept = sum(self._kept(layer) for layer in self.layers)
         total = sum(layer.units * layer.plan.group for layer in self.layers)
-        return {"kernels_kept": kept / total}
+        return {"kernels_kept": self.kept_kernels() / total}
 
 
 class AdmmEngine(Engine):

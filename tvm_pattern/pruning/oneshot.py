@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -12,7 +12,8 @@ from topi_kernels.pattern import PatternSet
 
 from .assignment import Assignment, LayerAssignment, apply_assignment
 from .config import Library, PatternConfig, Rule
-from .layers import LayerPlan, convolutions, resolve_layers
+from .layers import LayerPlan, prepare_layers
+from .modules import convolutions
 from .projection import pattern_masks, project_joint
 from .report import PruneReport, build_report
 
@@ -42,12 +43,14 @@ def assign(model: nn.Module, plans: list[LayerPlan]) -> Assignment:
     }
 
 
-def prune_config(model: nn.Module, config: PatternConfig) -> PruneReport:
+def prune_config(
+    model: nn.Module, config: PatternConfig, example_inputs: Any = None
+) -> PruneReport:
     """One-shot projection of ``model`` in place by a full configuration."""
-    plans, skipped = resolve_layers(model, config)
+    plans, skipped = prepare_layers(model, config, example_inputs)
     assignment = assign(model, plans)
     energy = apply_assignment(model, assignment)
-    return build_report(model, assignment, skipped, energy_kept=energy)
+    return build_report(model, assignment, skipped, energy_kept=energy, plans=plans)
 
 
 def oneshot(
@@ -60,7 +63,9 @@ def oneshot(
     *,
     balance: Literal["layer", "filter"] = "layer",
     first: Literal["pattern", "skip", "prune"] = "pattern",
+    frozen: Literal["skip", "prune"] = "skip",
     rules: Iterable[Rule] = (),
+    example_inputs: Any = None,
 ) -> PruneReport:
     """Project the weights of ``model`` in place onto the nearest pattern-sparse weights.
 
@@ -83,8 +88,13 @@ def oneshot(
         Choose kernels over the whole layer or evenly per filter.
     first : {"pattern", "skip", "prune"}
         Treatment of the first convolution.
+    frozen : {"skip", "prune"}
+        Treatment of layers whose weight has ``requires_grad`` False.
     rules : iterable of Rule
         Per-layer exceptions.
+    example_inputs : tensor or tuple of them, optional
+        The model is run on them, and each pruned layer must convolve with its parameter itself.
+        Without them only layers that are no plain ``nn.Conv2d`` are looked at, one by one.
 
     Returns
     -------
@@ -94,8 +104,8 @@ def oneshot(
     Raises
     ------
     ConfigError
-        A rate below 1 or above what a layer allows, a group that does not divide, a ``skip`` glob
-        or rule that matches nothing, or nothing left to prune.
+        A rate below 1 or above what a layer allows, a ``skip`` glob or rule that matches nothing,
+        a weight that is computed in the forward or has no values, or nothing left to prune.
     """
     data = {
         "connectivity": connectivity,
@@ -104,6 +114,7 @@ def oneshot(
         "connectivity_1x1": connectivity_1x1,
         "balance": balance,
         "first": first,
+        "frozen": frozen,
         "rules": (*rules, *(Rule(name=glob, skip=True) for glob in skip)),
     }
-    return prune_config(model, PatternConfig.from_dict(data))
+    return prune_config(model, PatternConfig.from_dict(data), example_inputs)

@@ -17,8 +17,10 @@ from topi_kernels.pattern import PatternSet
 from . import batchnorm
 from .assignment import Assignment, SparsityError, apply_assignment, verify_assignment
 from .config import ConfigError, PatternConfig
-from .layers import convolutions, resolve_layers, unwrap
-from .methods import AdmmEngine, GradualEngine, Method, PrunedLayer, make_engine, read_method
+from .hooks import OptimizerHooks, keep_masked
+from .layers import prepare_layers
+from .methods import GradualEngine, Method, OneShot, PrunedLayer, make_engine, read_method
+from .modules import convolutions, unwrap
 from .report import PruneReport, build_report
 
 STATE_VERSION = 1
@@ -69,6 +71,8 @@ class Pruner:
         What to prune.
     method : str, dict or settings
         ``"gradual"`` (default), ``"admm"``, ``"oneshot"``, or their settings.
+    example_inputs : tensor or tuple of them, optional
+        The model is run on them, and each pruned layer must convolve with its parameter itself.
 
     Attributes
     ----------
@@ -89,11 +93,12 @@ class Pruner:
         model: nn.Module,
         config: PatternConfig | None = None,
         method: Method | str | dict[str, Any] = "gradual",
+        example_inputs: Any = None,
     ) -> None:
         self.model = unwrap(model)
         self.config = config or PatternConfig()
         self.method = read_method(method)
-        plans, self.skipped = resolve_layers(self.model, self.config)
+        plans, self.skipped = prepare_layers(self.model, self.config, example_inputs)
         libraries = [plan.pattern_set for plan in plans]
         if _distributed():
             dist.broadcast_object_list(libraries, src=0)
@@ -108,7 +113,7 @@ class Pruner:
         self.generation = 0
         self._started = False
         self._energy_kept: dict[str, float] = {}
-        self._optimizers: list[torch.optim.Optimizer] = []
+        self._hooks: OptimizerHooks | None = None
         self._handles: list[RemovableHandle] = []
 
     # Hooks --------------------------------------------------------------------------------------
@@ -116,30 +121,31 @@ class Pruner:
     def attach(self, *optimizers: torch.optim.Optimizer) -> Pruner:
         """Hook into the optimizers of the pruned weights; again after an optimizer is rebuilt.
 
+        Wrappers with an attribute ``optimizer`` (Accelerate's, Lookahead) are looked through. Until
+        :meth:`detach` the pruned convolutions also zero what is pruned before each forward, since
+        a wrapper may write weights after its optimizer's step; parameters that are added to an
+        optimizer later are held like the others.
+
         Raises
         ------
         ValueError
             If a trainable pruned weight is in none of them: its pruned positions would come back
             or its penalty be lost.
         """
-        held = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
+        hooks = OptimizerHooks(self, optimizers)
+        held = hooks.held()
         missing = [
             s.name for s in self.layers if s.weight.requires_grad and id(s.weight) not in held
         ]
         if missing:
             raise ValueError(
                 f"the optimizers do not hold the weights of {', '.join(missing[:8])}; build them"
-                " from the parameters of the pruned model and attach all of them in one call"
+                " from the parameters of the pruned model (after baking, and not sharded by FSDP)"
+                " and attach all of them in one call"
             )
         self.detach()
-        for optimizer in optimizers:
-            mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            layers = [s for s in self.layers if id(s.weight) in mine]
-            self._handles += [
-                optimizer.register_step_pre_hook(self._make_pre_hook(layers)),
-                optimizer.register_step_post_hook(self._make_post_hook(layers)),
-            ]
-        self._optimizers = list(optimizers)
+        self._hooks = hooks
+        self._handles = [*hooks.register(), *keep_masked(self.model, self.layers)]
         if self.phase == "frozen":
             self._clear_moments()
         return self
@@ -149,38 +155,11 @@ class Pruner:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._optimizers = []
-
-    def _make_pre_hook(self, layers: list[PrunedLayer]) -> Callable[..., None]:
-        @torch.no_grad()
-        def before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-            self._start()
-            if self.phase == "training":
-                closure = args[1] if len(args) > 1 else kwargs.get("closure")
-                if closure is not None and isinstance(self.engine, AdmmEngine):
-                    raise ValueError(
-                        "ADMM adds its penalty to finished gradients: got optimizer.step(closure);"
-                        " call backward() first and then step() without a closure"
-                    )
-                # Fused optimizers unscale inside their step, so they are shown scaled gradients.
-                scale = getattr(optimizer, "grad_scale", None)
-                self.engine.add_penalty(layers, 1.0 if scale is None else float(scale))
-            for layer in layers:
-                if layer.removed is not None and layer.weight.grad is not None:
-                    layer.weight.grad.masked_fill_(layer.removed, 0)
-
-        return before_step
-
-    @staticmethod
-    def _make_post_hook(layers: list[PrunedLayer]) -> Callable[..., None]:
-        def after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-            for layer in layers:
-                layer.mask_weight()  # momentum and weight decay revive weights without a gradient
-
-        return after_step
+        self._hooks = None
 
     @torch.no_grad()
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Begin the method; called before the first optimizer step or update."""
         # At the first optimizer step and not earlier: the state may still be loaded, and DDP makes
         # the weights of all processes equal only when it wraps the model.
         if not self._started:
@@ -192,10 +171,16 @@ class Pruner:
         for layer in self.layers:
             if layer.removed is None:
                 continue
-            for optimizer in self._optimizers:
+            for optimizer in self._hooks.optimizers if self._hooks is not None else ():
                 for value in optimizer.state.get(layer.weight, {}).values():
                     if torch.is_tensor(value) and value.shape == layer.weight.shape:
                         value.masked_fill_(layer.removed, 0)
+
+    def _mask_weights(self) -> None:
+        """While attached: zero what a wrapper of an optimizer may have written since its step."""
+        if self._hooks is not None:
+            for layer in self.layers:
+                layer.mask_weight()
 
     # Phases -------------------------------------------------------------------------------------
 
@@ -216,7 +201,7 @@ class Pruner:
         """
         if self.phase != "training":
             return {"update": self.updates, "phase": self.phase}
-        self._start()
+        self.start()
         figures = self.engine.update()
         if isinstance(self.engine, GradualEngine):
             self._clear_moments()
@@ -225,17 +210,25 @@ class Pruner:
         return record
 
     @torch.no_grad()
-    def freeze(self) -> None:
+    def freeze(self, early: bool = False) -> None:
         """Prune hard to the asked sparsity and fix the masks; the optimizer's moments follow.
+
+        Parameters
+        ----------
+        early : bool
+            Freeze although the method has not had its updates: what is left to prune goes at once.
 
         Raises
         ------
         RuntimeError
-            If already frozen, or a weight is not finite.
+            If already frozen, before the method's last update without ``early``, or a weight is
+            not finite.
         """
         if self.phase != "training":
             raise RuntimeError(f"freeze() belongs to the training phase, got phase {self.phase!r}")
-        self._start()
+        if not early:
+            self._refuse_early_freeze()
+        self.start()
         bad = [s.name for s in self.layers if not bool(torch.isfinite(s.weight).all())]
         if bad:
             raise RuntimeError(
@@ -254,6 +247,21 @@ class Pruner:
         self.engine = make_engine(self.layers, read_method("oneshot"), _from_rank_zero)
         self.engine.updates = updates
         self._clear_moments()
+
+    def _refuse_early_freeze(self) -> None:
+        steps = 0 if isinstance(self.method, OneShot) else self.method.steps
+        if self.updates >= steps:
+            return
+        kept = ""
+        if isinstance(self.engine, GradualEngine):
+            target = sum(s.plan.kept for s in self.layers)
+            kept = f" from {self.engine.kept_kernels()} to {target} kernels"
+        raise RuntimeError(
+            f"freeze() after {self.updates} of the {steps} updates of method {self.method.name!r}"
+            f" would prune the rest{kept} at once, which costs accuracy; call step()"
+            f" {steps - self.updates} times more while training, set fewer steps in the method, or"
+            " say freeze(early=True)"
+        )
 
     def recalibrate_bn(
         self,
@@ -284,6 +292,7 @@ class Pruner:
 
     def verify(self) -> None:
         """Raise :class:`SparsityError` unless the weights are pruned exactly as asked."""
+        self._mask_weights()
         verify_assignment(self.model, self.assignment, [s.plan for s in self.layers])
 
     # Results ------------------------------------------------------------------------------------
@@ -306,6 +315,7 @@ class Pruner:
 
     def report(self) -> PruneReport:
         """Per-layer report of the current state."""
+        self._mask_weights()
         return build_report(
             self.model,
             self.assignment,
@@ -313,12 +323,14 @@ class Pruner:
             energy_kept=self._energy_kept,
             method=self.method.name,
             history=self.history,
+            plans=[s.plan for s in self.layers],
         )
 
     # Save and resume ----------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to resume, readable with ``torch.load(..., weights_only=True)``."""
+        self._mask_weights()
         chosen = {s.name: s.pattern_id for s in self.layers if s.pattern_id is not None}
         return {
             "version": STATE_VERSION,

@@ -103,6 +103,12 @@ class Recipe(BaseModel):
         given = isinstance(raw_method, dict) and "steps" in raw_method
         if not given and not isinstance(method, OneShot):
             method = method.model_copy(update={"steps": max(1, _prune_epochs(train) - 1)})
+        elif not isinstance(method, OneShot) and method.steps > _prune_epochs(train):
+            raise ConfigError(
+                f"method {method.name!r} has {method.steps} steps, but only {_prune_epochs(train)}"
+                " epochs before the freeze (epochs x prune_fraction), one step each; give fewer"
+                " steps, more epochs or a larger prune_fraction"
+            )
         patterns = PatternConfig.from_dict(data.get("patterns") or {})
         return cls(patterns=patterns, method=method, train=train)
 

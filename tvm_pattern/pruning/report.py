@@ -14,7 +14,8 @@ from rich.table import Table
 from torch import nn
 
 from .assignment import Assignment
-from .layers import SkippedLayer, convolutions, layer_kind
+from .layers import LayerPlan, SkippedLayer
+from .modules import convolutions, layer_kind
 
 REPORT_SCHEMA = 1
 
@@ -24,7 +25,8 @@ class LayerRow:
     """One convolution of the report.
 
     ``energy_kept`` is the squared norm that the hard prune left of the weights just before it;
-    None when they are not known. ``reason`` is empty for pruned layers.
+    None when they are not known. ``reason`` is empty for pruned layers; ``note`` says what was done
+    otherwise than asked.
     """
 
     name: str
@@ -38,6 +40,7 @@ class LayerRow:
     weights_kept: int
     energy_kept: float | None
     reason: str = ""
+    note: str = ""
 
     @property
     def compression_rate(self) -> float:
@@ -130,7 +133,7 @@ class PruneReport:
                 f"{r.kernels_kept}/{r.kernels}",
                 f"{r.compression_rate:.2f}x",
                 "-" if r.energy_kept is None else f"{100 * r.energy_kept:.1f} %",
-                r.reason,
+                r.reason or r.note,
             ]
             for r in self.rows
         ]
@@ -201,6 +204,7 @@ def build_report(
     energy_kept: dict[str, float] | None = None,
     method: str = "oneshot",
     history: list[dict[str, Any]] | None = None,
+    plans: list[LayerPlan] | None = None,
 ) -> PruneReport:
     """Report of every convolution of ``model``.
 
@@ -213,12 +217,17 @@ def build_report(
         The layers left dense, with reasons.
     energy_kept : dict, optional
         Layer name to the fraction of energy that the hard prune kept.
+    plans : list of LayerPlan, optional
+        Where the notes of the pruned layers are taken from.
     """
-    reasons = {s.name: s.reason for s in skipped}
+    reasons = {s.name: s.reason for s in skipped if not s.tied_to}
+    ties = {s.name: s.tied_to for s in skipped if s.tied_to}
+    notes = {p.name: "; ".join(p.notes) for p in plans or ()}
+    notes |= {s.name: s.reason for s in skipped if s.tied_to}
     rows = []
     for name, conv in convolutions(model).items():
         shape = tuple(conv.weight.shape)
-        layer = assignment.get(name)
+        layer = assignment.get(ties.get(name, name))
         kernels = shape[0] * shape[1]
         weights = conv.weight.numel()
         if layer is None and name not in reasons:
@@ -236,6 +245,7 @@ def build_report(
                 weights_kept=weights if layer is None else layer.nonzeros(),
                 energy_kept=(energy_kept or {}).get(name),
                 reason="" if layer is not None else reasons[name],
+                note=notes.get(name, ""),
             )
         )
     return PruneReport(rows, assignment, method, list(history or []))

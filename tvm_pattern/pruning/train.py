@@ -28,7 +28,7 @@ from torch import nn
 from .checkpoint import CheckpointError, load_training, save_pruned, save_training
 from .data import IGNORED, DataError, DataSets, EpochSampler, make_loader
 from .ema import MaskedEma
-from .layers import clean_name
+from .modules import clean_name
 from .plots import save_plots
 from .pruner import Pruner
 from .recipe import Recipe, TrainSettings

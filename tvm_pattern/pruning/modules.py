@@ -1,0 +1,99 @@
+"""The modules of a model: inside its wrappers, by clean name, and what cannot be pruned at all."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.nn.parameter import is_lazy
+
+from topi_kernels.eligibility import is_depthwise
+
+from .config import ConfigError
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel, DataParallel or torch.compile wrappers."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod
+        else:
+            return model
+
+
+def clean_name(name: str) -> str:
+    """Module or parameter name without the ``_orig_mod`` parts that torch.compile inserts."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
+    """Every 2-D convolution by clean name, in the order of ``named_modules``."""
+    inner = unwrap(model)
+    found = {
+        clean_name(name): module
+        for name, module in inner.named_modules()
+        if isinstance(module, nn.Conv2d)
+    }
+    if not found:
+        raise ConfigError(
+            f"{type(inner).__name__} has no nn.Conv2d; give a model with convolutions"
+        )
+    return found
+
+
+def refuse_unusable_model(model: nn.Module) -> None:
+    """Refuse models whose convolutions have no whole float weights to choose from.
+
+    Raises
+    ------
+    ConfigError
+        Naming the layer and what to do: sharded, quantised or not yet initialised models.
+    """
+    for name, module in unwrap(model).named_modules():
+        if isinstance(module, FullyShardedDataParallel | FSDPModule):
+            raise ConfigError(
+                f"{clean_name(name) or 'the model'} is sharded by FSDP, and patterns are chosen on"
+                " whole weights; use DistributedDataParallel, or prune the model before it is"
+                " sharded"
+            )
+        if isinstance(module, torch.ao.nn.quantized.Conv2d):
+            raise ConfigError(
+                f"{clean_name(name)} is quantised to int8; prune the float model, then quantise it"
+            )
+        if isinstance(module, nn.Conv2d) and any(map(is_lazy, module.parameters())):
+            raise ConfigError(
+                f"{clean_name(name)} is lazy and has no weight yet; run the model on an example"
+            )
+
+
+def refuse_unusable_weight(name: str, conv: nn.Conv2d) -> None:
+    """Refuse a weight that cannot be projected.
+
+    Raises
+    ------
+    ConfigError
+        Naming the layer and what to do.
+    """
+    for weight in conv.parameters():
+        if weight.layout != torch.strided:
+            raise ConfigError(f"{name}: its weight is stored as {weight.layout}; call to_dense()")
+        if weight.is_meta:
+            raise ConfigError(
+                f"{name}: its weight is on the meta device, without values; load a checkpoint first"
+            )
+        if weight.dtype not in FLOATS:
+            raise ConfigError(
+                f"{name}: its weight is {weight.dtype}; expected one of"
+                f" {', '.join(str(d).removeprefix('torch.') for d in FLOATS)}"
+            )
+
+
+def layer_kind(conv: nn.Conv2d) -> str:
+    """``pointwise``, ``depthwise`` or ``conv``."""
+    if is_depthwise(conv.groups, conv.in_channels):
+        return "depthwise"
+    return "pointwise" if tuple(conv.kernel_size) == (1, 1) else "conv"
