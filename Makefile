@@ -1,6 +1,6 @@
 # Each target sets itself up from a fresh clone: Python >= 3.10, a C compiler and make are enough.
 #   make demo    train, prune, compile and measure; pictures and tables under build/demo/
-#   make test    the whole test suite
+#   make test    the whole test suite on all cores (WORKERS=n for fewer)
 #   make faults  the long form of tests/faults: kills, full disks, bad peers, damaged files
 #   make lint    style, types and the import contracts
 #   make golden  pins of the generated code written anew, to be reviewed as a diff
@@ -15,6 +15,11 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # thread pools of several libraries in one process slow each other down.
 TEST_ENV := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TVM_NUM_THREADS=$${TVM_NUM_THREADS:-1}
 BENCH_ARGS ?=
+# Processes of `make test`: `make test WORKERS=1`. A file's tests stay together, since they share what
+# its fixtures compiled; files go in order of collection, in which the slow ones do not come last.
+WORKERS ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+XDIST := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+TEST_ARGS ?=
 
 # What runs ARM code here: cross compilers, the emulator and llvm-mca. Tests say what is missing.
 ARM_COMMANDS := aarch64-linux-gnu-gcc arm-linux-gnueabihf-gcc qemu-aarch64 qemu-arm llvm-mca-19
@@ -30,7 +35,7 @@ demo: $(VENV)/.stamp-demo
 	$(BIN)/python -m tvm_pattern.demo
 
 test: $(VENV)/.stamp-dev arm-tools fault-tools
-	$(TEST_ENV) $(BIN)/python -m pytest -q
+	$(TEST_ENV) $(BIN)/python -m pytest -q $(XDIST) $(TEST_ARGS)
 
 faults: $(VENV)/.stamp-dev fault-tools
 	TVM_PATTERN_FAULTS=long $(TEST_ENV) $(BIN)/python -m pytest -q tests/faults $(FAULT_ARGS)
