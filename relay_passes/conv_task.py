@@ -24,7 +24,7 @@ from topi_kernels.operator import (
     plan_conv,
 )
 from topi_kernels.pattern import Pattern
-from topi_kernels.schedules.config import ConvConfig, illegal_reason
+from topi_kernels.schedules.config import ConvConfig, Family, illegal_reason
 from topi_kernels.schedules.search_space import ConvShape
 from topi_kernels.workload import Epilogue
 
@@ -194,6 +194,11 @@ class ConvTask:
         return 2 * self.batch * o * i * kh * kw * pixels
 
     @property
+    def machine(self) -> Family:
+        """The facts of the family, with the lanes that its vectors have in this dtype."""
+        return family_of(self.family).of_dtype(self.dtype)
+
+    @property
     def shape(self) -> ConvShape:
         """The convolution as the schedule's cost model sees it."""
         structure = Structure(
@@ -208,7 +213,7 @@ class ConvTask:
             return f"group {config.group} exceeds the {self.max_group} filters that share kernels"
         return illegal_reason(
             config,
-            family_of(self.family).of_dtype(self.dtype),
+            self.machine,
             out_height=self.out_layout.height,
             out_width=self.out_layout.width,
             in_row_stride=self.in_layout.row_stride,

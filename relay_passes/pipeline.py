@@ -40,19 +40,33 @@ def normalize_passes() -> list[Pass]:
     ]
 
 
-def rewrite_passes(
-    target: PlaneTarget,
-    report: ReportBuilder,
-    config_for: ConfigFor = no_records,
-    no_float16: str = "no target is known to compute in float16",
-) -> list[Pass]:
-    """From Relax operators to scheduled PrimFuncs; run after :func:`normalize_passes`."""
+def plane_target(target: Target, num_threads: int | None = None) -> PlaneTarget | None:
+    """Family and threads to schedule for, or None for a target without CPU schedules."""
+    family = target_family(target)
+    if family not in CPU_FAMILIES:
+        return None
+    return PlaneTarget(family, num_threads if num_threads is not None else num_cores(target))
+
+
+def marker_passes(target: Target, num_threads: int | None, report: ReportBuilder) -> list[Pass]:
+    """From Relax operators to ``plane_*`` markers: what a choice of configurations starts from.
+
+    The one list that compiling and tuning share, so that the tuner measures the convolutions that
+    the compiler asks for. A target without CPU schedules gets its convolutions reported and left to
+    TVM.
+    """
+    planes = plane_target(target, num_threads)
+    if planes is None:
+        family = target_family(target)
+        reason = f"no schedules for the family {family!r}; compiled dense by TVM"
+        return [PatternRewrite(report, reason)]
     return [
-        PatternRewrite(report, no_float16=no_float16),
+        LowerMatmul(planes),
+        *normalize_passes(),
+        PatternRewrite(report, no_float16=why_no_float16(target)),
         FuseEpilogue(),
         NameLayers(),
-        PlaneLayout(partial(default_layout, family=target.family)),
-        Schedule(target, report, config_for),
+        PlaneLayout(partial(default_layout, family=planes.family)),
     ]
 
 
@@ -62,21 +76,10 @@ def sparse_passes(
     report: ReportBuilder,
     config_for: ConfigFor = no_records,
 ) -> list[Pass]:
-    """Every pass of this project for ``target``, in order.
-
-    A target without CPU schedules gets its convolutions reported and left to TVM.
-    """
-    family = target_family(target)
-    if family not in CPU_FAMILIES:
-        reason = f"no schedules for the family {family!r}; compiled dense by TVM"
-        return [PatternRewrite(report, reason)]
-    threads = num_threads if num_threads is not None else num_cores(target)
-    plane_target = PlaneTarget(family, threads)
-    return [
-        LowerMatmul(plane_target),
-        *normalize_passes(),
-        *rewrite_passes(plane_target, report, config_for, why_no_float16(target)),
-    ]
+    """Every pass of this project for ``target``, in order."""
+    passes = marker_passes(target, num_threads, report)
+    planes = plane_target(target, num_threads)
+    return passes if planes is None else [*passes, Schedule(planes, report, config_for)]
 
 
 def lower(

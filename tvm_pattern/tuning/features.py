@@ -12,7 +12,6 @@ from functools import lru_cache
 import numpy as np
 
 from relay_passes.conv_task import ConvTask
-from topi_kernels.operator import family_of
 from topi_kernels.schedules.config import ConvConfig, register_need
 
 FEATURES = (
@@ -89,7 +88,7 @@ def config_features(task: ConvTask, config: ConvConfig, estimate: float) -> np.n
     numpy.ndarray
         ``[len(FEATURES)]``, float32; what spans orders of magnitude is a base-2 logarithm.
     """
-    family = family_of(task.family)
+    family, itemsize = task.machine, np.dtype(task.dtype).itemsize
     c, layout = config, task.out_layout
     pixels, (filters, channels) = c.pixel_lanes, task.weight_shape[:2]
     columns = -(-layout.width // pixels)
@@ -110,7 +109,8 @@ def config_features(task: ConvTask, config: ConvConfig, estimate: float) -> np.n
     if sw > 1 and pixels > 1 and c.shift != "split":
         loads *= 2  # neighbouring outputs have their inputs in two vectors
     inputs = ((c.tile_rows - 1) * sh + kh) * ((c.tile_cols * pixels - 1) * sw + kw)
-    input_bytes, weight_bytes = 4.0 * kernels * inputs, 4.0 * kernels * taps * c.group
+    input_bytes, weight_bytes = itemsize * kernels * inputs, itemsize * kernels * taps * c.group
+    line_bytes = 4 * family.cache_line_floats
     in_flight = c.accumulators / (family.fma_ports * family.fma_latency)
     flops = 2.0 * kernels * taps * c.group * c.tile_rows * c.tile_cols * pixels
     return np.array(
@@ -132,7 +132,7 @@ def config_features(task: ConvTask, config: ConvConfig, estimate: float) -> np.n
             min(1.0, c.taps_per_step / taps),
             rotate,
             c.shift == "split",
-            0.0 if rotate else loads / fmas * pixels / family.cache_line_floats,
+            0.0 if rotate else loads / fmas * pixels * itemsize / line_bytes,
             np.log2(input_bytes),
             np.log2(weight_bytes),
             inputs / (c.tile_rows * c.tile_cols * pixels),

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from topi_kernels.operator import family_of
-
 from .space import Space
 from .tasks import WeightedTask
 from .tuners import Tuner
@@ -120,8 +118,7 @@ def network_estimate(states: Sequence[TaskState]) -> NetworkEstimate:
     if rates:
         rate = float(np.median(rates))
     else:
-        family = family_of(states[0].weighted.task.family)
-        rate = 1.0 / (_NOMINAL_HZ * family.fma_ports)
+        rate = 1.0 / (_NOMINAL_HZ * states[0].weighted.task.machine.fma_ports)
     total = default_total = 0.0
     for state in states:
         guess = rate * state.level0_cost

@@ -15,7 +15,6 @@ from tvm.target import Target
 
 from relay_passes import targets as target_tags
 from relay_passes.conv_task import ConvTask
-from topi_kernels.operator import family_of
 from topi_kernels.schedules.config import ConvConfig
 from topi_kernels.schedules.search_space import estimate_cost
 
@@ -179,7 +178,7 @@ def warm_start_sets(records: Iterable[Record]) -> list[MeasuredSet]:
     sets = []
     for same in grouped.values():
         task = ConvTask.from_dict(same[0].task)
-        shape, family = task.shape, family_of(task.family)
+        shape, family = task.shape, task.machine
         usable = [(c, r.seconds) for c, r in zip(_configs(same), same, strict=True) if c]
         features = [config_features(task, c, estimate_cost(shape, c, family)) for c, _ in usable]
         if usable:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from relay_passes.conv_task import ConvTask
-from topi_kernels.operator import family_of
 from topi_kernels.schedules.config import LOOP_ORDERS, MAX_PREFETCH, ConvConfig
 from topi_kernels.schedules.search_space import default_config, estimate_cost, search_space
 
@@ -85,7 +84,7 @@ class Space:
         self.dropped: Counter[str] = Counter()
         extra = EXTRA_KNOBS if extra_knobs is None else extra_knobs
         if configs is None:
-            base = list(search_space(task.shape, family_of(task.family)))
+            base = list(search_space(task.shape, task.machine))
             origins = {c: origin for origin in base for c in _combine(origin, extra)}
             origins |= {origin: origin for origin in base}
         else:
@@ -134,7 +133,7 @@ class Space:
     @cached_property
     def default(self) -> int | None:
         """Index of the level-0 configuration."""
-        return self.position(default_config(self.task.shape, family_of(self.task.family)))
+        return self.position(default_config(self.task.shape, self.task.machine))
 
     @cached_property
     def estimates(self) -> np.ndarray:
@@ -142,7 +141,7 @@ class Space:
 
         A point that differs from one of the schedule's in an extra knob has that one's estimate.
         """
-        shape, family = self.task.shape, family_of(self.task.family)
+        shape, family = self.task.shape, self.task.machine
         costs = {c: estimate_cost(shape, c, family) for c in dict.fromkeys(self._origins)}
         return np.array([costs[origin] for origin in self._origins])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import tvm
@@ -13,15 +12,9 @@ from tvm.target import Target
 
 from relay_passes.conv_task import ConvTask
 from relay_passes.dataflow import array_of, bindings_of, relax_functions, shape_of
-from relay_passes.fuse_epilogue import FuseEpilogue
-from relay_passes.lower_matmul import LowerMatmul
 from relay_passes.markers import ConvParams, Marker, parse
-from relay_passes.pattern_rewrite import PatternRewrite
-from relay_passes.pipeline import normalize_passes
-from relay_passes.plane_layout import PlaneLayout
+from relay_passes.pipeline import marker_passes
 from relay_passes.report import ReportBuilder
-from topi_kernels.operator import default_layout
-from topi_kernels.plane_ops import PlaneTarget
 from topi_kernels.target_family import CPU_FAMILIES, target_family
 
 
@@ -59,14 +52,7 @@ def extract_tasks(mod: tvm.IRModule, target: Target, num_threads: int = 1) -> li
         raise ValueError(
             f"target family {family!r} has no search space to tune; expected one of {CPU_FAMILIES}"
         )
-    plane_target = PlaneTarget(family, num_threads)
-    passes = [
-        LowerMatmul(plane_target),
-        *normalize_passes(),
-        PatternRewrite(ReportBuilder()),
-        FuseEpilogue(),
-        PlaneLayout(partial(default_layout, family=family)),
-    ]
+    passes = marker_passes(target, num_threads, ReportBuilder())
     with target:
         planes = tvm.transform.Sequential(passes)(mod)
     tasks: dict[str, WeightedTask] = {}

@@ -86,8 +86,8 @@ def check(case: dict[str, Any]) -> None:
     WrongResultError
         If they differ by more than the tolerance, or the output holds a NaN.
     """
-    got = case["args"][-1].numpy()
-    error = np.abs(got - case["answer"]).max()
+    got = case["args"][-1].numpy().astype(np.float32)
+    error = np.abs(got - case["answer"].astype(np.float32)).max()
     if not error <= case["tolerance"]:
         raise WrongResultError(
             f"{WRONG_RESULT}: the output differs from the naive operator by {error:.3g}, allowed"
