@@ -17,8 +17,6 @@ import numpy as np
 from topi_kernels.layout import PlaneLayout
 from topi_kernels.operator import (
     ConvPlan,
-    Structure,
-    analyse,
     conv_shape,
     family_of,
     plan_conv,
@@ -26,6 +24,7 @@ from topi_kernels.operator import (
 from topi_kernels.pattern import Pattern
 from topi_kernels.schedules.config import ConvConfig, Family, illegal_reason
 from topi_kernels.schedules.search_space import ConvShape
+from topi_kernels.structure import Structure, analyse
 from topi_kernels.workload import Epilogue
 
 from .markers import ConvParams, layout_to_list
@@ -46,7 +45,7 @@ class ConvTask:
     residual_layout : PlaneLayout or None
     epilogue : Epilogue
     structure : str
-        Kind found by :func:`topi_kernels.operator.analyse`.
+        Kind found by :func:`topi_kernels.structure.analyse`.
     patterns : tuple of Pattern
         Distinct patterns in canonical order.
     max_group : int

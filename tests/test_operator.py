@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from topi_kernels.operator import (
-    analyse,
     conv_shape,
     default_layout,
     family_of,
@@ -22,6 +21,7 @@ from topi_kernels.pattern import builtin_pattern_set
 from topi_kernels.schedules.config import ConvConfig, illegal_reason, register_need
 from topi_kernels.schedules.pattern_conv import schedule_pattern_conv
 from topi_kernels.schedules.search_space import search_space
+from topi_kernels.structure import analyse
 from topi_kernels.workload import ConvWorkload, Epilogue
 
 RNG = np.random.default_rng(0)

@@ -12,15 +12,14 @@ import numpy as np
 from tvm import tirx
 
 from .compute import naive_pattern_conv
-from .fkw import FKW, distinct_patterns, pack, validate
+from .fkw import FKW, pack, validate
 from .layout import PlaneLayout
-from .pattern import Pattern, dense_pattern, single_tap_patterns
-from .reorder import GROUP_SIZES, detect_group
 from .schedules.arm_cpu import NEON, NEON_IN_ORDER, NEON_V7, NEON_WIDE
 from .schedules.config import ConvConfig, Family
 from .schedules.pattern_conv import schedule_pattern_conv
 from .schedules.search_space import ConvShape, default_config, illegal_for
 from .schedules.x86 import AVX2, AVX512
+from .structure import Structure, analyse
 from .workload import ConvWorkload, Epilogue
 
 FAMILIES: dict[str, Family] = {
@@ -28,11 +27,6 @@ FAMILIES: dict[str, Family] = {
 }
 GENERIC = Family("generic", vector_width=4, vector_registers=16, temporaries=4, prefetch=0)
 
-# Above this many distinct patterns one loop body per pattern costs more instruction cache and
-# mispredicted loop ends than it saves; weights are then filed tap by tap.
-MAX_PATTERNS = 24
-# Above this density skipping the zeros costs more than multiplying by them.
-DENSE_DENSITY = 0.6
 MAX_ELEMENTS = 2**31 - 1
 
 
@@ -54,40 +48,6 @@ def default_layout(
     while dtype == "float32" and align > 4 and align > width + pad:
         align //= 2
     return PlaneLayout.make(height, width, pad, align)
-
-
-@dataclass(frozen=True)
-class Structure:
-    """What the analysis found in the weights of a layer."""
-
-    kind: str
-    patterns: tuple[Pattern, ...]
-    max_group: int
-    kept_kernels: int
-    kept_weights: int
-
-
-def analyse(weight: np.ndarray) -> Structure:
-    """How a layer is best filed: by patterns, tap by tap, or dense, and how far filters share.
-
-    Parameters
-    ----------
-    weight : numpy.ndarray
-        ``[out_channels, in_channels, kh, kw]``.
-    """
-    out_channels, _, kh, kw = weight.shape
-    kept = weight != 0
-    kept_weights = int(np.count_nonzero(kept))
-    kept_kernels = int(np.count_nonzero(kept.any(axis=(2, 3))))
-    if kept_weights > DENSE_DENSITY * weight.size:
-        widest = max(g for g in GROUP_SIZES if g <= max(1, out_channels))
-        return Structure("dense", (dense_pattern((kh, kw)),), widest, kept_kernels, kept_weights)
-    patterns = distinct_patterns(weight)
-    kind = "pattern"
-    if len(patterns) > MAX_PATTERNS:
-        kind, patterns = "tap", single_tap_patterns((kh, kw))
-    patterns = patterns or (Pattern((kh, kw), ((0, 0),)),)
-    return Structure(kind, patterns, detect_group(weight), kept_kernels, kept_weights)
 
 
 @dataclass(frozen=True)
