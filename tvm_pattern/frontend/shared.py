@@ -63,6 +63,13 @@ def as_input_tuple(example_inputs: Any) -> tuple[Any, ...]:
     return (example_inputs,)
 
 
+def first_line(error: BaseException) -> str:
+    """What an importer said, without the code and stack that some of them print after it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
 def describe(value: Any) -> str:
     shape = getattr(value, "shape", None)
     if shape is None:

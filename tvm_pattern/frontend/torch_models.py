@@ -17,9 +17,13 @@ from .shared import (
     check_finite,
     describe,
     finish,
+    first_line,
     layer_of,
     quiet,
 )
+from .torch_decompositions import decompositions
+from .torch_operators import converters
+from .torch_refusals import check_operators
 
 
 def from_module(model: Any, example_inputs: Any) -> ImportedModel:
@@ -94,6 +98,7 @@ def _to_numpy(tensor: Any) -> np.ndarray:
 
 def from_program(program: Any, checked: bool = False) -> ImportedModel:
     from tvm.relax.frontend.torch import from_exported_program
+    from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
     if program.range_constraints:
         symbols = ", ".join(f"{s} in {r}" for s, r in program.range_constraints.items())
@@ -104,17 +109,24 @@ def from_program(program: Any, checked: bool = False) -> ImportedModel:
     if not checked:
         check_finite((n, _to_numpy(t)) for n, t in program.state_dict.items())
     is_half = _is_half(program)
+    translated = converters()
+    with quiet():
+        plain = _in_float32(program) if is_half else program
+        plain = plain.run_decompositions(decompositions(frozenset(translated)))
+    check_operators(plain, {*ExportedProgramImporter().convert_map, *translated})
     try:
         with quiet():
             mod = from_exported_program(
-                _in_float32(program) if is_half else program,
+                plain,
                 keep_params_as_input=False,
                 unwrap_unit_return_tuple=True,
+                custom_convert_map=translated,
+                run_ep_decomposition=False,
             )
     except IMPORTER_ERRORS as error:
         raise ValueError(
-            f"TVM's torch importer does not take this model: {error}; replace the operator, or"
-            " export the model to ONNX and compile that"
+            f"TVM's torch importer does not take this model: {first_line(error)}; replace the"
+            " operator, or export the model to ONNX and compile that"
         ) from error
     if is_half:
         mod = tvm.transform.Sequential([ToFloat16()])(mod)

@@ -1,0 +1,76 @@
+"""Into what torch takes operators apart before they are translated."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Collection
+from typing import Any
+
+# In torch's own words, but not part of what torch.export decomposes by default.
+_REFERENCES = ("grid_sampler_2d", "var_mean", "unfold", "exp2", "hypot")
+
+
+@functools.cache
+def decompositions(kept: Collection[str]) -> dict[Any, Callable[..., Any]]:
+    """torch's default decompositions with some more, and without the operators ``kept`` whole.
+
+    Parameters
+    ----------
+    kept : frozenset of str
+        Operators with their own translation, as ``elu.default``.
+    """
+    import torch
+    from torch._decomp import get_decompositions
+    from torch.export import default_decompositions
+
+    aten = torch.ops.aten
+    table = dict(default_decompositions())
+    table.update(get_decompositions([getattr(aten, name) for name in _REFERENCES]))
+    for name in kept:
+        packet, overload = name.split(".")
+        table.pop(getattr(getattr(aten, packet), overload), None)
+    table[aten.add.Tensor] = table[aten.add.Scalar] = _scaled(lambda x, y: x + y)
+    table[aten.sub.Tensor] = table[aten.sub.Scalar] = _scaled(lambda x, y: x - y)
+    table[aten.div.Tensor] = _divide
+    table[aten.div.Tensor_mode] = _divide_rounded
+    table[aten.floor_divide.default] = _floor_divide
+    table[aten.logaddexp.default] = _logaddexp
+    return table
+
+
+def _scaled(combine: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    """``add`` and ``sub`` multiply by ``alpha``, which TVM's importer overlooks."""
+
+    def decomposed(x: Any, y: Any, alpha: Any = 1) -> Any:
+        return NotImplemented if alpha == 1 else combine(x, y * alpha)
+
+    return decomposed
+
+
+def _divide(x: Any, y: Any) -> Any:
+    """TVM folds a division by the number zero and fails; times infinity is the same."""
+    return x * math.inf if isinstance(y, int | float) and y == 0 else NotImplemented
+
+
+def _divide_rounded(x: Any, y: Any, *, rounding_mode: str | None) -> Any:
+    """By a number: TVM's importer makes an integer of it, whatever is divided."""
+    import torch
+
+    if not isinstance(y, int | float) or not x.is_floating_point() or rounding_mode is None:
+        return NotImplemented
+    rounded = {"floor": torch.floor, "trunc": torch.trunc}[rounding_mode]
+    return rounded(x / float(y))
+
+
+def _floor_divide(x: Any, y: Any) -> Any:
+    return _divide_rounded(x, y, rounding_mode="floor")
+
+
+def _logaddexp(x: Any, y: Any) -> Any:
+    """TVM's operator does not compile on every target."""
+    import torch
+
+    larger, distance = torch.maximum(x, y), torch.abs(x - y)
+    # Of two equal infinities the distance is NaN.
+    return torch.where(x == y, larger + math.log(2), larger + torch.log1p(torch.exp(-distance)))

@@ -1,0 +1,77 @@
+"""What an exported program holds that cannot be compiled, by the names that its author knows."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection, Iterator
+from typing import Any
+
+# Operators that also give positions, which only their maxima are computed for.
+_WITH_POSITIONS = (
+    "max_pool2d_with_indices.default",
+    "max_pool3d_with_indices.default",
+    "adaptive_max_pool2d.default",
+    "adaptive_max_pool3d.default",
+)
+
+
+def check_operators(program: Any, known: Collection[str]) -> None:
+    """Refuse a decomposed program for what nobody translates.
+
+    Parameters
+    ----------
+    program : torch.export.ExportedProgram
+    known : collection of str
+        Operators with a translation, as ``relu.default``.
+
+    Raises
+    ------
+    ValueError
+        Names every operator, the layer that uses it and the way out.
+    """
+    problems = list(dict.fromkeys(_problems(program, known)))
+    if problems:
+        raise ValueError(
+            f"this model cannot be compiled: {'; '.join(problems)}. Replace what is named, or leave"
+            " it to torch: compile the network up to there"
+        )
+
+
+def _problems(program: Any, known: Collection[str]) -> Iterator[str]:
+    import torch
+
+    for node in program.graph.nodes:
+        if node.op != "call_function":
+            continue
+        name = node.target.__name__
+        where = _layer(node)
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            yield (
+                f"{_readable(name)}{where} draws random numbers, and a library answers the same"
+                " every time (dropout only stands in evaluation mode)"
+            )
+        elif name not in known:
+            yield f"{_readable(name)}{where} has no translation"
+        elif name in _WITH_POSITIONS and _uses_item(node, 1):
+            yield (
+                f"the indices of {_readable(name)}{where} are not computed, only the maxima"
+                " (return_indices=False)"
+            )
+
+
+def _readable(name: str) -> str:
+    return f"the operator {name.removesuffix('.default')!r}"
+
+
+def _layer(node: Any) -> str:
+    """`` in layer '...'`` where torch.export recorded it."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path = stack[-1][0] if stack else ""
+    return f" in layer {path!r}" if path else ""
+
+
+def _uses_item(node: Any, item: int) -> bool:
+    return any(
+        user.target is operator.getitem and user.args[1] == item and user.users
+        for user in node.users
+    )
