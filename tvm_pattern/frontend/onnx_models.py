@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
+from .onnx_rewrites import GraphEditor
 from .shared import (
     IMPORTER_ERRORS,
     ImportedModel,
     as_input_tuple,
     check_finite,
     finish,
+    first_line,
     layer_of,
     quiet,
 )
@@ -66,14 +68,16 @@ def from_onnx_model(model: Any, example_inputs: Any) -> ImportedModel:
                 f"ONNX inputs {dynamic} have symbolic dimensions; give example_inputs with the"
                 " shapes to compile for"
             )
+    rewritten = GraphEditor(model, shapes).rewrite()
     try:
         with quiet():
-            mod = from_onnx(model, shape_dict=shapes or None)
+            mod = from_onnx(rewritten, shape_dict=shapes or None)
             if shapes:
                 mod = relax.transform.FoldConstant()(mod)
     except IMPORTER_ERRORS as error:
         raise ValueError(
-            f"TVM's ONNX importer does not take this model: {error}; simplify or re-export it"
+            f"TVM's ONNX importer does not take this model: {first_line(error)}; simplify or"
+            " re-export it"
         ) from error
     mod = relax.transform.BindParams("main", {})(mod)
     return finish(mod, _onnx_layer_names(model))
