@@ -119,7 +119,10 @@ class NetworkEngine:
         cls, model: nn.Module, example: torch.Tensor, num_threads: int, target: str = TARGET
     ) -> NetworkEngine:
         """Compile ``model`` for ``target``."""
-        library = tvm_pattern.compile(model, (example,), target=target, num_threads=num_threads)
+        # The harness holds every engine's output against torch itself.
+        library = tvm_pattern.compile(
+            model, (example,), target=target, num_threads=num_threads, verify=False
+        )
         return cls(library, example.numpy())
 
     def run(self) -> None:

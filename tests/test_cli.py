@@ -78,7 +78,20 @@ def test_compile_json(tmp_path):
     assert result["files"] == [str(path), str(manifest_path(path))]
     assert result["size_bytes"] == path.stat().st_size
     assert [row["layer"] for row in result["report"]] == ["0", "2"]
+    assert result["verification"]["status"] == "checked"
     assert [row["sparsity"] for row in result["report"]] == [0, 0]
+
+
+def test_compile_without_a_check(tmp_path):
+    arguments = ("compile", FACTORY, "--shape", "1x3x9x11", "-o", tmp_path / "net.tar")
+    code, output, error = run(*arguments, "--no-verify")
+    assert code == 0, error
+    assert "not checked: verify=False" in output
+    code, _, error = run(*arguments, "--no-verify", "--verify-graph")
+    assert code == 2
+    assert "--no-verify and --verify-graph" in error
+    arguments = (*arguments, "--target", "pattern/cortex-a76", "--verify-graph")
+    assert run_json(*arguments)["verification"]["subject"] == "imported graph"
 
 
 def test_exported_program_and_weights(tmp_path):

@@ -144,9 +144,21 @@ def compile_command(
     ] = None,
     group: Annotated[int, typer.Option(help="Filters sharing kernels, with --connectivity.")] = 1,
     trust: Trust = False,
+    no_verify: Annotated[
+        bool, typer.Option("--no-verify", help="Do not hold the library against the model.")
+    ] = False,
+    verify_graph: Annotated[
+        bool,
+        typer.Option(
+            "--verify-graph",
+            help="For a target that does not run here: hold the imported graph against the model.",
+        ),
+    ] = False,
     json_output: Json = False,
 ) -> None:
     """Compile a model into a library, with a report of what became of each convolution.
+
+    The library is held against the model on random inputs before it is written.
 
     Example: tvm-pattern compile resnet50 --shape 1x3x224x224 --connectivity 3.6 --group 4 -o r.so
     """
@@ -154,6 +166,8 @@ def compile_command(
     from .compiler import compile as compile_library
     from .sources import open_model
 
+    if no_verify and verify_graph:
+        raise typer.BadParameter("got --no-verify and --verify-graph, expected at most one")
     examples = _examples(shape)
     with _console(sys.stderr).status("compiling"):
         opened = open_model(model, weights, trust)
@@ -161,16 +175,20 @@ def compile_command(
             from .pruning import oneshot
 
             oneshot(opened, connectivity=connectivity, group=group)
-        library = compile_library(opened, examples, target, tuning_log, threads)
+        verify = "graph" if verify_graph else not no_verify
+        library = compile_library(opened, examples, target, tuning_log, threads, verify)
         library.export(output)
     files = [str(output), str(manifest_path(output))]
     if json_output:
         rows = [asdict(row) for row in library.report.rows]
-        _print_json({"files": files, "size_bytes": output.stat().st_size, "report": rows})
+        facts = {"files": files, "size_bytes": output.stat().st_size, "report": rows}
+        _print_json({**facts, "verification": library.manifest.verification})
         return
     console = _console()
     console.print(library.report.table())
     _print_summary(console, library.report)
+    for note in library.report.notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     console.print(f"wrote {' and '.join(files)} ({output.stat().st_size / 1e6:.1f} MB)")
 
 
@@ -362,6 +380,7 @@ def inspect(
     facts.add_row("runs here", "yes" if reason is None else f"no: {reason}")
     facts.add_row("threads", str(manifest.num_threads))
     facts.add_row("versions", ", ".join(f"{k} {v}" for k, v in manifest.versions.items()))
+    facts.add_row("verification", _escape(manifest.verification.get("summary", "not recorded")))
     facts.add_row("sha256", manifest.sha256)
     console.print(facts)
     report = RewriteReport.from_json(json.dumps(manifest.report))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,13 +14,21 @@ from relay_passes import pipeline
 from relay_passes import targets as target_tags
 from relay_passes.report import RewriteReport
 
-from .frontend import import_model
+from .frontend import ImportedModel, import_model, output_specs
 from .library import Library, describe
 from .linking import CompiledCode
-from .machine import host_target, target_architecture
+from .machine import host_target, target_architecture, why_not_runnable
 from .profiling import Step, with_steps
 from .threads import check_num_threads, stay_alone
 from .tuning.lookup import config_lookup
+from .verification import (
+    GRAPH,
+    Verification,
+    check_verify,
+    not_checked,
+    verify_graph,
+    verify_library,
+)
 
 
 def targets() -> list[str]:
@@ -33,8 +42,9 @@ def compile(
     target: str | dict | Target = "pattern/native",
     tuning_log: str | os.PathLike | None = None,
     num_threads: int | None = None,
+    verify: bool | str = True,
 ) -> Library:
-    """Compile a pruned model.
+    """Compile a pruned model, and check the result against it.
 
     Every convolution that the pattern-sparse operator takes is rewritten and packed; the others
     are compiled dense, and the report says why.
@@ -54,6 +64,11 @@ tvm.IRModule
     num_threads : int, optional
         Threads of a run; by default ``TVM_NUM_THREADS``, ``OMP_NUM_THREADS`` or the number of
         physical cores.
+    verify : bool or "graph"
+        True: run the library on the example inputs and on random ones, and hold it against the
+        model run by its own framework; a target that does not run on this computer is reported as
+        not checked. ``"graph"``: there, check the imported graph instead. False: no check. See
+        ``docs/verification.md``; the result is in the manifest's ``verification``.
 
     Returns
     -------
@@ -62,13 +77,33 @@ tvm.IRModule
 
     Raises
     ------
+    VerificationError
+        If the library does not compute what the model computes.
     ValueError, TypeError
         On a model, target, log or number of threads that cannot be used; see
         :func:`tvm_pattern.frontend.import_model`.
     """
+    check_verify(verify)
     num_threads = check_num_threads(num_threads)
     resolved = target_tags.resolve(target)
     imported = import_model(model, example_inputs)
+
+    def build(mod: tvm.IRModule) -> Library:
+        part = replace(imported, mod=mod, outputs=output_specs(mod))
+        return _build(part, resolved, num_threads, tuning_log)
+
+    library = _build(imported, resolved, num_threads, tuning_log)
+    result = _verified(library, model, imported, example_inputs, verify, build)
+    library.record_verification(result.as_dict())
+    return library
+
+
+def _build(
+    imported: ImportedModel,
+    resolved: Target,
+    num_threads: int,
+    tuning_log: str | os.PathLike | None,
+) -> Library:
     stay_alone()
     lowered, report = pipeline.lower(
         imported.mod,
@@ -90,6 +125,37 @@ tvm.IRModule
 def _triple(target: Target) -> str:
     """What the linker is chosen by."""
     return str(host_target(target).attrs.get("mtriple", "")) or target_architecture(target)
+
+
+def _verified(
+    library: Library,
+    model: Any,
+    imported: ImportedModel,
+    example_inputs: Any,
+    verify: bool | str,
+    build: Callable[[tvm.IRModule], Library],
+) -> Verification:
+    """Check as :func:`compile` promises, or say why not."""
+    if verify is False:
+        return not_checked("verify=False")
+    manifest = library.manifest
+    reason = why_not_runnable(manifest.architecture, manifest.cpu_features)
+    kind = library.target.kind.name
+    if reason is None and kind not in ("llvm", "c") and not tvm.device(kind, 0).exist:
+        reason = f"this TVM runtime finds no {kind} device"
+    if reason is None:
+
+        def compile_and_run(mod: tvm.IRModule, arrays: Sequence[Any]) -> list[Any]:
+            result = build(mod)(*arrays)
+            return list(result) if isinstance(result, tuple) else [result]
+
+        return verify_library(library, model, imported, example_inputs, compile_and_run)
+    if verify == GRAPH:
+        return verify_graph(model, imported, example_inputs)
+    return not_checked(
+        f"the library does not run on this computer ({reason}); verify='graph' checks the imported"
+        " graph"
+    )
 
 
 def _build_context(target: Target) -> tvm.transform.PassContext:

@@ -17,7 +17,13 @@ import tvm
 
 from .onnx_models import from_onnx_model, read_onnx
 from .relax_models import from_ir_module
-from .shared import ImportedModel, TensorSpec, as_input_tuple, check_example_inputs
+from .shared import (
+    ImportedModel,
+    TensorSpec,
+    as_input_tuple,
+    check_example_inputs,
+    output_specs,
+)
 from .torch_models import export_module, from_module, from_program
 
 __all__ = [
@@ -27,6 +33,7 @@ __all__ = [
     "export_module",
     "import_model",
     "is_instance_of",
+    "output_specs",
 ]
 
 

@@ -115,11 +115,16 @@ def quiet() -> Iterator[None]:
 def finish(mod: tvm.IRModule, layer_names: Sequence[str | None]) -> ImportedModel:
     main = mod["main"]
     inputs = tuple(_spec(p.name, p.ty, f"input {p.name!r}") for p in main.params)
-    result = main.ret_ty
-    fields = list(result.fields) if hasattr(result, "fields") else [result]
-    outputs = tuple(_spec(f"output{i}", f, f"output {i}") for i, f in enumerate(fields))
+    outputs = output_specs(mod)
     mod, names = _name_layers(mod, layer_names)
     return ImportedModel(mod, inputs, outputs, names)
+
+
+def output_specs(mod: tvm.IRModule) -> tuple[TensorSpec, ...]:
+    """What ``main`` gives."""
+    result = mod["main"].ret_ty
+    fields = list(result.fields) if hasattr(result, "fields") else [result]
+    return tuple(_spec(f"output{i}", f, f"output {i}") for i, f in enumerate(fields))
 
 
 def _spec(name: str, ty: Any, what: str) -> TensorSpec:

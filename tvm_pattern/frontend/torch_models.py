@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -160,7 +161,8 @@ def _in_float32(program: Any) -> Any:
         )
     arguments = tuple(widened(value) for value in _example_arguments(program))
     with torch.no_grad():
-        return torch.export.export(program.module().float(), arguments)
+        # float() changes parameters in place, and these are the caller's own.
+        return torch.export.export(copy.deepcopy(program.module()).float(), arguments)
 
 
 def _torch_layer_names(program: Any) -> list[str | None]:

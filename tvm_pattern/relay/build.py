@@ -42,14 +42,16 @@ def build(
     mod_name: str = "default",
     tuning_log: str | os.PathLike | None = None,
     num_threads: int | None = None,
+    verify: bool | str = True,
 ) -> BuiltModule:
     """Compile what ``relay.frontend`` imported.
 
     Parameters
     ----------
     ir_mod : tvm.IRModule
-    target, tuning_log, num_threads
-        As :func:`tvm_pattern.compile`.
+    target, tuning_log, num_threads, verify
+        As :func:`tvm_pattern.compile`. The library is held against ``ir_mod``; the model that it
+        was imported from is not known any more.
     target_host : str or tvm.target.Target, optional
         Host of a GPU target.
     params : dict of str to array, optional
@@ -65,7 +67,9 @@ def build(
         ir_mod = relax.transform.BindParams("main", _as_tensors(ir_mod, params))(ir_mod)
     if target_host is not None:
         target = Target(target, host=target_host)
-    library = compile_library(ir_mod, target=target, tuning_log=tuning_log, num_threads=num_threads)
+    library = compile_library(
+        ir_mod, target=target, tuning_log=tuning_log, num_threads=num_threads, verify=verify
+    )
     return BuiltModule(library, mod_name)
 
 
