@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import models, pruning, relay, tuning
+    from . import models, pruning, relay, tuning, verification
     from .artifact import Library, load
     from .compiler import compile, targets
     from .tuning import tune
 
-_SUBMODULES = ("deploy", "models", "pruning", "relay", "tuning")
+_SUBMODULES = ("deploy", "models", "pruning", "relay", "tuning", "verification")
 _NAMES = {
     "Library": "artifact",
     "compile": "compiler",
@@ -42,6 +42,7 @@ __all__ = [
     "targets",
     "tune",
     "tuning",
+    "verification",
 ]
 
 
