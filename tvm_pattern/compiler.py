@@ -14,6 +14,7 @@ from relay_passes import pipeline
 from relay_passes import targets as target_tags
 from relay_passes.report import RewriteReport
 
+from .assigned import assigned_sparsity, warn_of_lost_pruning
 from .frontend import ImportedModel, import_model, output_specs
 from .library import Library, describe
 from .linking import CompiledCode
@@ -47,7 +48,8 @@ def compile(
     """Compile a pruned model, and check the result against it.
 
     Every convolution that the pattern-sparse operator takes is rewritten and packed; the others
-    are compiled dense, and the report says why.
+    are compiled dense, and the report says why. Layers that a torch module says were pruned and
+    that arrive dense are warned of (:class:`tvm_pattern.assigned.LostPruningWarning`).
 
     Parameters
     ----------
@@ -80,12 +82,13 @@ tvm.IRModule
     VerificationError
         If the library does not compute what the model computes.
     ValueError, TypeError
-        On a model, target, log or number of threads that cannot be used; see
-        :func:`tvm_pattern.frontend.import_model`.
+        On a model, target, log or number of threads that cannot be used, or pruned weights that
+        are not zero; see :func:`tvm_pattern.frontend.import_model`.
     """
     check_verify(verify)
     num_threads = check_num_threads(num_threads)
     resolved = target_tags.resolve(target)
+    assigned = assigned_sparsity(model)
     imported = import_model(model, example_inputs)
 
     def build(mod: tvm.IRModule) -> Library:
@@ -93,6 +96,8 @@ tvm.IRModule
         return _build(part, resolved, num_threads, tuning_log)
 
     library = _build(imported, resolved, num_threads, tuning_log)
+    if imported.layer_names:  # else the importer changed the convolutions, and names are unknown
+        warn_of_lost_pruning(library.report, assigned)
     result = _verified(library, model, imported, example_inputs, verify, build)
     library.record_verification(result.as_dict())
     return library

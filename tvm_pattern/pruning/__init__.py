@@ -5,6 +5,7 @@ from __future__ import annotations
 from .assignment import Assignment, LayerAssignment, SparsityError, apply_assignment
 from .batchnorm import recalibrate_bn
 from .budget import Candidate, LatencyRow, Plan, plan
+from .carried import StalePatternsError, carried_assignment, forget_assignment
 from .checkpoint import (
     CheckpointError,
     load_pruned,
@@ -40,8 +41,11 @@ __all__ = [
     "Pruner",
     "Rule",
     "SparsityError",
+    "StalePatternsError",
     "apply_assignment",
     "bake_weights",
+    "carried_assignment",
+    "forget_assignment",
     "greedy_library",
     "load_pruned",
     "load_training",

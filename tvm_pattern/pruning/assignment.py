@@ -9,6 +9,7 @@ from torch import nn
 
 from topi_kernels.pattern import PatternSet
 
+from .carried import carry_assignment
 from .layers import LayerPlan
 from .modules import convolutions
 from .projection import REMOVED, pattern_masks, removed_positions
@@ -58,7 +59,7 @@ class SparsityError(RuntimeError):
 
 @torch.no_grad()
 def apply_assignment(model: nn.Module, assignment: Assignment) -> dict[str, float]:
-    """Zero the pruned weights of ``model`` in place.
+    """Zero the pruned weights of ``model`` in place; its convolutions carry the patterns then.
 
     Returns
     -------
@@ -86,6 +87,7 @@ def apply_assignment(model: nn.Module, assignment: Assignment) -> dict[str, floa
         weight.masked_fill_(removed, 0)
         after = float(weight.double().square().sum())
         kept[name] = after / before if before > 0 else 1.0
+    carry_assignment(model, assignment)
     return kept
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from topi_kernels.pattern import PatternSet
 
 from .assignment import Assignment, LayerAssignment
+from .carried import carry_assignment
 from .modules import clean_name, convolutions, unwrap
 
 FORMAT_VERSION = 1
@@ -203,6 +204,7 @@ def load_pruned(path: str | Path, model: nn.Module | None = None) -> Assignment:
         missing = set(assignment) - set(convolutions(model))
         if missing:
             raise CheckpointError(f"{path}: no convolutions in the model: {sorted(missing)}")
+        carry_assignment(model, assignment)
     return assignment
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from topi_kernels.eligibility import fitting_group, why_dense
 from topi_kernels.pattern import PatternSet, builtin_pattern_set, dense_pattern
 
+from .carried import forget_assignment
 from .config import ConfigError, LibrarySpec, PatternConfig, Rule
 from .libraries import extract_library, initial_library
 from .modules import convolutions, layer_kind, refuse_unusable_model, refuse_unusable_weight
@@ -235,6 +236,7 @@ def prepare_layers(
     """
     plans, skipped = resolve_layers(model, config)
     convs = convolutions(model)
+    forget_assignment(model)
     baked = {plan.name: plan.bake for plan in plans if plan.bake}
     for name in baked:
         bake_layer(convs[name])

@@ -16,6 +16,7 @@ from topi_kernels.pattern import PatternSet
 
 from . import batchnorm
 from .assignment import Assignment, SparsityError, apply_assignment, verify_assignment
+from .carried import carry_assignment
 from .config import ConfigError, PatternConfig
 from .hooks import OptimizerHooks, keep_masked
 from .layers import prepare_layers
@@ -242,6 +243,7 @@ class Pruner:
             after = float(layer.weight.double().square().sum())
             self._energy_kept[layer.name] = after / before if before > 0 else 1.0
         self.phase = "frozen"
+        carry_assignment(self.model, self.assignment)
         self.generation += 1
         updates = self.engine.updates
         self.engine = make_engine(self.layers, read_method("oneshot"), _from_rank_zero)
@@ -376,6 +378,8 @@ class Pruner:
                 layer.removed = layer.removed_by(ids)
         if state["started"]:
             self.engine.restore(state["tensors"])
+        if self.phase != "training":
+            carry_assignment(self.model, self.assignment)
         self.generation = int(self.phase != "training")
 
     def _check_state(self, state: dict[str, Any]) -> None:
