@@ -72,17 +72,23 @@ def axis_matrix(rule: ResizeRule, size: int, output: int, scale: float) -> np.nd
 
 
 def _place(coordinates: str, pixel: int, size: int, output: int, scale: float) -> float:
-    """Where an output pixel lies in the input."""
+    """Where an output pixel lies in the input.
+
+    In float32 as every runtime computes it: `nearest` takes another pixel where a tie is missed.
+    """
+    half, ratio = np.float32(0.5), np.float32(scale)
+    at = np.float32(pixel)
     if coordinates == "align_corners":
-        return 0.0 if output == 1 else pixel * (size - 1) / (output - 1)
+        return 0.0 if output == 1 else float(at * np.float32(size - 1) / np.float32(output - 1))
     if coordinates == "asymmetric":
-        return pixel / scale
+        return float(at / ratio)
     if coordinates == "pytorch_half_pixel" and output == 1:
-        return -0.5
-    place = (pixel + 0.5) / scale - 0.5
+        return 0.0
+    place = (at + half) / ratio - half
     if coordinates == "half_pixel_symmetric":
-        place += size / 2 * (1 - output / (scale * size))
-    return place
+        adjustment = np.float32(output) / (ratio * np.float32(size))
+        place += np.float32(size) / np.float32(2) * (np.float32(1) - adjustment)
+    return float(place)
 
 
 def _rounded(rounding: str, places: np.ndarray) -> np.ndarray:

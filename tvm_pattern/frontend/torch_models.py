@@ -22,9 +22,10 @@ from .shared import (
     layer_of,
     quiet,
 )
+from .torch_checks import check_module, check_tensor, check_tensors
 from .torch_decompositions import decompositions
 from .torch_operators import converters
-from .torch_refusals import check_operators
+from .torch_refusals import check_operators, layer_path
 
 
 def from_module(model: Any, example_inputs: Any) -> ImportedModel:
@@ -41,7 +42,8 @@ def from_module(model: Any, example_inputs: Any) -> ImportedModel:
             "a torch.nn.Module needs example_inputs: a tuple of tensors with the shapes and dtypes"
             " to compile for"
         )
-    arguments = tuple(torch.as_tensor(value) for value in as_input_tuple(example_inputs))
+    check_module(model)
+    arguments = tuple(_as_tensor(i, v) for i, v in enumerate(as_input_tuple(example_inputs)))
     check_finite((name, _to_numpy(value)) for name, value in _torch_tensors(model))
     try:
         with torch.no_grad():
@@ -53,6 +55,20 @@ def from_module(model: Any, example_inputs: Any) -> ImportedModel:
             " give inputs that model(*example_inputs) accepts"
         ) from error
     return from_program(export_module(model, arguments), checked=True)
+
+
+def _as_tensor(position: int, value: Any) -> Any:
+    import torch
+
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"example input {position}: got {describe(value)}, expected a tensor or array of"
+            " numbers; give one per argument of the model"
+        ) from error
+    check_tensor(f"example input {position}", tensor)
+    return tensor
 
 
 def export_module(model: Any, arguments: tuple[Any, ...]) -> Any:
@@ -108,6 +124,10 @@ def from_program(program: Any, checked: bool = False) -> ImportedModel:
             " without dynamic_shapes, once per shape"
         )
     if not checked:
+        check_tensors("weights", program.state_dict.items())
+        check_tensors(
+            "example input", ((str(i), t) for i, t in enumerate(_example_tensors(program)))
+        )
         check_finite((n, _to_numpy(t)) for n, t in program.state_dict.items())
     is_half = _is_half(program)
     translated = converters()
@@ -146,6 +166,12 @@ def _example_arguments(program: Any) -> tuple[Any, ...]:
     return tuple(program.example_inputs[0]) if program.example_inputs is not None else ()
 
 
+def _example_tensors(program: Any) -> list[Any]:
+    import torch
+
+    return [value for value in _example_arguments(program) if isinstance(value, torch.Tensor)]
+
+
 def _in_float32(program: Any) -> Any:
     """The program in float32, which TVM's importer takes; its values are exact there."""
     import torch
@@ -168,10 +194,15 @@ def _in_float32(program: Any) -> Any:
 def _torch_layer_names(program: Any) -> list[str | None]:
     """Module path of each convolution of the program, in graph order."""
     parameters = program.graph_signature.inputs_to_parameters
-    names: list[str | None] = []
+    found: list[tuple[Any, str | None]] = []
     for node in program.graph.nodes:
         operator = getattr(node.target, "name", lambda: "")() if node.op == "call_function" else ""
         if operator.removeprefix("aten::").startswith(("conv1d", "conv2d", "conv3d", "conv")):
             weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
-            names.append(layer_of(parameters.get(getattr(weight, "name", None))))
-    return names
+            found.append((node, parameters.get(getattr(weight, "name", None))))
+    weights = [weight for _, weight in found]
+    return [
+        # The weight says best what a layer is called, unless several share it.
+        layer_of(weight) if weights.count(weight) == 1 else layer_path(node) or layer_of(weight)
+        for node, weight in found
+    ]

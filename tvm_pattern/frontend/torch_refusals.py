@@ -63,10 +63,14 @@ def _readable(name: str) -> str:
     return f"the operator {name.removesuffix('.default')!r}"
 
 
-def _layer(node: Any) -> str:
-    """`` in layer '...'`` where torch.export recorded it."""
+def layer_path(node: Any) -> str:
+    """Path of the module that a node belongs to, empty where torch.export recorded none."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path = stack[-1][0] if stack else ""
+    return stack[-1][0] if stack else ""
+
+
+def _layer(node: Any) -> str:
+    path = layer_path(node)
     return f" in layer {path!r}" if path else ""
 
 
