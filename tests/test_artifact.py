@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy as copying
 import dataclasses
 import hashlib
 import json
+import os
+import pickle
 import shutil
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +20,7 @@ import torch
 from torch import nn
 
 import tvm_pattern as tp
-from tvm_pattern import artifact, loading, machine
+from tvm_pattern import artifact, linking, loading, machine
 from tvm_pattern.artifact import ArtifactError, Manifest, manifest_path
 
 IMAGE = torch.randn(1, 3, 9, 11, generator=torch.Generator().manual_seed(1)).numpy()
@@ -41,6 +46,21 @@ def copy(exported, tmp_path):
     for path in (exported, manifest_path(exported)):
         shutil.copy(path, tmp_path)
     return tmp_path / exported.name
+
+
+@pytest.fixture(scope="module")
+def others():
+    """Two networks with the same input, the second with more outputs."""
+    found = []
+    for channels in (4, 5):
+        torch.manual_seed(channels)
+        found.append(tp.compile(nn.Conv2d(3, channels, 3).eval(), IMAGE, num_threads=1))
+    return found
+
+
+def mappings(part: str) -> int:
+    """Mappings of files whose name holds ``part``."""
+    return sum(part in line for line in Path("/proc/self/maps").read_text().splitlines())
 
 
 def edit(path, **changes):
@@ -211,3 +231,179 @@ def test_missing_device(library):
 )
 def test_architecture_names(spelling, expected):
     assert machine.normalise_architecture(spelling) == expected
+
+
+@pytest.mark.parametrize("suffix", [".so", ".tar"])
+@pytest.mark.parametrize("how", ["renamed", "written over"])
+def test_a_replaced_file_is_the_new_network(others, tmp_path, suffix, how):
+    """The dynamic linker goes by name: it would answer with the first library."""
+    first, second = others
+    path = first.export(tmp_path / f"net{suffix}")
+    old = tp.load(path)
+    np.testing.assert_array_equal(old(IMAGE), first(IMAGE))
+    if how == "renamed":
+        second.export(path)
+    else:
+        there = second.export(tmp_path / f"there{suffix}")
+        shutil.copy(manifest_path(there), manifest_path(path))
+        with path.open("r+b") as file:
+            file.write(there.read_bytes())
+            file.truncate()
+    new = tp.load(path)
+    np.testing.assert_array_equal(new(IMAGE), second(IMAGE))
+    np.testing.assert_array_equal(old(IMAGE), first(IMAGE))
+    path.unlink()
+    np.testing.assert_array_equal(new(IMAGE), second(IMAGE))
+
+
+def test_what_is_exported_is_what_runs(tmp_path, monkeypatch):
+    """Machine code is generated and linked once, however often it is run and written."""
+    generated, linked = [], []
+    write_objects, link = linking._write_objects, linking.link
+    monkeypatch.setattr(
+        linking, "_write_objects", lambda *a: generated.append(1) or write_objects(*a)
+    )
+    monkeypatch.setattr(linking, "link", lambda *a: linked.append(1) or link(*a))
+    library = tp.compile(nn.Conv2d(3, 4, 3).eval(), IMAGE, num_threads=1, verify=False)
+    assert not generated
+    library(IMAGE)
+    one, two = (library.export(tmp_path / name) for name in ("one.so", "two.so"))
+    assert one.read_bytes() == two.read_bytes() == library._code._linked.path.read_bytes()
+    assert (len(generated), len(linked)) == (1, 1)
+    tars = [library.export(tmp_path / name).read_bytes() for name in ("one.tar", "two.tar")]
+    assert tars[0] == tars[1]
+    assert (len(generated), len(linked)) == (1, 1)
+
+
+def test_the_last_reference_unmaps_a_library(library, tmp_path):
+    path = library.export(tmp_path / "net.so")
+    before = mappings("tvm-pattern-")
+    loaded = [tp.load(path) for _ in range(3)]
+    assert all(lib(IMAGE) is not None for lib in loaded)
+    assert mappings("tvm-pattern-") > before
+    del loaded
+    assert mappings("tvm-pattern-") == before
+
+
+def test_nothing_stays_in_the_folder_for_temporary_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(linking.tempfile, "tempdir", str(tmp_path))
+    library = tp.compile(nn.Conv2d(3, 4, 3).eval(), IMAGE, num_threads=1)
+    library(IMAGE)
+    (tmp_path / "out").mkdir()
+    for suffix in (".so", ".tar"):
+        path = library.export(tmp_path / "out" / f"net{suffix}")
+        _loaded = tp.load(path)
+    del library
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_stderr_is_left_alone(library, exported, capfd):
+    """No descriptor is swapped, so loads at the same time cannot lose each other's messages."""
+    before = os.fstat(2).st_ino
+    seen = set()
+
+    def work():
+        for _ in range(3):
+            tp.load(exported)(IMAGE)
+            seen.add(os.fstat(2).st_ino)
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    os.write(2, b"still here\n")
+    assert seen == {before}
+    assert capfd.readouterr().err == "still here\n"
+
+
+def test_a_library_cannot_be_pickled_or_copied(library):
+    for function in (pickle.dumps, copying.copy, copying.deepcopy):
+        with pytest.raises(TypeError, match=r"lib\.export.*tvm_pattern\.load"):
+            function(library)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, None])
+@pytest.mark.parametrize("name", ["number", "repeat"])
+def test_benchmark_says_what_it_takes(library, name, value):
+    with pytest.raises(ValueError, match=rf"{name}=.*: expected an integer >= 1"):
+        library.benchmark(IMAGE, **{name: value})
+
+
+def test_number_of_threads_is_chosen_at_the_call(exported, copy):
+    edit(copy, num_threads=3)
+    library = tp.load(copy)
+    for count in (3, 1, 2):
+        library.num_threads = count
+        assert library.num_threads == count
+        np.testing.assert_array_equal(library(IMAGE), tp.load(exported)(IMAGE))
+    with pytest.raises(ArtifactError, match=r"compiled for 3 threads, got num_threads=4"):
+        library.num_threads = 4
+    with pytest.raises(ValueError, match="num_threads=0"):
+        library.num_threads = 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "match"),
+    [
+        ("target", {"kind": "none"}, "'target': TVM knows no such target"),
+        ("target", {}, "'target' is {}"),
+        ("inputs", [{"name": "x", "shape": ["9"], "dtype": "float32"}], r"'inputs\.0\.shape\.0'"),
+        ("num_threads", 0, "'num_threads' is 0"),
+        ("report", [{"layer": "x"}], r"'report\.0\.op': field required"),
+        ("steps", [{"function": "f"}], r"'steps\.0\.layer'"),
+        ("verification", {"summary": 1}, "'verification': its summary is 1"),
+        ("sha256", "12", "'sha256' is '12'"),
+        ("schema", True, "has the schema True, expected"),
+    ],
+)
+def test_an_edited_manifest_names_the_field(copy, field, value, match):
+    edit(copy, **{field: value})
+    with pytest.raises(ArtifactError, match=match):
+        tp.load(copy)
+
+
+def test_shapes_that_the_code_does_not_have(copy):
+    inputs = [{"name": "input", "shape": [1, 3, 9, 12], "dtype": "float32"}]
+    edit(copy, inputs=inputs)
+    with pytest.raises(ArtifactError, match="the field 'inputs': the code does not take them"):
+        tp.load(copy)(np.zeros((1, 3, 9, 12), "float32"))
+    inputs[0]["shape"] = [1, 3, 9, 11]
+    edit(copy, inputs=inputs, outputs=[{"name": "y", "shape": [1, 4, 7, 8], "dtype": "float32"}])
+    with pytest.raises(ArtifactError, match="the field 'outputs': the code gives"):
+        tp.load(copy)(IMAGE)
+
+
+def test_linker_errors_are_one_line(library, tmp_path):
+    linker = tmp_path / "bad-linker"
+    linker.write_text("#!/bin/sh\necho 'ld: warning: x'\necho 'ld: error: no such thing'\nexit 1\n")
+    linker.chmod(0o755)
+    with pytest.raises(
+        ArtifactError, match="cannot link the library: ld: error: no such thing"
+    ) as e:
+        library.export(tmp_path / "net.so", cc=str(linker))
+    assert "\n" not in str(e.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad-linker"]
+    linker.write_text("no program")
+    with pytest.raises(ArtifactError, match=r"cannot run .*bad-linker"):
+        library.export(tmp_path / "net.so", cc=str(linker))
+
+
+def test_another_linker_is_used(library, tmp_path):
+    path = library.export(tmp_path / "net.so", cc="gcc")
+    np.testing.assert_array_equal(tp.load(path)(IMAGE), library(IMAGE))
+
+
+def test_a_folder_for_temporary_files_that_is_gone(tmp_path):
+    library = tp.compile(nn.Conv2d(3, 4, 3).eval(), IMAGE, num_threads=1)
+    library(IMAGE)
+    shutil.rmtree(library._code._folder)
+    with pytest.raises(ArtifactError, match=r"temporary folder .* is gone; compile again"):
+        library.export(tmp_path / "net.so")
+    library(IMAGE)
+
+
+def test_export_needs_a_file_to_write(library, tmp_path):
+    (tmp_path / "net.so").mkdir()
+    with pytest.raises(ArtifactError, match=r"net\.so is no file"):
+        library.export(tmp_path / "net.so")

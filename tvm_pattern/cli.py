@@ -355,14 +355,15 @@ def inspect(
 ) -> None:
     """Show what a library takes, gives and needs, and the report of its compilation.
 
-    Works for libraries of other machines too: only the manifest is read.
+    Works for libraries of other machines too, and for a manifest alone: no code runs.
     """
     from relay_passes.report import RewriteReport
 
-    from .artifact import Manifest, manifest_path
+    from .artifact import Manifest, manifest_of, manifest_path
     from .machine import why_not_runnable
 
-    manifest = Manifest.read(manifest_path(library))
+    is_here = library.is_file()
+    manifest = manifest_of(library) if is_here else Manifest.read(manifest_path(library))
     reason = why_not_runnable(manifest.architecture, manifest.cpu_features)
     if json_output:
         _print_json({**asdict(manifest), "runs_here": reason is None})

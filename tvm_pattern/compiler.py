@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm.target import Target
 
 from relay_passes import pipeline
@@ -30,6 +31,10 @@ from .verification import (
     verify_graph,
     verify_library,
 )
+
+# Passes written in Python run inside TVM, which hands on the errors that it knows by name and turns
+# all others, Ctrl-C among them, into a RuntimeError without a word.
+tvm_ffi.register_error("KeyboardInterrupt", KeyboardInterrupt)
 
 
 def targets() -> list[str]:

@@ -13,10 +13,11 @@ from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import tvm
+from pydantic import TypeAdapter, ValidationError
 from tvm import relax
 from tvm.target import Target
 
-from relay_passes.report import RewriteReport
+from relay_passes.report import LayerRow, RewriteReport
 
 from . import __version__
 from .frontend import TensorSpec
@@ -29,6 +30,7 @@ from .threads import calls_at_once, check_num_threads, run_on
 from .vm_pool import VMPool
 
 SUFFIXES = (".so", ".tar")
+_ROWS = TypeAdapter(list[LayerRow])
 
 
 class Code(Protocol):
@@ -366,8 +368,14 @@ def _target_of(manifest: Manifest, origin: str) -> Target:
 
 
 def _report_of(manifest: Manifest, origin: str) -> RewriteReport:
+    text = json.dumps(manifest.report)
     try:
-        report = RewriteReport.from_json(json.dumps(manifest.report))
+        _ROWS.validate_json(text, strict=True)
+        report = RewriteReport.from_json(text)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        place = ".".join(map(str, ("report", *problem["loc"])))
+        raise bad_field(origin, place, problem["msg"].lower()) from None
     except (ValueError, TypeError, KeyError) as error:
         raise bad_field(origin, "report", f"it is no report of convolutions ({error})") from None
     summary = manifest.verification.get("summary")

@@ -74,6 +74,7 @@ class CompiledCode:
     def write_so(self, file: BinaryIO, cc: str | None = None) -> LinkedFile:
         """Copy the shared library that :meth:`module` runs to ``file``; with ``cc``, link anew."""
         with self._lock:
+            self._make_folder()
             linked = self._link() if cc is None else self._link_by(self._find_linker(cc))
             with linked.path.open("rb") as source:
                 shutil.copyfileobj(source, file, _BLOCK)
@@ -84,6 +85,7 @@ class CompiledCode:
     def write_tar(self, file: BinaryIO) -> None:
         """Bundle the object files, not compressed: weights do not shrink, and gzip is slow."""
         with self._lock, tarfile.open(fileobj=file, mode="w") as archive:
+            self._make_folder()
             for path in self._object_files():
                 archive.add(path, arcname=path.name, filter=_without_owner)
 

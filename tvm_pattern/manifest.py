@@ -26,6 +26,7 @@ class ArtifactError(ValueError):
 _STRICT = ConfigDict(strict=True, extra="forbid")
 _Dtype = Annotated[str, Field(pattern=r"^(bool|(float|bfloat|int|uint)\d{1,3}\w*)$")]
 _Name = Annotated[str, Field(min_length=1)]
+_Word = Annotated[str, Field(min_length=1, max_length=64)]
 _Shape = list[Annotated[int, Field(ge=0)]]
 
 
@@ -92,8 +93,8 @@ class Manifest:
     __pydantic_config__ = _STRICT
 
     target: Annotated[dict[str, Any], Field(min_length=1)]
-    architecture: _Name
-    cpu_features: list[str]
+    architecture: _Word
+    cpu_features: list[_Word]
     inputs: list[TensorData]
     outputs: Annotated[list[TensorData], Field(min_length=1)]
     num_threads: Annotated[int, Field(ge=1, le=1024)]
@@ -141,14 +142,14 @@ class Manifest:
         schema = data.get("schema") if isinstance(data, dict) else None
         if schema != MANIFEST_SCHEMA or not isinstance(schema, int):
             raise ArtifactError(
-                f"{origin} has the schema {schema!r}, expected {MANIFEST_SCHEMA}; export the"
+                f"{origin} has the schema {_short(schema)}, expected {MANIFEST_SCHEMA}; export the"
                 " library again with this version"
             )
         names = {item.name for item in fields(cls)}
         if set(data) != names:
             raise ArtifactError(
                 f"{origin}: missing fields {sorted(names - set(data))}, unknown fields"
-                f" {sorted(set(data) - names)}; export the library again"
+                f" {_short(sorted(set(data) - names))}; export the library again"
             )
         try:
             # Of JSON text, because pydantic's strict mode takes no dict for a dataclass.
@@ -170,6 +171,7 @@ _ADAPTER = TypeAdapter(Manifest)
 
 def bad_field(origin: str, name: str, problem: str) -> ArtifactError:
     """The error for a field whose value has the right type and makes no sense."""
+    problem = problem if len(problem) <= 300 else problem[:297] + "..."
     return ArtifactError(f"{origin}: the field {name!r}: {problem}; export the library again")
 
 
@@ -185,12 +187,15 @@ def pending_path(library: str | os.PathLike) -> Path:
     return library.with_name(library.name + ".json.pending")
 
 
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
     place = ".".join(map(str, problem["loc"]))
-    got = repr(problem["input"])
-    got = got if len(got) <= 60 else got[:57] + "..."
     return (
-        f"the field {place!r} is {got}: {problem['msg'].lower()}; was it edited? Export the library"
-        " again"
+        f"the field {_short(place)} is {_short(problem['input'])}: {problem['msg'].lower()}; was it"
+        " edited? Export the library again"
     )

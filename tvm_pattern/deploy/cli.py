@@ -49,10 +49,10 @@ def run_on_devices(
     int
         Devices that failed or whose outputs differ from ``expected``.
     """
-    from ..artifact import Manifest, manifest_path
+    from ..artifact import manifest_of
     from .farm import run_everywhere
 
-    manifest = Manifest.read(manifest_path(library))
+    manifest = manifest_of(library)
     if inputs:
         arrays = [np.load(path, allow_pickle=False) for path in inputs]
     else:

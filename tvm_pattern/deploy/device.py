@@ -16,7 +16,7 @@ import numpy as np
 import tvm
 from tvm import relax, rpc
 
-from ..artifact import Manifest, manifest_path
+from ..artifact import Manifest, manifest_of
 from ..crosscompile import read_elf
 from ..profiling import Profile, Step, check_timing, time_steps
 from ..rpc.client import NoDeviceError, RPCError, TrackerClient, parse_address
@@ -247,7 +247,7 @@ class Device:
                 f"got {path}, expected an existing .so: a .tar would be linked on the device, which"
                 " needs a compiler there"
             )
-        manifest = Manifest.read(manifest_path(path))
+        manifest = manifest_of(path)
         architecture = read_elf(path).architecture
         self._upload(path)
         built = f"{_ARCHITECTURES.get(architecture, architecture)} ({manifest.abi or 'gnu'} ABI)"
