@@ -75,6 +75,13 @@ class GraphEditor:
         self._nodes.append(helper.make_node(operator, inputs, [output], **attributes))
         return output
 
+    def keep(self, node: Any, attributes: dict[str, Any]) -> None:
+        """The node with other attributes."""
+        from onnx import helper
+
+        inputs, outputs = list(node.input), list(node.output)
+        self._nodes.append(helper.make_node(node.op_type, inputs, outputs, node.name, **attributes))
+
     def _name(self) -> str:
         self._serial += 1
         return f"tvm_pattern_{self._serial}"
@@ -176,8 +183,6 @@ def _apply(editor: GraphEditor, x: str, matrix: np.ndarray, axis: int, rank: int
 
 def _pool(editor: GraphEditor, node: Any) -> bool:
     """``auto_pad`` as the pads that it stands for."""
-    from onnx import helper
-
     given = attributes_of(node)
     where = given.pop("auto_pad", "NOTSET")
     if node.op_type == "MaxPool" and len(node.output) > 1 and node.output[1]:
@@ -199,13 +204,39 @@ def _pool(editor: GraphEditor, node: Any) -> bool:
     given["pads"] = before + after
     if where != "VALID":
         given["ceil_mode"] = 0
-    editor._nodes.append(
-        helper.make_node(node.op_type, list(node.input), list(node.output), node.name, **given)
-    )
+    editor.keep(node, given)
+    return True
+
+
+def _conv_transpose(editor: GraphEditor, node: Any) -> bool:
+    """``output_shape`` as the pads that it stands for."""
+    given = attributes_of(node)
+    wanted = given.pop("output_shape", None)
+    if wanted is None:
+        return False
+    size, weight = editor.shape(node.input[0]), editor.shape(node.input[1])
+    if size is None or weight is None:
+        raise refuse(node, "an input of unknown shape; expected a static one")
+    rank = len(size) - 2
+    wanted, upper = wanted[-rank:], given.pop("auto_pad", "NOTSET") == "SAME_UPPER"
+    strides, dilations = (given.get(n, [1] * rank) for n in ("strides", "dilations"))
+    extra = list(given.get("output_padding", [0] * rank))
+    before, after = [], []
+    for i in range(rank):
+        full = strides[i] * (size[i + 2] - 1) + (weight[i + 2] - 1) * dilations[i] + 1
+        total = full + extra[i] - wanted[i]
+        if total < 0:
+            raise refuse(node, f"output_shape={wanted}; expected at most what the strides reach")
+        less, more = total // 2, total - total // 2
+        before.append(less if upper else more)
+        after.append(more if upper else less)
+    given["pads"] = before + after
+    editor.keep(node, given)
     return True
 
 
 REWRITES: dict[str, Callable[[GraphEditor, Any], bool]] = {
     "Resize": _resize,
+    "ConvTranspose": _conv_transpose,
     **dict.fromkeys(_POOLS, _pool),
 }

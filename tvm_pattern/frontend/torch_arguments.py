@@ -7,6 +7,10 @@ from typing import Any
 from tvm import relax
 
 
+class UnsupportedOptionError(ValueError):
+    """An operator that is translated, with options that are not."""
+
+
 class Arguments:
     """What a node gives an operator; what it leaves out has the schema's default.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 # In torch's own words, but not part of what torch.export decomposes by default.
-_REFERENCES = ("grid_sampler_2d", "var_mean", "unfold", "exp2", "hypot")
+_REFERENCES = ("grid_sampler_2d",)
 
 
 @functools.cache
@@ -36,6 +36,12 @@ def decompositions(kept: Collection[str]) -> dict[Any, Callable[..., Any]]:
     table[aten.div.Tensor_mode] = _divide_rounded
     table[aten.floor_divide.default] = _floor_divide
     table[aten.logaddexp.default] = _logaddexp
+    table[aten.var_mean.correction] = _var_mean
+    table[aten.clamp.default] = _clamp
+    table[aten.select.int] = _select
+    table[aten.take.default] = _take
+    table[aten.exp2.default] = _exp2
+    table[aten.unfold.default] = _unfold
     return table
 
 
@@ -74,3 +80,46 @@ def _logaddexp(x: Any, y: Any) -> Any:
     larger, distance = torch.maximum(x, y), torch.abs(x - y)
     # Of two equal infinities the distance is NaN.
     return torch.where(x == y, larger + math.log(2), larger + torch.log1p(torch.exp(-distance)))
+
+
+def _var_mean(x: Any, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
+    import torch
+
+    axes = list(range(x.dim())) if dim is None else dim
+    return torch.var(x, axes, correction=correction, keepdim=keepdim), torch.mean(x, axes, keepdim)
+
+
+def _exp2(x: Any) -> Any:
+    return 2**x
+
+
+def _unfold(x: Any, dim: int, size: int, step: int) -> Any:
+    """``Tensor.unfold``: overlapping windows along an axis, which torch itself takes as strides."""
+    import torch
+
+    dim = dim % x.dim()
+    starts = torch.arange(0, x.shape[dim] - size + 1, step)
+    positions = (starts[:, None] + torch.arange(size)).flatten()
+    windows = torch.index_select(x, dim, positions).unflatten(dim, (len(starts), size))
+    return windows.movedim(dim + 1, -1)
+
+
+def _clamp(x: Any, min: Any = None, max: Any = None) -> Any:
+    """Bounds the wrong way round: torch answers the upper one, TVM the lower one."""
+    import torch
+
+    if min is None or max is None or min <= max:
+        return NotImplemented
+    return torch.clamp(torch.clamp(x, min=min), max=max)
+
+
+def _select(x: Any, dim: int, index: int) -> Any:
+    """Counted from the end, TVM's importer reads outside of the tensor."""
+    import torch
+
+    return torch.select(x, dim, index + x.shape[dim]) if index < 0 else NotImplemented
+
+
+def _take(x: Any, index: Any) -> Any:
+    """As :func:`_select`, of the flattened tensor."""
+    return x.reshape(-1)[index]

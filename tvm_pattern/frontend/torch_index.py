@@ -6,7 +6,7 @@ from typing import Any
 
 from tvm import relax
 
-from .torch_arguments import Arguments, dtype_of, shape_of
+from .torch_arguments import Arguments, UnsupportedOptionError, dtype_of, shape_of
 
 
 def index(node: Any, importer: Any) -> relax.Expr:
@@ -20,9 +20,9 @@ def index(node: Any, importer: Any) -> relax.Expr:
     axes = [axis for axis, _ in given]
     for _, i in given:
         if dtype_of(i) in ("bool", "uint8"):
-            raise ValueError(
-                "indexing with a mask has a result whose shape depends on the data; use torch.where"
-                " or multiply by the mask"
+            raise UnsupportedOptionError(
+                "the operator 'index' with a mask has a result whose shape depends on the data;"
+                " use torch.where or multiply by the mask"
             )
     shape, output = shape_of(x), arguments.output_shape
     if len(given) == 1:
@@ -48,6 +48,33 @@ def index(node: Any, importer: Any) -> relax.Expr:
         order += [rank + i for i in range(axes[0], len(rest))]
         y = arguments.emit(relax.op.permute_dims(y, order))
     return arguments.emit(relax.op.reshape(y, output))
+
+
+def index_put(node: Any, importer: Any) -> relax.Expr:
+    """``x[i, j] = values`` where every axis has its tensor of positions."""
+    arguments = Arguments(node, importer)
+    x, indices = arguments["self"], arguments["indices"]
+    whole = len(indices) == len(shape_of(x)) and None not in arguments.given["indices"]
+    if not whole or any(dtype_of(i) == "bool" for i in indices):
+        raise UnsupportedOptionError(
+            "the operator 'index_put' (assigning to x[:, i], to a mask, or F.fold) is taken with"
+            " positions for every axis only; use torch.where, torch.cat or pixel_shuffle"
+        )
+    shape = shape_of(x)
+    rank = max(len(shape_of(i)) for i in indices)
+    common = relax.ShapeExpr(_broadcast([shape_of(i) for i in indices], rank))
+    places = [
+        arguments.emit(relax.op.broadcast_to(_from_the_start(arguments, i, size), common))
+        for i, size in zip(indices, shape, strict=False)
+    ]
+    values = arguments.emit(
+        relax.op.broadcast_to(
+            arguments["values"], relax.ShapeExpr([*common.values, *shape[len(indices) :]])
+        )
+    )
+    return arguments.emit(
+        relax.op.index_put(x, places, values, accumulate=arguments.given["accumulate"])
+    )
 
 
 def _take(arguments: Arguments, x: relax.Expr, indices: relax.Expr, axis: int) -> relax.Expr:

@@ -22,6 +22,7 @@ from .shared import (
     layer_of,
     quiet,
 )
+from .torch_arguments import UnsupportedOptionError
 from .torch_checks import check_module, check_tensor, check_tensors
 from .torch_decompositions import decompositions
 from .torch_operators import converters
@@ -118,6 +119,12 @@ def from_program(program: Any, checked: bool = False) -> ImportedModel:
     from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
     if program.range_constraints:
+        if any(str(symbol).startswith("u") for symbol in program.range_constraints):
+            raise ValueError(
+                "a result has a shape that depends on the data (an index with a mask, nonzero,"
+                " unique or the like); expected static shapes: use torch.where or multiply by the"
+                " mask"
+            )
         symbols = ", ".join(f"{s} in {r}" for s, r in program.range_constraints.items())
         raise ValueError(
             f"the ExportedProgram has dynamic shapes ({symbols}); expected static ones: export it"
@@ -144,6 +151,8 @@ def from_program(program: Any, checked: bool = False) -> ImportedModel:
                 custom_convert_map=translated,
                 run_ep_decomposition=False,
             )
+    except UnsupportedOptionError as error:
+        raise ValueError(f"this model cannot be compiled: {error}") from error
     except IMPORTER_ERRORS as error:
         raise ValueError(
             f"TVM's torch importer does not take this model: {first_line(error)}; replace the"

@@ -13,7 +13,7 @@ from typing import Any
 from tvm import relax
 
 from .torch_arguments import Arguments, dtype_of, shape_of
-from .torch_index import index
+from .torch_index import index, index_put
 from .torch_pool import adaptive_max_pool, avg_pool, max_pool
 from .torch_resize import resize
 
@@ -134,6 +134,7 @@ def converters() -> dict[str, Converter]:
         "adaptive_max_pool3d.default": adaptive_max_pool,
         "native_group_norm.default": _group_norm,
         "index.Tensor": index,
+        "index_put.default": index_put,
         "any.default": _any,
         "any.dim": _any,
         "any.dims": _any,
