@@ -87,6 +87,32 @@ def _is_constant_conv(call: Any) -> bool:
     )
 
 
+def check_variances(func: relax.Function) -> None:
+    """Refuse batch norms at inference that divide by zero or by the root of a negative number.
+
+    Raises
+    ------
+    ValueError
+        Naming the batch norm, its first such channel and the values.
+    """
+    for block in bindings_of(func):
+        for binding in block:
+            call = binding.value
+            if op_name(call) != "relax.nn.batch_norm" or call.attrs.training:
+                continue
+            variance, epsilon = constant(call.args[4]), float(call.attrs.epsilon)
+            if variance is None:
+                continue
+            bad = np.flatnonzero(~(variance.astype(np.float64) + epsilon > 0))
+            if bad.size:
+                raise ValueError(
+                    f"batch norm {binding.var.name!r}: {bad.size} of {variance.size} variances plus"
+                    f" epsilon {epsilon:g} are not positive (channel {bad[0]}:"
+                    f" {variance[bad[0]]:g}), which gives NaN or Inf; expected variances >"
+                    " -epsilon, check the checkpoint"
+                )
+
+
 def fold_constants(
     weight: np.ndarray,
     bias: np.ndarray | None,
@@ -131,6 +157,7 @@ def _fold(uses: Uses, match: _Match) -> tuple[Call, Call]:
 
 
 def _transform(func: relax.Function) -> relax.Function:
+    check_variances(func)
     uses = Uses(func)
     matches = [m for m in (_match(uses, var) for var in uses.value) if m is not None]
     replaced: dict[Var, Expr] = {}
@@ -151,7 +178,13 @@ def _transform(func: relax.Function) -> relax.Function:
 
 @tvm.transform.module_pass(opt_level=0, name="FoldBatchNorm")
 class FoldBatchNorm:
-    """conv2d (+ bias) + batch_norm -> conv2d + bias, on constants."""
+    """conv2d (+ bias) + batch_norm -> conv2d + bias, on constants.
+
+    Raises
+    ------
+    ValueError
+        If a variance plus epsilon is not positive.
+    """
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         return map_functions(mod, _transform)

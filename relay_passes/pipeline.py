@@ -17,6 +17,7 @@ from topi_kernels.target_family import CPU_FAMILIES, num_cores, target_family, w
 from .fold_batch_norm import FoldBatchNorm
 from .fold_constants import FoldConstants
 from .fuse_epilogue import FuseEpilogue
+from .keep_nan import KeepNaN
 from .lower_matmul import LowerMatmul
 from .name_layers import NameLayers
 from .pattern_rewrite import PatternRewrite
@@ -129,6 +130,7 @@ def lower(
                 *passes,
                 *relax.pipeline.library_dispatch_passes(resolved),
                 *relax.pipeline.legalize_passes(resolved),
+                KeepNaN(),
             ]
         )(mod)
     return mod, report.build()

@@ -253,3 +253,44 @@ def test_models_that_cannot_be_traced_or_imported():
 def test_other_types():
     with pytest.raises(TypeError, match=r"cannot compile a builtins\.int; expected a torch\.nn"):
         import_model(3)
+
+
+@pytest.mark.parametrize("operator", ["clip", "maximum"])
+def test_infinite_bounds_are_no_weights(operator):
+    """Hardswish arrives as ``clip(x, 0, inf)``."""
+    x = relax.Var("x", relax.TensorType((1, 2, 3, 3), "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        if operator == "clip":
+            y = relax.op.clip(x, 0, float("inf"))
+        else:
+            y = relax.op.maximum(x, relax.const(np.float32(-np.inf)))
+        builder.emit_func_output(builder.emit(y))
+    imported = import_model(builder.get())
+    got = run_relax(imported, -np.ones((1, 2, 3, 3), np.float32))
+    np.testing.assert_array_equal(got, np.full(got.shape, 0.0 if operator == "clip" else -1.0))
+
+
+def test_infinite_bounds_of_onnx_are_no_weights():
+    graph = helper.make_graph(
+        [helper.make_node("Clip", ["x", "low", "high"], ["y"])],
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 2, 3, 3))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 2, 3, 3))],
+        [
+            numpy_helper.from_array(np.float32(0), "low"),
+            numpy_helper.from_array(np.float32(np.inf), "high"),
+        ],
+    )
+    opset = [helper.make_opsetid("", 18)]
+    import_model(helper.make_model(graph, opset_imports=opset, ir_version=9))
+    graph.initializer[1].CopyFrom(numpy_helper.from_array(np.float32(np.nan), "high"))
+    with pytest.raises(ValueError, match="weights 'high': 1 of 1 values are NaN or Inf"):
+        import_model(helper.make_model(graph, opset_imports=opset, ir_version=9))
+
+
+def test_variances_that_give_no_number_are_named():
+    model = network()
+    model[1].running_var[3] = -1.0
+    with pytest.raises(ValueError, match=r"batch norm .*channel 3: -1.*check the checkpoint"):
+        import_model(model, IMAGE)

@@ -1,6 +1,7 @@
 """FoldBatchNorm: structure before and after, and what it must leave alone."""
 
 import numpy as np
+import pytest
 import tvm
 from tvm import relax
 from tvm.script import ir as I
@@ -275,3 +276,29 @@ def test_tiny_variance():
     scale = 1 / np.sqrt(np.float64(np.float32(1e-12)) + 1e-5)
     np.testing.assert_allclose(weight, 3.0 * scale, rtol=1e-6)
     np.testing.assert_allclose(bias, 0.5 - 2.0 * scale, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("variance", "epsilon"), [(-1e-3, 1e-3), (-1.0, 1e-5), (0.0, 0.0)])
+def test_variances_that_give_no_number_are_refused(variance, epsilon):
+    @I.ir_module
+    class Norm:
+        @R.function
+        def main(
+            x: R.Tensor((1, 4, 6, 6), "float32"),
+            g: R.Tensor((4,), "float32"),
+            t: R.Tensor((4,), "float32"),
+            m: R.Tensor((4,), "float32"),
+            v: R.Tensor((4,), "float32"),
+        ):
+            with R.dataflow():
+                n = R.nn.batch_norm(x, g, t, m, v, axis=1, epsilon=epsilon, training=False)
+                y = n[0]
+                R.output(y)
+            return y
+
+    values = {k: PARAMS[k] for k in "gtm"}
+    FoldBatchNorm()(bind(Norm, v=PARAMS["v"], **values))
+    bad = PARAMS["v"].copy()
+    bad[2] = variance
+    with pytest.raises(ValueError, match=r"batch norm 'n': 1 of 4 variances .*channel 2.*check"):
+        FoldBatchNorm()(bind(Norm, v=bad, **values))

@@ -20,7 +20,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from .layout import PlaneLayout, round_up
-from .target_family import vector_width
+from .target_family import maximum_keeps_nan, vector_width
 from .vector_math import activate, broadcast, largest_power_of_two
 
 OPAQUE = 8  # TVM's OpPatternKind: FuseOps leaves the PrimFunc alone.
@@ -46,6 +46,11 @@ class PlaneTarget:
     @property
     def lanes(self) -> int:
         return vector_width(self.family)
+
+    @property
+    def nan_maximum(self) -> bool:
+        """Whether the processor's maximum keeps NaN."""
+        return maximum_keeps_nan(self.family)
 
 
 @contextmanager
@@ -230,7 +235,9 @@ def elementwise(
                     value = load(inputs[0], [n, c, in_layouts[0].offset(y, at)], lanes)
                     for buf, lay in zip(inputs[1:], in_layouts[1:], strict=True):
                         value = combine(value, load(buf, [n, c, lay.offset(y, at)], lanes))
-                    value = activate(T.Bind(value), activation, lanes, bounds)
+                    value = activate(
+                        T.Bind(value), activation, lanes, bounds, nan_maximum=target.nan_maximum
+                    )
                     store(out, value, [n, c, out_layout.offset(y, at)], lanes)
 
                 for_each_vector(out_layout.width, target.lanes, vector)

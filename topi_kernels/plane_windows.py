@@ -7,9 +7,9 @@ stride of 2 loads two vectors and splits even from odd elements instead of gathe
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 
 from tvm import tirx
 from tvm.ir import Expr
@@ -30,11 +30,16 @@ from .plane_ops import (
     store,
     widened,
 )
-from .vector_math import activate, broadcast
+from .vector_math import activate, broadcast, maximum_of
 
 SMALL_HEIGHT = 28
 
-Combine = Callable[[Expr, Expr], Expr]
+Combine = Callable[[Sequence[Expr]], Expr]
+
+
+def sum_of(values: Sequence[Expr]) -> Expr:
+    """Sum of vectors."""
+    return reduce(operator.add, values)
 
 
 @dataclass(frozen=True)
@@ -150,21 +155,20 @@ def _row_loader(
     starts: list[Index],
     window: Window,
     lanes: int,
-    combine: Combine = operator.add,
+    combine: Combine = sum_of,
 ) -> list[Expr]:
     """Kernel-column vectors of one or more input rows, rows folded by ``combine`` before."""
 
     def raw(offset: int) -> Expr:
-        return reduce(combine, [load(x, [*plane, s + offset], lanes) for s in starts])
+        return combine([load(x, [*plane, s + offset], lanes) for s in starts])
 
     def strided(offset: int) -> Expr:
         step = window.stride[1]
-        return reduce(
-            combine,
+        return combine(
             [
                 widened(x[tuple(plane) + (T.ramp(s + offset, step, lanes),)], x, lanes)
                 for s in starts
-            ],
+            ]
         )
 
     return _columns(raw, window, lanes, strided)
@@ -192,6 +196,8 @@ def max_pool(
 ) -> tirx.PrimFunc:
     """``(x planes, out planes)``: maximum of the window's pixels that lie inside the image.
 
+    NaN if one of them is NaN.
+
     Raises
     ------
     ValueError
@@ -213,6 +219,7 @@ def max_pool(
         raise ValueError(
             f"{window} has outputs that see no pixel of an image {in_layout.width} pixels wide"
         )
+    largest = partial(maximum_of, nan_maximum=target.nan_maximum)
     with primfunc_builder("plane_max_pool") as ib:
         x = plane_arg("x", batch, channels, in_layout, target)
         out = plane_arg("out", batch, channels, out_layout, target)
@@ -223,14 +230,16 @@ def max_pool(
 
             def vector(at: Index, width: int) -> None:
                 first = [s + (at * sw - left) for s in starts]
-                columns = _row_loader(x, [n, c], first, window, width, T.max)
-                value = reduce(T.max, columns)
+                columns = _row_loader(
+                    x, [n, c], first, window, width, partial(largest, lanes=width)
+                )
+                value = largest(columns, lanes=width)
                 store(out, value, [n, c, out_layout.offset(y, at)], width)
 
             _for_each_column_vector(out_layout.width, lanes, vector)
             for ox, inside in borders:
                 pixels = [load(x, [n, c, s + ix], 1) for s in starts for ix in inside]
-                store(out, reduce(T.max, pixels), [n, c, out_layout.offset(y, ox)], 1)
+                store(out, largest(pixels, lanes=1), [n, c, out_layout.offset(y, ox)], 1)
 
         _emit_rows(batch, channels, out, out_layout, target, row)
     return ib.get()
@@ -278,15 +287,15 @@ def avg_pool(
 
             def vector(at: Index, width: int) -> None:
                 first = [s + (at * sw - left) for s in starts]
-                columns = _row_loader(x, [n, c], first, window, width, operator.add)
+                columns = _row_loader(x, [n, c], first, window, width)
                 scale = T.Bind(T.float32(1) / (count * T.float32(kw)))
-                value = reduce(operator.add, columns) * broadcast(scale, width)
+                value = sum_of(columns) * broadcast(scale, width)
                 store(out, value, [n, c, out_layout.offset(y, at)], width)
 
             _for_each_column_vector(out_layout.width, lanes, vector)
             for ox, inside_x in [] if count_include_pad else borders:
                 pixels = [load(x, [n, c, s + ix], 1) for s in starts for ix in inside_x]
-                value = reduce(operator.add, pixels) / (count * T.float32(len(inside_x)))
+                value = sum_of(pixels) / (count * T.float32(len(inside_x)))
                 store(out, value, [n, c, out_layout.offset(y, ox)], 1)
 
         _emit_rows(batch, channels, out, out_layout, target, row)
@@ -379,7 +388,9 @@ def depthwise_conv(
                             tap = broadcast(load(weight, [c, ky, kx], 1), width)
                             acc[i] = T.Bind(acc[i] + tap * column)
                 for i, value in enumerate(acc):
-                    value = activate(value, activation, width, bounds)
+                    value = activate(
+                        value, activation, width, bounds, nan_maximum=target.nan_maximum
+                    )
                     store(out, value, [n, c, out_layout.offset(y0 + i, at)], width)
 
             _for_each_column_vector(out_layout.width, lanes, vector)

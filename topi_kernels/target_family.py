@@ -28,6 +28,8 @@ CPU_FAMILIES = (
 )
 GPU_FAMILIES = (MALI, ADRENO)
 
+#: Families whose maximum and minimum give NaN if either operand is NaN.
+_NAN_MAXIMUM = (ARM_NEON, ARM_NEON_WIDE, ARM_NEON_IN_ORDER, ARMV7_NEON)
 _VECTOR_WIDTH = {X86_AVX512: 16, X86_AVX2: 8, **dict.fromkeys(CPU_FAMILIES[2:], 4)}
 _X86_ARCHS = ("x86_64", "amd64", "i686", "i386")
 _AARCH64_ARCHS = ("aarch64", "arm64")
@@ -93,6 +95,11 @@ def vector_width(family: str) -> int:
     if family not in _VECTOR_WIDTH:
         raise ValueError(f"unknown family {family!r}; expected one of {sorted(_VECTOR_WIDTH)}")
     return _VECTOR_WIDTH[family]
+
+
+def maximum_keeps_nan(family: str) -> bool:
+    """Whether the processor's maximum gives NaN if either operand is NaN, as torch does."""
+    return family in _NAN_MAXIMUM
 
 
 def why_no_float16(target: Target) -> str:

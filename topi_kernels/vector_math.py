@@ -1,9 +1,18 @@
-"""Expressions on explicit vectors: constants, activations, exponential, strided loads."""
+"""Expressions on explicit vectors: constants, activations, exponential, maxima.
+
+NaN in, NaN out: every expression here gives NaN where torch does. ``T.max`` and ``T.min`` do not
+serve for that, since a comparison with NaN is false and which operand then remains depends on their
+order.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
+from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx.script import builder as T
 
@@ -11,10 +20,13 @@ LOG2_E = 1.4426950408889634
 # ln 2 in two parts, so that n * LN2_HIGH is exact (Cody and Waite, 1980, chapter 6).
 LN2_HIGH = 0.693359375
 LN2_LOW = -2.12194440e-4
-EXP_MAX = 88.0
+# Above EXP_MAX the power of two is 2**128, which is infinite in float32.
+EXP_MAX = 89.0
 EXP_MIN = -87.0
 FLOAT32_MANTISSA_BITS = 23
 FLOAT32_EXPONENT_BIAS = 127
+# 1.5 * 2**23: a float32 of that size has no fraction, and its low bits are an integer.
+ROUNDING = 12582912.0
 # Taylor coefficients 1/k! for k = 7..0: on |r| <= ln 2 / 2 the remainder is below 1e-8.
 EXP_COEFFICIENTS = (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0)
 
@@ -33,16 +45,79 @@ def broadcast(value: Any, lanes: int) -> Expr:
     return T.broadcast(value, lanes) if lanes > 1 else value
 
 
-def vector_exp(x: Expr, lanes: int) -> Expr:
-    """exp(x) without a library call: relative error below 3e-7, clamped to finite results."""
+def _vector_type(dtype: str, lanes: int) -> str:
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def _extremum(name: str, a: Expr, b: Expr, lanes: int, dtype: str = "float32") -> Expr:
+    return tirx.call_llvm_pure_intrin(_vector_type(dtype, lanes), f"llvm.{name}", a, b)
+
+
+def limited(
+    x: Expr,
+    lanes: int,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    nan_maximum: bool = False,
+) -> Expr:
+    """``x`` held between ``low`` and ``high``; NaN stays NaN.
+
+    One instruction per finite bound on x86 and ARM. Written as comparisons, -0.0 passes a bound of
+    0.0 unchanged, as in torch.
+
+    Parameters
+    ----------
+    nan_maximum : bool
+        Whether the processor's maximum gives NaN if either operand is NaN, as ARM's does: then
+        LLVM's intrinsic is that instruction. x86's gives its second operand, which a comparison in
+        the right order is compiled to.
+    """
+    for name, bound in (("maximum", low), ("minimum", high)):
+        if math.isinf(bound):
+            continue
+        limit = broadcast(float(bound), lanes)
+        if nan_maximum:
+            x = _extremum(name, x, limit, lanes)
+        else:
+            x = T.Bind(x)
+            x = T.Select(x < limit if name == "maximum" else limit < x, limit, x)
+    return x
+
+
+def maximum_of(values: Sequence[Expr], lanes: int, *, nan_maximum: bool) -> Expr:
+    """Maximum of float32 vectors, NaN where any of them is.
+
+    Parameters
+    ----------
+    nan_maximum : bool
+        As of :func:`limited`. Without it only the last value's NaN comes through by itself; the
+        others are compared, two to an instruction.
+    """
+    if nan_maximum or len(values) < 2:
+        return reduce(lambda a, b: _extremum("maximum", a, b, lanes), values)
+    values = [T.Bind(v) for v in values]
+    largest = reduce(lambda a, b: T.Bind(T.Select(a > b, a, b)), values)
+    # Not by v == v, which TVM simplifies to true.
+    ordered = [v <= broadcast(math.inf, lanes) for v in values[:-1]]
+    return T.Select(reduce(tirx.bitwise_and, ordered), largest, broadcast(math.nan, lanes))
+
+
+def vector_exp(x: Expr, lanes: int, *, nan_maximum: bool = False) -> Expr:
+    """exp(x) without a library call: relative error below 3e-7; 0 below -87 is exp(-87).
+
+    From 88.4 on the result is infinite, as exp's is from 88.73 on; NaN stays NaN.
+    """
 
     def const(value: float) -> Expr:
         return broadcast(value, lanes)
 
-    ints = "int32" if lanes == 1 else f"int32x{lanes}"
-    floats = "float32" if lanes == 1 else f"float32x{lanes}"
-    x = T.Bind(T.max(T.min(x, const(EXP_MAX)), const(EXP_MIN)))
-    n = T.Bind(T.floor(x * const(LOG2_E) + const(0.5)))
+    ints, floats = _vector_type("int32", lanes), _vector_type("float32", lanes)
+    x = T.Bind(limited(x, lanes, EXP_MIN, EXP_MAX, nan_maximum=nan_maximum))
+    # Rounded by an addition: a conversion to integer is undefined for NaN, and takes longer.
+    # The sum passes as an integer, or TVM would simplify (a + b) - b to a.
+    rounded = T.Bind(T.reinterpret(ints, x * const(LOG2_E) + const(ROUNDING)))
+    n = T.Bind(T.reinterpret(floats, rounded) - const(ROUNDING))
     r = T.Bind((x - n * const(LN2_HIGH)) - n * const(LN2_LOW))
     poly = const(EXP_COEFFICIENTS[0])
     for coefficient in EXP_COEFFICIENTS[1:]:
@@ -50,12 +125,18 @@ def vector_exp(x: Expr, lanes: int) -> Expr:
     bias, shift = T.int32(FLOAT32_EXPONENT_BIAS), T.int32(FLOAT32_MANTISSA_BITS)
     if lanes > 1:
         bias, shift = T.broadcast(bias, lanes), T.broadcast(shift, lanes)
-    power = T.shift_left(T.Cast(ints, n) + bias, shift)
+    # The shift drops all but the low bits, which hold n.
+    power = T.shift_left(rounded + bias, shift)
     return poly * T.reinterpret(floats, power)
 
 
 def activate(
-    x: Expr, activation: str, lanes: int, bounds: tuple[float, float] = (0.0, 6.0)
+    x: Expr,
+    activation: str,
+    lanes: int,
+    bounds: tuple[float, float] = (0.0, 6.0),
+    *,
+    nan_maximum: bool = False,
 ) -> Expr:
     """``activation(x)`` for a vector of ``lanes`` float32.
 
@@ -63,6 +144,8 @@ def activate(
     ----------
     activation : str
         One of :data:`ACTIVATIONS`; ``clip`` takes ``bounds``, either of which may be infinite.
+    nan_maximum : bool
+        As of :func:`limited`.
 
     Raises
     ------
@@ -75,19 +158,15 @@ def activate(
 
     if activation == "none":
         return x
-    if activation == "relu":
-        return T.max(x, const(0.0))
-    if activation == "relu6":
-        return T.min(T.max(x, const(0.0)), const(6.0))
-    if activation == "clip":
-        low, high = bounds
-        if low != float("-inf"):
-            x = T.max(x, const(low))
-        return x if high == float("inf") else T.min(x, const(high))
+    if activation in ("relu", "relu6", "clip"):
+        low, high = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}.get(activation, bounds)
+        return limited(x, lanes, low, high, nan_maximum=nan_maximum)
     if activation in ("hardswish", "hardsigmoid"):
-        gate = T.min(T.max(x + const(3.0), const(0.0)), const(6.0)) * const(1 / 6)
+        x = T.Bind(x)
+        gate = limited(x + const(3.0), lanes, 0.0, 6.0, nan_maximum=nan_maximum) * const(1 / 6)
         return gate if activation == "hardsigmoid" else x * gate
     if activation in ("silu", "sigmoid"):
-        bottom = const(1.0) + vector_exp(T.Bind(const(0.0) - x), lanes)
+        x = T.Bind(x)
+        bottom = const(1.0) + vector_exp(const(0.0) - x, lanes, nan_maximum=nan_maximum)
         return (x if activation == "silu" else const(1.0)) / bottom
     raise ValueError(f"activation {activation!r} is unknown; expected one of {ACTIVATIONS}")

@@ -14,18 +14,20 @@ from .config import ConvConfig
 from .tile import Buffers, Tile, row_vectors
 
 
-def activated(value: Any, workload: ConvWorkload, count: int) -> Any:
+def activated(value: Any, workload: ConvWorkload, config: ConvConfig, count: int) -> Any:
     """The epilogue's activation of ``count`` lanes; float16 is activated in float32."""
-    activation = workload.epilogue.activation
+    activation, nan_maximum = workload.epilogue.activation, config.isa == "neon"
     if workload.dtype == "float32" or activation == "none":
-        return activate(value, activation, count)
+        return activate(value, activation, count, nan_maximum=nan_maximum)
     vector = "" if count == 1 else f"x{count}"
     wide = T.Bind(T.Cast(f"float32{vector}", value))
-    return T.Cast(f"{workload.dtype}{vector}", activate(wide, activation, count))
+    wide = activate(wide, activation, count, nan_maximum=nan_maximum)
+    return T.Cast(f"{workload.dtype}{vector}", wide)
 
 
 def _store_pixels(
     workload: ConvWorkload,
+    config: ConvConfig,
     buffers: Buffers,
     tile: Tile,
     slot: Any,
@@ -45,7 +47,7 @@ def _store_pixels(
     if epilogue.residual:
         value = value + buffers.residual[position(workload.residual_layout)]
     if not is_activated:
-        value = activated(value, workload, count)
+        value = activated(value, workload, config, count)
     T.buffer_store(buffers.out, value, [position(layout)])
 
 
@@ -70,14 +72,14 @@ def store_tile(workload: ConvWorkload, config: ConvConfig, buffers: Buffers, til
             for c in range(config.tile_cols):
                 value = tile.acc[f, r, c][vec]
                 if early:
-                    value = activated(value, workload, width)
+                    value = activated(value, workload, config, width)
                 values.append(T.Bind(value))
             for slot, col, count, part in _split_row(config, values):
                 number = tile.slots[f * config.filter_lanes + slot]
                 guarded(
                     number,
                     lambda n=number, w=(r, col, count), v=part: _store_pixels(
-                        workload, buffers, tile, n, w, v, early
+                        workload, config, buffers, tile, n, w, v, early
                     ),
                 )
     for slot_expr in tile.slots:

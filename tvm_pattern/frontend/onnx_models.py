@@ -20,6 +20,8 @@ from .shared import (
     quiet,
 )
 
+_LIMITS = ("Clip", "Max", "Min")
+
 
 def read_onnx(path: Path) -> Any:
     import onnx
@@ -99,7 +101,14 @@ def _onnx_inputs(model: Any) -> dict[str, list[int | None]]:
 def _check_onnx_finite(model: Any) -> None:
     from onnx import numpy_helper
 
-    check_finite((t.name, numpy_helper.to_array(t)) for t in model.graph.initializer)
+    arrays = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    # Infinite bounds are no weights.
+    limits = {name for node in model.graph.node if node.op_type in _LIMITS for name in node.input}
+    check_finite(
+        (name, array)
+        for name, array in arrays.items()
+        if not (name in limits and array.size == 1 and np.isinf(array).all())
+    )
 
 
 def _onnx_layer_names(model: Any) -> list[str | None]:

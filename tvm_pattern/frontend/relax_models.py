@@ -9,9 +9,11 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from relay_passes.dataflow import constant
+from relay_passes.dataflow import constant, op_name
 
 from .shared import ImportedModel, check_finite, finish
+
+_LIMITS = ("relax.clip", "relax.maximum", "relax.minimum")
 
 
 def from_ir_module(mod: tvm.IRModule) -> ImportedModel:
@@ -25,7 +27,10 @@ def from_ir_module(mod: tvm.IRModule) -> ImportedModel:
 
 
 def _constants(function: relax.Function) -> Iterable[tuple[str, np.ndarray]]:
-    """Constants of a function, named after the variable whose value uses them."""
+    """Constants of a function, named after the variable whose value uses them.
+
+    Infinite bounds of a clip, maximum or minimum are no weights and left out.
+    """
     for block in function.body.blocks:
         for binding in block.bindings:
             found: list[np.ndarray] = []
@@ -36,5 +41,8 @@ def _constants(function: relax.Function) -> Iterable[tuple[str, np.ndarray]]:
                     found.append(value)
 
             relax.analysis.post_order_visit(binding.value, keep)
+            is_limit = op_name(binding.value) in _LIMITS
             for array in found:
+                if is_limit and array.size == 1 and np.isinf(array).all():
+                    continue
                 yield f"constant of {binding.var.name}", array

@@ -15,6 +15,7 @@ from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from relay_passes.dataflow import op_name
+from relay_passes.fold_batch_norm import check_variances
 
 # TVM's importers say "not supported" in many ways, assertions included.
 IMPORTER_ERRORS = (
@@ -114,6 +115,7 @@ def quiet() -> Iterator[None]:
 
 def finish(mod: tvm.IRModule, layer_names: Sequence[str | None]) -> ImportedModel:
     main = mod["main"]
+    check_variances(main)
     inputs = tuple(_spec(p.name, p.ty, f"input {p.name!r}") for p in main.params)
     outputs = output_specs(mod)
     mod, names = _name_layers(mod, layer_names)
