@@ -115,19 +115,20 @@ def _build(
     tuning_log: str | os.PathLike | None,
 ) -> Library:
     stay_alone()
+    config_for = config_lookup(tuning_log, resolved, num_threads)
     lowered, report = pipeline.lower(
         imported.mod,
         resolved,
         num_threads=num_threads,
         tuning_log=tuning_log,
-        config_for=config_lookup(tuning_log, resolved, num_threads),
+        config_for=config_for,
     )
     steps: tuple[Step, ...] = ()
     if resolved.kind.name == "llvm":
         lowered, steps = with_steps(lowered, imported.layer_names)
     with _build_context(resolved):
         executable = tvm.compile(lowered, resolved)
-    report = _with_names(report, imported.layer_names)
+    report = _with_names(report, imported.layer_names, config_for.notes())
     manifest = describe(resolved, imported.inputs, imported.outputs, num_threads, report, steps)
     return Library(CompiledCode(executable, _triple(resolved)), manifest)
 
@@ -187,7 +188,9 @@ def _build_context(target: Target) -> tvm.transform.PassContext:
     )
 
 
-def _with_names(report: RewriteReport, names: dict[str, str]) -> RewriteReport:
-    """The report with the model's own layer names instead of Relax's spelling of them."""
+def _with_names(
+    report: RewriteReport, names: dict[str, str], notes: tuple[str, ...]
+) -> RewriteReport:
+    """The report with the model's own layer names instead of Relax's, and with ``notes`` added."""
     rows = (replace(row, layer=names.get(row.layer, row.layer)) for row in report.rows)
-    return RewriteReport(tuple(rows))
+    return RewriteReport(tuple(rows), (*report.notes, *notes))

@@ -31,6 +31,7 @@ from torch.nn import functional
 from . import models
 from .artifact import Library
 from .compiler import compile as compile_library
+from .locks import locked_folder
 from .pruning import PatternConfig, Pruner, PruneReport, oneshot
 from .threads import check_num_threads
 
@@ -403,11 +404,19 @@ def run_demo(
     -------
     pathlib.Path
         The picture.
+
+    Raises
+    ------
+    LockError
+        If another run writes into ``output``.
     """
+    with locked_folder(output, "writing into"):
+        return _run_demo(output, threads, quick, console or Console())
+
+
+def _run_demo(output: Path, threads: int | None, quick: bool, console: Console) -> Path:
     from .demo_plot import save_picture
 
-    console = console or Console()
-    output.mkdir(parents=True, exist_ok=True)
     threads = check_num_threads(threads)
     start = time.perf_counter()
     epochs = (2, 1) if quick else (DENSE_EPOCHS, RETRAIN_EPOCHS)

@@ -62,6 +62,7 @@ def describe(
         },
         report=[_plain(asdict(row)) for row in report.rows],
         steps=[_plain(asdict(step)) for step in steps],
+        notes=list(report.notes),
     )
 
 
@@ -381,7 +382,7 @@ def _report_of(manifest: Manifest, origin: str) -> RewriteReport:
     summary = manifest.verification.get("summary")
     if summary is not None and not isinstance(summary, str):
         raise bad_field(origin, "verification", f"its summary is {summary!r}, expected a text")
-    return replace(report, notes=(summary,)) if summary else report
+    return replace(report, notes=(*manifest.notes, *([summary] if summary else ())))
 
 
 def _tensor_data(spec: TensorSpec) -> Any:

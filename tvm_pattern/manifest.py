@@ -88,6 +88,8 @@ class Manifest:
     verification : dict
         What the check against the model itself found, see
         :class:`tvm_pattern.verification.Verification`; empty if nobody has checked.
+    notes : list of str
+        Lines of the report about the whole library, such as whose tuning records it uses.
     """
 
     __pydantic_config__ = _STRICT
@@ -105,6 +107,7 @@ class Manifest:
     page_size: Annotated[int, Field(ge=0)] = 0
     sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     verification: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     schema: Annotated[int, Field(ge=MANIFEST_SCHEMA, le=MANIFEST_SCHEMA)] = MANIFEST_SCHEMA
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import resource
 import subprocess
 import sys
@@ -80,6 +81,14 @@ def test_killed_while_writing_loses_one_line_at_most(tmp_path):
         ({"surprise": 1}, r"unknown: \['surprise'\]"),
         ({"times": []}, "has 0 times"),
         ({"error_kind": "tired"}, "error_kind 'tired'"),
+        ({"times": [1e-3, 0.0]}, r"times \[0\.0\] of 2: expected positive, finite seconds"),
+        ({"times": [-1e-3]}, "expected positive, finite seconds"),
+        ({"times": [float("nan")]}, "expected positive, finite seconds"),
+        ({"times": [float("inf")]}, "expected positive, finite seconds"),
+        ({"times": ["fast"]}, "holds no seconds"),
+        ({"times": None}, "field 'times' is 'None', expected list"),
+        ({"device": 7}, "field 'device' is '7', expected str"),
+        ({"num_threads": True}, "field 'num_threads' is 'True', expected int"),
     ],
 )
 def test_foreign_lines_are_refused(tmp_path, change, message):
@@ -167,3 +176,73 @@ def test_best_takes_the_median_of_repeated_measurements():
     assert [r.config["knob"] for r in best_records(records)] == [2, 3]
     assert [r.config["knob"] for r in best_records(records, keep=2)] == [2, 1, 3]
     assert len(best_records([record(num_threads=1), record(num_threads=2)])) == 2
+
+
+def test_usable_passes_over_what_was_cut_off_and_nothing_else(tmp_path):
+    log = TuningLog(tmp_path / "log.jsonl")
+    log.append(record(knob=1))
+    with log.path.open("a") as file:
+        file.write(record(knob=2).to_line()[:-20])
+    assert [line.number for line in log.usable()[1]] == [2]
+    log.append(record(knob=3))
+    records, lost = log.usable()
+    assert [r.config["knob"] for r in records] == [1, 3]
+    assert [str(line) for line in lost] == [f"{log.path}, line 2: {lost[0].reason}"]
+    assert lost[0].cut_off
+    with log.path.open("a") as file:
+        file.write("[1]\n")
+    with pytest.raises(LogError, match=r"line 4: schema 'list'.*--skip-bad"):
+        log.usable()
+
+
+def test_killed_at_every_byte_of_an_append(tmp_path):
+    """Whatever part of the last line reached the disk: the others are read, and the log goes on."""
+    lines = [record(knob=i).to_line() for i in (1, 2)]
+    for kept in range(len(lines[1]) + 1):
+        log = TuningLog(tmp_path / "log.jsonl")
+        log.path.write_text(lines[0] + lines[1][:kept])
+        before, lost = log.usable()
+        whole = kept >= len(lines[1]) - 1
+        assert [r.config["knob"] for r in before] == ([1, 2] if whole else [1])
+        assert len(lost) == (0 < kept < len(lines[1]) - 1)
+        log.append(record(knob=3))
+        assert [r.config["knob"] for r in log.usable()[0]] == [r.config["knob"] for r in before] + [
+            3
+        ]
+
+
+def test_mutated_logs_are_read_or_named(tmp_path):
+    """1,000 logs with bytes changed, dropped, doubled or exchanged: no raw error, no lost line."""
+    rng = random.Random(0)
+    strings = (b"NaN", b"-1", b"[[[[", b"null", b"1e999", b"\x00", b"\n")
+    lines = [record(knob=i).to_line().encode() for i in range(3)]
+    path = tmp_path / "log.jsonl"
+    damaged = 0
+    for _ in range(1000):
+        data = bytearray(b"".join(lines))
+        for _ in range(rng.randint(1, 4)):
+            at, kind = rng.randrange(len(data)), rng.randrange(4)
+            if kind == 0:
+                data[at] = rng.randrange(256)
+            elif kind == 1:
+                del data[at : at + rng.randint(1, 30)]
+            elif kind == 2:
+                data[at:at] = data[at : at + rng.randint(1, 30)]
+            else:
+                data[at:at] = rng.choice(strings)
+            if not data:
+                break
+        path.write_bytes(data)
+        records, bad = TuningLog(path).read()
+        assert len(records) + len(bad) == sum(bool(line.strip()) for line in data.split(b"\n"))
+        assert all(0 < r.seconds < float("inf") for r in records)
+        damaged += bool(bad)
+        best_records(records)
+    assert damaged > 500
+    path.write_text("[" * 100_000 + "\n" + '{"a":' + "9" * 5000 + "}\n")
+    assert [line.number for line in TuningLog(path).read()[1]] == [1, 2]
+
+
+def test_a_folder_is_no_log(tmp_path):
+    with pytest.raises(LogError, match="does not exist"):
+        TuningLog(tmp_path).read()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -18,17 +19,19 @@ from typer.testing import CliRunner
 import tvm_pattern
 from relay_passes.conv_task import ConvTask
 from relay_passes.targets import resolve
+from tvm_pattern.locks import LockError, locked
 from tvm_pattern.tuning import cli, logs_cli, show
-from tvm_pattern.tuning.environment import device_name
+from tvm_pattern.tuning.environment import device_name, target_dict
 from tvm_pattern.tuning.lookup import (
     ConfigLookup,
     config_from_dict,
     config_lookup,
+    own_device,
     shipped_logs,
 )
-from tvm_pattern.tuning.measure import MeasureOptions, Measurer
+from tvm_pattern.tuning.measure import Measurement, MeasureOptions, Measurer
 from tvm_pattern.tuning.records import LogError, Record, TuningLog
-from tvm_pattern.tuning.session import Search, TuneOptions, tune
+from tvm_pattern.tuning.session import Search, TuneOptions, make_record, tune
 from tvm_pattern.tuning.space import Space
 from tvm_pattern.tuning.tasks import WeightedTask, extract_tasks
 
@@ -203,12 +206,104 @@ def test_lookup_prefers_the_task_then_its_likes():
     assert ConfigLookup([record_of(task, fast, None)])(task) is None
 
 
+def records_of_devices(task: ConvTask, *devices: str, target=TARGET) -> list[Record]:
+    """One record per device, each with a configuration of its own, the later the faster."""
+    configs = Space(task).configs
+    return [
+        record_of(task, configs[i], 1.0 / (i + 1), device=d, target=target_dict(target))
+        for i, d in enumerate(devices)
+    ]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_own_device_comes_first_and_devices_are_not_mixed(order):
+    task, _ = small_task()
+    other, _ = small_task(size=12)
+    configs = Space(task).configs
+    records = records_of_devices(task, "a", "b", "c") + records_of_devices(other, "b", "c")[1:]
+    for device, expected in (("a", configs[0]), ("b", configs[1]), ("c", configs[2])):
+        lookup = ConfigLookup(records[::order], 1, device, target_dict(TARGET))
+        assert lookup(task) == expected
+        assert lookup.find(task).device == device
+        assert not lookup.notes()
+    # "a" has no record of the other task: one other device serves, the one with most tasks.
+    lookup = ConfigLookup(records[::order], 1, "a", target_dict(TARGET))
+    assert lookup.find(other).device == "c"
+    # A device without records: all come from one.
+    lookup = ConfigLookup(records[::order], 1, "z", target_dict(TARGET))
+    assert {lookup.find(t).device for t in (task, other)} == {"c"}
+    assert (lookup(task), lookup(other)) != (None, None)
+    first, second = lookup.notes()
+    assert "2 convolutions use records of c, not of this device (z)" in first
+    assert second == "tuning: records of other devices are not used: a, b"
+
+
+def test_a_device_of_the_same_target_comes_before_one_of_the_family():
+    task, _ = small_task(family="arm-neon")
+    other, _ = small_task(size=12, family="arm-neon")
+    a72, a76 = (resolve(f"pattern/cortex-{core}") for core in ("a72", "a76"))
+    records = [
+        *records_of_devices(task, "pi", target=a72),
+        *records_of_devices(other, "pi", target=a72),
+        *records_of_devices(task, "phone", target=a76),
+    ]
+    assert ConfigLookup(records, 1, None, target_dict(a76)).find(task).device == "phone"
+    assert ConfigLookup(records, 1, None, target_dict(a72)).find(task).device == "pi"
+    x1 = target_dict(resolve("pattern/cortex-x1"))
+    assert ConfigLookup(records, 1, None, x1).find(task).device == "pi"
+
+
+def test_whose_device_a_target_means():
+    assert own_device(resolve("pattern/native")) == device_name()
+    assert own_device(resolve("pattern/armv7")) is None
+
+
+def test_compile_says_whose_records_it_used(net, tmp_path):
+    tasks = [w.task for w in extract_tasks(imported(net), TARGET)]
+    log = TuningLog(tmp_path / "merged.jsonl")
+    log.write(r for t in tasks for r in records_of_devices(t, "elsewhere"))
+    with log.path.open("a") as file:
+        file.write("{half a li")
+    library = tvm_pattern.compile(net, IMAGE, TARGET, tuning_log=log.path, num_threads=1)
+    text = str(library.report)
+    assert f"line {len(tasks) + 1}: not JSON" in text
+    assert "3 convolutions use records of elsewhere, not of this device" in text
+    log.write(r for t in tasks for r in records_of_devices(t, device_name(), "elsewhere"))
+    library = tvm_pattern.compile(net, IMAGE, TARGET, tuning_log=log.path, num_threads=1)
+    assert "elsewhere" not in str(library.report)
+    own = [Space(t).configs[0].as_dict() for t in tasks]
+    assert all(row.config in own for row in library.report)
+
+
+@pytest.mark.parametrize("times", [(0.0,), (1e-3, -1.0), (float("nan"),), (float("inf"),)])
+def test_times_that_no_call_takes_are_failed_trials(times):
+    task, _ = small_task()
+    outcome = Measurement(times, "ok", "")
+    made = make_record(task, Space(task).configs[0], outcome, TARGET, "here", 1, {})
+    assert not made.ok
+    assert "the timer gave" in made.error
+
+
+def test_a_log_has_one_search_at_a_time(net, tmp_path):
+    log = tmp_path / "log.jsonl"
+    with (
+        locked(log, "tuning into"),
+        pytest.raises(LockError, match=rf"process {os.getpid()} .* is tuning into"),
+    ):
+        tune(net, IMAGE, TARGET, log, TuneOptions(trials=1, measure=QUICK), 1)
+    assert not log.exists()
+
+
 def unusable_records(task: ConvTask, config) -> dict[str, Record]:
     """Records that an older or newer version may have left, by why they are unusable now."""
     good = record_of(task, config)
     return {
         "accumulators exceed": record_of(task, replace(config, tile_rows=99)),
         "unknown knobs ['warp']": replace(good, config={**good.config, "warp": 4}),
+        "knobs ['tile_rows'] of another type": replace(
+            good, config={**good.config, "tile_rows": "4"}
+        ),
+        "out of range": replace(good, config={**good.config, "filter_lanes": 0}),
         "lacks ['tile_rows']": replace(
             good, config={k: v for k, v in good.config.items() if k != "tile_rows"}
         ),
@@ -217,7 +312,13 @@ def unusable_records(task: ConvTask, config) -> dict[str, Record]:
 
 
 @pytest.mark.parametrize(
-    "why", ["accumulators exceed", "unknown knobs ['warp']", "lacks ['tile_rows']"]
+    "why",
+    [
+        "accumulators exceed",
+        "unknown knobs ['warp']",
+        "lacks ['tile_rows']",
+        "knobs ['tile_rows'] of another type",
+    ],
 )
 def test_an_unusable_record_is_passed_over_for_the_next(why, caplog):
     task, _ = small_task()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from .. import models
+from ..locks import LockError, locked_folder
 from .assignment import SparsityError
 from .checkpoint import load_weights
 from .config import ConfigError
@@ -73,8 +75,9 @@ def _run(
     network.to(device)
     console = Console(quiet=quiet or not process.is_main, stderr=True)
     console.print(f"{model} on {datasets.description}: {len(datasets.classes)} classes")
-    trainer = Trainer(network, datasets, recipe, output, device, process, console)
-    report = trainer.run(resume)
+    with locked_folder(output, "pruning into") if process.is_main else nullcontext():
+        trainer = Trainer(network, datasets, recipe, output, device, process, console)
+        report = trainer.run(resume)
     report.print(console)
     return {
         "output": str(output),
@@ -118,7 +121,7 @@ def prune(
             result = _run(
                 model, data, settings, weights, output, device, resume, process, json_output
             )
-    except (ValueError, SparsityError, TrainingDiverged) as error:
+    except (ValueError, SparsityError, TrainingDiverged, LockError) as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False)
         raise typer.Exit(1) from error
     if process.is_main:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, fields
@@ -15,9 +16,10 @@ from tvm.target import Target
 import tuning_logs
 from relay_passes.conv_task import ConvTask
 from topi_kernels.schedules.config import ConvConfig
-from topi_kernels.target_family import target_family
+from topi_kernels.target_family import architecture, target_family
 
-from .records import LogError, Record, TuningLog, best_records
+from .environment import device_name, target_dict
+from .records import BadLine, LogError, Record, TuningLog, best_records
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,12 @@ def config_from_dict(data: dict[str, Any]) -> ConvConfig:
         raise LogError(
             f"a recorded config has unknown knobs {unknown} and lacks {missing}; tune again with"
             " this version"
+        )
+    kinds = {"int": int, "str": str}
+    wrong = sorted(n for n, v in data.items() if not isinstance(v, kinds[str(known[n].type)]))
+    if wrong:
+        raise LogError(
+            f"a recorded config has knobs {wrong} of another type; tune again with this version"
         )
     return ConvConfig(**data)
 
@@ -73,52 +81,95 @@ class Found:
         Why records that would have been preferred cannot be used.
     later_knobs : tuple of str
         Knobs that came after the record.
+    device : str
+        Device of the record.
     """
 
     config: ConvConfig | None = None
     exact: bool = False
     skipped: tuple[str, ...] = ()
     later_knobs: tuple[str, ...] = ()
+    device: str = ""
+
+
+#: What reading a task or a configuration of a foreign or damaged record may raise.
+_UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError)
 
 
 class ConfigLookup:
     """Finds the best known configuration of a task.
 
-    A record of the same task wins, preferably of as many threads. Otherwise one serves that was
-    measured on the same shape with about as many weights, which is what retraining or pruning the
-    same network again gives. A record that this version cannot use, because knobs or what is legal
-    changed since, is passed over with a warning that says why.
+    Times of two devices are never compared, nor their configurations mixed: records of the device
+    that is compiled for come first. For what they leave open one other device serves, of the same
+    target if there is one, else of the same family; :meth:`notes` says so.
+
+    Of a device's records one of the same task wins, preferably of as many threads. Otherwise one
+    serves that was measured on the same shape with about as many weights, which is what retraining
+    or pruning the same network again gives. A record that this version cannot use, because knobs or
+    what is legal changed since, is passed over with a warning that says why.
 
     Parameters
     ----------
     records : iterable of Record
     num_threads : int
+    device : str, optional
+        Name of the device that is compiled for, as in its records.
+    target : dict, optional
+        Its target as plain data, see :func:`.environment.target_dict`.
     """
 
-    def __init__(self, records: Iterable[Record], num_threads: int = 1) -> None:
+    def __init__(
+        self,
+        records: Iterable[Record],
+        num_threads: int = 1,
+        device: str | None = None,
+        target: dict[str, Any] | None = None,
+    ) -> None:
         self.num_threads = num_threads
-        self._exact: dict[str, list[Record]] = {}
-        self._similar: dict[str, list[tuple[ConvTask, list[Record]]]] = {}
+        self.device = device
+        self.lost: tuple[BadLine, ...] = ()
+        self._borrowed: Counter[str] = Counter()
+        by_device: dict[str, list[Record]] = {}
         # All of them: the fastest may be one that cannot be used any more.
         for record in best_records(records, keep=None):
-            self._exact.setdefault(record.task_key, []).append(record)
-        for same in self._exact.values():
-            try:
-                task = ConvTask.from_dict(same[0].task)
-            except (ValueError, TypeError, KeyError) as error:
-                logger.warning("records of task %s fit no other: %s", same[0].task_key, error)
-                continue
-            self._similar.setdefault(task.similarity_key, []).append((task, same))
+            by_device.setdefault(record.device, []).append(record)
+        own = [device] if device in by_device else []
+        others = sorted(
+            (name for name in by_device if name != device),
+            key=lambda name: (
+                not _same_target(by_device[name], target),
+                -len({r.task_key for r in by_device[name]}),
+                name,
+            ),
+        )
+        self._sources = [(name, _Index(by_device[name])) for name in [*own, *others[:1]]]
+        self._left_out = tuple(others[1:])
 
     def __len__(self) -> int:
-        return len(self._exact)
+        return len({key for _, index in self._sources for key in index.exact})
 
     def __call__(self, task: ConvTask) -> ConvConfig | None:
         """The configuration for ``task``, or None if no record helps."""
         found = self.find(task)
         for reason, count in Counter(found.skipped).items():
             logger.warning("%d records of %s are not usable: %s", count, task.label, reason)
+        if found.config is not None and self.device is not None and found.device != self.device:
+            self._borrowed[found.device] += 1
         return found.config
+
+    def notes(self) -> tuple[str, ...]:
+        """Lines for the report: lost lines of the log, and what was taken from another device."""
+        lines = [f"tuning log: {line}; the other lines are used" for line in self.lost]
+        for device, count in self._borrowed.items():
+            lines.append(
+                f"tuning: {count} convolutions use records of {device or 'an unnamed device'}, not"
+                f" of this device ({self.device}); tune here for its own"
+            )
+        if self._borrowed and self._left_out:
+            lines.append(
+                f"tuning: records of other devices are not used: {', '.join(self._left_out)}"
+            )
+        return tuple(lines)
 
     def find(self, task: ConvTask) -> Found:
         """Like a call, with what led to the answer."""
@@ -127,24 +178,54 @@ class ConfigLookup:
             config = usable_config(task, record)
             if isinstance(config, ConvConfig):
                 exact, later = record.task_key == task.key, tuple(later_knobs(record))
-                return Found(config, exact, tuple(skipped), later)
+                return Found(config, exact, tuple(skipped), later, record.device)
             skipped.append(config)
         return Found(skipped=tuple(skipped))
 
     def _ranked(self, task: ConvTask) -> list[Record]:
-        def speed(record: Record) -> tuple[bool, float]:
-            return (record.num_threads != self.num_threads, record.seconds)
+        return [r for _, index in self._sources for r in index.ranked(task, self.num_threads)]
 
-        exact = sorted(self._exact.get(task.key, ()), key=speed)
+
+def _same_target(records: list[Record], target: dict[str, Any] | None) -> bool:
+    """Whether records are of the same processor and features."""
+
+    def facts(data: dict[str, Any]) -> tuple[str, str, str]:
+        return (str(data.get("kind")), str(data.get("mcpu")), str(data.get("mattr")))
+
+    return target is not None and any(facts(r.target) == facts(target) for r in records)
+
+
+class _Index:
+    """The records of one device, by task and by what is like it."""
+
+    def __init__(self, records: list[Record]) -> None:
+        self.exact: dict[str, list[Record]] = {}
+        self.similar: dict[str, list[tuple[ConvTask, list[Record]]]] = {}
+        for record in records:
+            self.exact.setdefault(record.task_key, []).append(record)
+        for same in self.exact.values():
+            try:
+                task = ConvTask.from_dict(same[0].task)
+                self.similar.setdefault(task.similarity_key, []).append((task, same))
+            except _UNREADABLE as error:
+                logger.warning("records of task %s fit no other: %s", same[0].task_key, error)
+
+    def ranked(self, task: ConvTask, num_threads: int) -> list[Record]:
+        """Records that may serve ``task``, the best first."""
+
+        def speed(record: Record) -> tuple[bool, float]:
+            return (record.num_threads != num_threads, record.seconds)
+
+        exact = sorted(self.exact.get(task.key, ()), key=speed)
         near: list[tuple[int, bool, list[Record]]] = []
-        for other, records in self._similar.get(task.similarity_key, ()):
+        for other, records in self.similar.get(task.similarity_key, ()):
             difference = abs(other.kept_weights - task.kept_weights)
             tolerable = difference <= DENSITY_TOLERANCE * max(1, task.kept_weights)
             if other.key != task.key and tolerable:
                 near.append((difference, other.epilogue != task.epilogue, records))
         near.sort(key=lambda entry: entry[:2])
         likes = [record for _, _, records in near for record in sorted(records, key=speed)]
-        likes.sort(key=lambda record: record.num_threads != self.num_threads)
+        likes.sort(key=lambda record: record.num_threads != num_threads)
         return [*exact, *likes]
 
 
@@ -152,7 +233,7 @@ def why_unusable(record: Record) -> str | None:
     """Why this version cannot use a record for its own task, or None when it can."""
     try:
         task = ConvTask.from_dict(record.task)
-    except (ValueError, TypeError, KeyError) as error:
+    except _UNREADABLE as error:
         return str(error)
     config = usable_config(task, record)
     return config if isinstance(config, str) else None
@@ -164,12 +245,24 @@ def usable_config(task: ConvTask, record: Record) -> ConvConfig | str:
         config = config_from_dict(record.config)
     except LogError as error:
         return str(error)
-    reason = task.illegal_reason(config)
+    try:
+        reason = task.illegal_reason(config)
+    except ArithmeticError as error:
+        reason = f"a knob of {config} is out of range ({error})"
     return config if reason is None else f"{reason}; tune again with this version"
 
 
+def own_device(target: Target) -> str | None:
+    """Name of this machine, if ``target`` is of its architecture, else None."""
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    return device_name() if architecture(target) == machine else None
+
+
 def config_lookup(
-    tuning_log: str | os.PathLike | None, target: Target, num_threads: int = 1
+    tuning_log: str | os.PathLike | None,
+    target: Target,
+    num_threads: int = 1,
+    device: str | None = None,
 ) -> ConfigLookup:
     """The lookup that ``compile`` uses.
 
@@ -179,12 +272,21 @@ def config_lookup(
         A log to use instead of the ones that ship with the project.
     target : tvm.target.Target
     num_threads : int
+    device : str, optional
+        Device that is compiled for; by default this machine, if the target is of its kind.
 
     Raises
     ------
     LogError
-        If the log is missing or holds lines of another schema version or damaged ones.
+        If the log is missing or holds lines of another schema version or damaged ones. A line that
+        a killed writer left half is passed over and named in the report.
     """
     paths = shipped_logs(target_family(target)) if tuning_log is None else [Path(tuning_log)]
-    records = [record for path in paths for record in TuningLog(path).records()]
-    return ConfigLookup(records, num_threads)
+    logs = [TuningLog(path).usable() for path in paths]
+    records = [record for found, _ in logs for record in found]
+    device = own_device(target) if device is None else device
+    lookup = ConfigLookup(records, num_threads, device, target_dict(target))
+    lookup.lost = tuple(line for _, lost in logs for line in lost)
+    for line in lookup.lost:
+        logger.warning("skipped: %s", line)
+    return lookup

@@ -1,13 +1,15 @@
 """Records of measurements: one JSON object per line, appended atomically.
 
 A line is written by one ``write`` to a file opened for appending, so a process that is killed loses
-at most the line it was writing, and several processes may append to one log. A line that does not
-end in a newline, or is no JSON object, is a damaged line: readers name it by number.
+at most the line it was writing, and several processes may append to one log. A line that is no
+record is a damaged line: readers name it by number. One that was cut off is told apart, since the
+lines around it are as good as ever.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -35,6 +37,10 @@ class LogError(ValueError):
     """A tuning log that cannot be read or written."""
 
 
+class CutOffError(LogError):
+    """A line that ends too early."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One trial.
@@ -48,7 +54,8 @@ class Record:
     config : dict
         Knobs of the measured configuration.
     times : tuple of float
-        Seconds of one call, one figure per repeat; empty unless ``error_kind`` is ``ok``.
+        Seconds of one call, one figure per repeat, each positive and finite; empty unless
+        ``error_kind`` is ``ok``.
     error_kind : str
         One of :data:`ERROR_KINDS`.
     error : str
@@ -83,6 +90,13 @@ class Record:
             raise LogError(
                 f"a record of kind {self.error_kind!r} has {len(self.times)} times; only"
                 f" {OK!r} records have times, and they have at least one"
+            )
+
+        impossible = [t for t in self.times if not 0 < t < math.inf]
+        if impossible:
+            raise LogError(
+                f"times {impossible} of {len(self.times)}: expected positive, finite seconds; no"
+                " call takes that long, remove the record"
             )
 
     @property
@@ -123,7 +137,11 @@ class Record:
         try:
             data = json.loads(line)
         except json.JSONDecodeError as error:
-            raise LogError(f"not JSON ({error.msg}); probably a write that was cut off") from error
+            raise CutOffError(
+                f"not JSON ({error.msg}); probably a write that was cut off"
+            ) from error
+        except (ValueError, RecursionError) as error:
+            raise LogError(f"not a record: {error}") from error
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             got = data.get("schema") if isinstance(data, dict) else type(data).__name__
             raise LogError(f"schema {got!r}, expected {SCHEMA!r}; this is no tuning log")
@@ -137,8 +155,35 @@ class Record:
         unknown = sorted(set(fields) - set(cls.__dataclass_fields__))
         if missing or unknown:
             raise LogError(f"fields missing: {missing}, unknown: {unknown}")
-        fields["times"] = tuple(fields["times"])
+        for name, kinds in _FIELD_TYPES.items():
+            if name in fields and not _is_a(fields[name], kinds):
+                raise LogError(
+                    f"field {name!r} is {str(fields[name])[:40]!r}, expected {kinds[0].__name__}"
+                )
+        try:
+            fields["times"] = tuple(float(t) for t in fields["times"])
+        except (TypeError, ValueError, OverflowError) as error:
+            raise LogError(f"field 'times' holds no seconds: {error}") from error
         return cls(**fields)
+
+
+_FIELD_TYPES: dict[str, tuple[type, ...]] = {
+    "task_key": (str,),
+    "task": (dict,),
+    "config": (dict,),
+    "times": (list,),
+    "error_kind": (str,),
+    "error": (str,),
+    "target": (dict,),
+    "device": (str,),
+    "num_threads": (int,),
+    "versions": (dict,),
+    "timestamp": (float, int),
+}
+
+
+def _is_a(value: Any, kinds: tuple[type, ...]) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 def config_key(config: dict[str, Any]) -> str:
@@ -148,11 +193,12 @@ def config_key(config: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class BadLine:
-    """A line that could not be read: its number (from 1) and why."""
+    """A line that could not be read: its number (from 1), why, and whether it was cut off."""
 
     path: str
     number: int
     reason: str
+    cut_off: bool = False
 
     def __str__(self) -> str:
         return f"{self.path}, line {self.number}: {self.reason}"
@@ -205,19 +251,47 @@ class TuningLog:
             raise LogError(
                 f"tuning log {str(self.path)!r} does not exist; write one by `tvm-pattern tune`"
             )
-        records, bad = [], []
         try:
-            text = self.path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise LogError(f"{self.path} is no text file: {error.reason}") from error
-        for number, line in enumerate(text.splitlines(), 1):
+            data = self.path.read_bytes()
+        except OSError as error:
+            raise LogError(f"cannot read {self.path}: {error.strerror}") from error
+        records: list[Record] = []
+        bad: list[BadLine] = []
+        not_text: list[str] = []
+        for number, line in enumerate(data.split(b"\n"), 1):
             if not line.strip():
                 continue
             try:
-                records.append(Record.from_line(line))
+                records.append(Record.from_line(line.decode()))
+            except UnicodeDecodeError as error:
+                not_text.append(error.reason)
+                bad.append(BadLine(str(self.path), number, f"no text: {error.reason}"))
             except LogError as error:
-                bad.append(BadLine(str(self.path), number, str(error)))
+                cut_off = isinstance(error, CutOffError)
+                bad.append(BadLine(str(self.path), number, str(error), cut_off))
+        if not_text and len(not_text) == len(records) + len(bad):
+            raise LogError(f"{self.path} is no text file: {not_text[0]}")
         return records, bad
+
+    def usable(self) -> tuple[list[Record], list[BadLine]]:
+        """The records, and the lines that a killed or full writer cut off, each lost by itself.
+
+        Raises
+        ------
+        LogError
+            If a line is damaged in another way; it names the line.
+        """
+        records, bad = self.read()
+        self._refuse([line for line in bad if not line.cut_off])
+        return records, bad
+
+    def _refuse(self, bad: list[BadLine]) -> None:
+        if bad:
+            more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+            raise LogError(
+                f"{bad[0]}{more}; `tvm-pattern logs merge --skip-bad` writes a log without such"
+                " lines"
+            )
 
     def records(self, skip_bad: bool = False) -> list[Record]:
         """The records.
@@ -233,12 +307,8 @@ class TuningLog:
             If a line cannot be read and ``skip_bad`` is False; it names the line.
         """
         records, bad = self.read()
-        if bad and not skip_bad:
-            more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-            raise LogError(
-                f"{bad[0]}{more}; `tvm-pattern logs merge --skip-bad` writes a log without such"
-                " lines"
-            )
+        if not skip_bad:
+            self._refuse(bad)
         return records
 
     def write(self, records: Iterable[Record]) -> int:

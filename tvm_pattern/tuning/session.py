@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +20,7 @@ from topi_kernels.schedules.config import ConvConfig
 from topi_kernels.schedules.search_space import estimate_cost
 
 from ..frontend import import_model
+from ..locks import locked
 from ..threads import check_num_threads
 from .cost_model import MeasuredSet
 from .environment import device_name, target_dict, tool_versions
@@ -151,6 +153,8 @@ def make_record(
 ) -> Record:
     """The record of one measurement; ``outcome`` None makes one that never ran."""
     outcome = outcome or Measurement((), "run_error", "not measured")
+    if not all(0 < t < math.inf for t in outcome.times):
+        outcome = Measurement((), "run_error", f"the timer gave {outcome.times} seconds")
     return Record(
         task_key=task.key,
         task=task.as_dict(),
@@ -177,7 +181,11 @@ def warm_start_sets(records: Iterable[Record]) -> list[MeasuredSet]:
         grouped.setdefault(where, []).append(record)
     sets = []
     for same in grouped.values():
-        task = ConvTask.from_dict(same[0].task)
+        try:
+            task = ConvTask.from_dict(same[0].task)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            logger.warning("skipped records of task %s: %s", same[0].task_key, error)
+            continue
         shape, family = task.shape, task.machine
         usable = [(c, r.seconds) for c, r in zip(_configs(same), same, strict=True) if c]
         features = [config_features(task, c, estimate_cost(shape, c, family)) for c, _ in usable]
@@ -374,6 +382,8 @@ def tune(
         If the log cannot be read or written.
     RPCError
         If the tracker or its devices cannot be used.
+    LockError
+        If another run tunes into the same log.
 
     Examples
     --------
@@ -387,8 +397,9 @@ def tune(
     with Measurer(resolved, threads, options.measure) as measurer:
         imported = import_model(model, example_inputs)
         tasks = extract_tasks(imported.mod, resolved, threads)
-        search = Search(tasks, resolved, TuningLog(log), options, threads)
-        return search.run(measurer, callback)
+        with locked(log, "tuning into"):
+            search = Search(tasks, resolved, TuningLog(log), options, threads)
+            return search.run(measurer, callback)
 
 
 def options_dict(options: TuneOptions) -> dict[str, Any]:
