@@ -235,8 +235,35 @@ def _conv_transpose(editor: GraphEditor, node: Any) -> bool:
     return True
 
 
+def _one_hot(editor: GraphEditor, node: Any) -> bool:
+    """The result has the dtype of the values; TVM's has that of Python's numbers."""
+    from onnx import helper
+
+    values = editor.constant(node.input[2])
+    if values is None:
+        raise refuse(node, "values that are computed; expected a constant")
+    kind = helper.np_dtype_to_tensor_dtype(values.dtype)
+    wide = editor.emit("OneHot", list(node.input), **attributes_of(node))
+    editor.emit("Cast", [wide], node.output[0], to=kind)
+    return True
+
+
+def _grid_sample(editor: GraphEditor, node: Any) -> bool:
+    """One form is refused: positions between two pixels are rounded to the other one by TVM."""
+    given = attributes_of(node)
+    nearest = given.get("mode", "linear") == "nearest"
+    reflected = given.get("padding_mode", "zeros") == "reflection"
+    if nearest and reflected and not given.get("align_corners", 0):
+        raise refuse(
+            node, "mode='nearest' with padding_mode='reflection'; expected align_corners=1"
+        )
+    return False
+
+
 REWRITES: dict[str, Callable[[GraphEditor, Any], bool]] = {
     "Resize": _resize,
+    "OneHot": _one_hot,
+    "GridSample": _grid_sample,
     "ConvTranspose": _conv_transpose,
     **dict.fromkeys(_POOLS, _pool),
 }

@@ -40,6 +40,7 @@ def decompositions(kept: Collection[str]) -> dict[Any, Callable[..., Any]]:
     table[aten.clamp.default] = _clamp
     table[aten.select.int] = _select
     table[aten.take.default] = _take
+    table[aten.isfinite.default] = _is_finite
     table[aten.exp2.default] = _exp2
     table[aten.unfold.default] = _unfold
     return table
@@ -123,3 +124,10 @@ def _select(x: Any, dim: int, index: int) -> Any:
 def _take(x: Any, index: Any) -> Any:
     """As :func:`_select`, of the flattened tensor."""
     return x.reshape(-1)[index]
+
+
+def _is_finite(x: Any) -> Any:
+    """TVM's operator does not compile."""
+    import torch
+
+    return torch.abs(x) < math.inf if x.is_floating_point() else NotImplemented
