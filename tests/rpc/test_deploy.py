@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import os
 import resource
@@ -21,6 +23,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import tvm_pattern as tp
+from tvm_pattern.artifact import Manifest, manifest_path
 from tvm_pattern.cli import app as main_app
 from tvm_pattern.deploy import (
     Device,
@@ -206,7 +209,9 @@ def test_library_of_another_architecture(farm, exported, tmp_path):
     data = bytearray(exported.read_bytes())
     data[18:20] = (183 if data[18] != 183 else 62).to_bytes(2, "little")
     other.write_bytes(data)
-    (tmp_path / "net.so.json").write_bytes((exported.parent / "net.so.json").read_bytes())
+    manifest = Manifest.read(manifest_path(exported))
+    digest = hashlib.sha256(data).hexdigest()
+    dataclasses.replace(manifest, sha256=digest).write(manifest_path(other))
     device = Device.from_tracker(farm.address, KEY)
     with (
         device,
