@@ -263,6 +263,7 @@ UNUSABLE = {
     "meta": (lambda: net(nn.Conv2d(8, 8, 3)).to("meta"), "0: its weight is on the meta device"),
     "sparse": (_sparse, r"2: its weight is stored as torch.sparse_coo; call to_dense"),
     "complex": (lambda: net(nn.Conv2d(8, 8, 3)).to(torch.complex64), "0: its weight is torch.comp"),
+    "file": (lambda: "net.onnx", "got a str, expected a torch.nn.Module: prune the module"),
     "int8": (_int8, "0 is quantised to int8; prune the float model"),
 }
 

@@ -51,8 +51,14 @@ def refuse_unusable_model(model: nn.Module) -> None:
     Raises
     ------
     ConfigError
-        Naming the layer and what to do: sharded, quantised or not yet initialised models.
+        Naming the layer and what to do: sharded, quantised or not yet initialised models, and
+        what is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"got a {type(model).__name__}, expected a torch.nn.Module: prune the module, then"
+            " export it"
+        )
     for name, module in unwrap(model).named_modules():
         if isinstance(module, FullyShardedDataParallel | FSDPModule):
             raise ConfigError(

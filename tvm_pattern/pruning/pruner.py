@@ -21,7 +21,7 @@ from .config import ConfigError, PatternConfig
 from .hooks import OptimizerHooks, keep_masked
 from .layers import prepare_layers
 from .methods import GradualEngine, Method, OneShot, PrunedLayer, make_engine, read_method
-from .modules import convolutions, unwrap
+from .modules import convolutions, refuse_unusable_model, unwrap
 from .report import PruneReport, build_report
 
 STATE_VERSION = 1
@@ -96,6 +96,7 @@ class Pruner:
         method: Method | str | dict[str, Any] = "gradual",
         example_inputs: Any = None,
     ) -> None:
+        refuse_unusable_model(model)
         self.model = unwrap(model)
         self.config = config or PatternConfig()
         self.method = read_method(method)

@@ -132,8 +132,11 @@ class Trainer:
         self.console = console or Console(quiet=not self.process.is_main)
         self.data = data
         self.model = model
+        # Baking may replace parameters, so the optimizer comes after the pruner.
+        example = torch.zeros_like(data.train[0, 0][0])[None].to(device)
+        self.pruner = Pruner(model, recipe.patterns, recipe.method, example)
         self.optimizer = make_optimizer(model, recipe.train)
-        self.pruner = Pruner(model, recipe.patterns, recipe.method).attach(self.optimizer)
+        self.pruner.attach(self.optimizer)
         self.ema = MaskedEma(self.pruner, recipe.train.ema) if recipe.train.ema else None
         self.scaler = torch.amp.GradScaler(device.split(":")[0], enabled=recipe.train.amp)
         self.epoch = 0
