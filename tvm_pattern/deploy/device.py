@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,15 +13,16 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tvm import relax, rpc
+from tvm import relax
 
 from ..artifact import Manifest, manifest_of
 from ..crosscompile import read_elf
 from ..profiling import Profile, Step, check_timing, time_steps
+from ..rpc import line
 from ..rpc.client import NoDeviceError, RPCError, TrackerClient, parse_address
 
 SESSION_TIMEOUT = 120.0
-CONNECT_TIMEOUT = 5.0
+CONNECT_TIMEOUT = 30.0
 #: Clusters of big.LITTLE processors, as TVM's thread pool numbers them.
 CLUSTERS = {"big": 1, "little": -1}
 # More than any file system stores beside a file's name.
@@ -46,11 +46,11 @@ class WrongDeviceError(DeviceError):
 
 
 @contextlib.contextmanager
-def _translated(name: str, doing: str) -> Iterator[None]:
+def _translated(name: str, doing: str, session: Any = None) -> Iterator[None]:
     """TVM's messages about a device as what happened and what to do."""
     try:
         yield
-    except DeviceError:
+    except (DeviceError, line.SilentServerError):
         raise
     except (RuntimeError, OSError, ValueError, AttributeError) as error:
         text = str(error)
@@ -61,10 +61,16 @@ def _translated(name: str, doing: str) -> Iterator[None]:
             raise DeviceLostError(
                 f"{name}: the session's time ended while {doing}; give a longer session_timeout"
             ) from error
+        if session is not None and line.was_cut(session):
+            raise DeviceLostError(
+                f"{name}: the session's time ended while {doing}, and the device did not say so:"
+                " check its power and cable, or give a longer session_timeout"
+            ) from error
         if any(sign in text for sign in _LOST):
             raise DeviceLostError(
-                f"{name} disappeared while {doing}; check its power and cable, and restart its RPC"
-                " server (TVM's own server does not survive a crashed session)"
+                f"{name} disappeared while {doing}: its session crashed, or its power or cable"
+                " failed; TVM's own RPC server does not survive a crashed session and has to be"
+                " restarted"
             ) from error
         if any(sign in text for sign in _NO_SPACE):
             raise _no_space(name, doing) from error
@@ -128,6 +134,7 @@ class Device:
     def __init__(self, session: Any, name: str) -> None:
         self._session = session
         self._libraries: list[RemoteLibrary] = []
+        self._loads = 0
         self.name = name
 
     @classmethod
@@ -138,6 +145,7 @@ class Device:
         *,
         session_timeout: float = SESSION_TIMEOUT,
         wait: float | None = None,
+        skip_silent: bool = True,
     ) -> Device:
         """A free device of ``key``.
 
@@ -149,7 +157,9 @@ class Device:
         session_timeout : float
             Seconds after which the device ends the session.
         wait : float, optional
-            Seconds to wait for a busy device; default ``session_timeout``.
+            Seconds to wait for a device that is free and answers; default ``session_timeout``.
+        skip_silent : bool
+            Go on to the next device where one does not answer; otherwise that is an error at once.
 
         Raises
         ------
@@ -158,7 +168,7 @@ class Device:
         """
         client, name = TrackerClient(*parse_address(tracker)), f"{key} at {tracker}"
         try:
-            return cls(client.request(key, session_timeout, wait), name)
+            return cls(client.request(key, session_timeout, wait, skip_silent=skip_silent), name)
         except NoDeviceError as error:
             if any(sign in str(error) for sign in _OTHER_RUNTIME):
                 raise _other_runtime(name, str(error)) from error
@@ -166,25 +176,41 @@ class Device:
 
     @classmethod
     def connect(
-        cls, address: str, *, key: str = "", session_timeout: float = SESSION_TIMEOUT
+        cls,
+        address: str,
+        *,
+        key: str = "",
+        session_timeout: float = SESSION_TIMEOUT,
+        wait: float = CONNECT_TIMEOUT,
     ) -> Device:
         """A device whose RPC server is reached directly, without a tracker.
+
+        Parameters
+        ----------
+        address : str
+            ``HOST:PORT`` of the server.
+        key : str
+            The server's key.
+        session_timeout : float
+            Seconds after which the device ends the session.
+        wait : float
+            Seconds to wait for the server.
 
         Raises
         ------
         DeviceError
-            If nothing answers at ``address``, or a TVM of another version.
+            If nothing answers at ``address`` in time, or a TVM of another version.
         """
         host, port = parse_address(address)
+        if not session_timeout > 0 or not wait > 0:
+            raise ValueError(
+                f"got session_timeout={session_timeout} and wait={wait}, expected seconds above 0"
+            )
         try:
-            socket.create_connection((host, port), timeout=CONNECT_TIMEOUT).close()
-        except OSError as error:
-            raise DeviceError(
-                f"no RPC server answers at {address} ({error}); start `python -m"
-                f" tvm.exec.rpc_server --host 0.0.0.0 --port {port}` on the device"
-            ) from error
-        with _translated(address, "connecting"):
-            return cls(rpc.connect(host, port, key, session_timeout), address)
+            with _translated(address, "connecting"):
+                return cls(line.connect(host, port, key, session_timeout, wait), address)
+        except line.SilentServerError as error:
+            raise DeviceError(f"no RPC server answers at {address}: {error}") from error
 
     def __enter__(self) -> Device:
         return self
@@ -214,6 +240,9 @@ class Device:
             raise DeviceError(f"{self.name} has been given back; request a device again")
         return self._session
 
+    def _translated(self, doing: str) -> contextlib.AbstractContextManager[None]:
+        return _translated(self.name, doing, self._session)
+
     def use_cores(self, cluster: str, num_threads: int) -> None:
         """Bind the device's thread pool to a cluster of cores.
 
@@ -228,7 +257,7 @@ class Device:
                 f"got cluster {cluster!r} and {num_threads} threads, expected one of"
                 f" {sorted(CLUSTERS)} and at least 1"
             )
-        with _translated(self.name, "binding threads"):
+        with self._translated("binding threads"):
             configure = self.session.get_function("runtime.config_threadpool")
             configure(CLUSTERS[cluster], num_threads)
 
@@ -249,11 +278,14 @@ class Device:
             )
         manifest = manifest_of(path)
         architecture = read_elf(path).architecture
-        self._upload(path)
+        self._loads += 1
+        # A name of its own: writing over a file that is loaded crashes the session.
+        remote = f"{path.stem}-{self._loads}.so"
+        self._upload(path, remote)
         built = f"{_ARCHITECTURES.get(architecture, architecture)} ({manifest.abi or 'gnu'} ABI)"
         try:
-            with _translated(self.name, f"loading {path.name}"):
-                module = self.session.load_module(path.name)
+            with self._translated(f"loading {path.name}"):
+                module = self.session.load_module(remote)
         except (DeviceLostError, WrongDeviceError):
             raise
         except DeviceError as error:
@@ -262,7 +294,7 @@ class Device:
                 f" device's own processor and system ({error})"
             ) from error
         try:
-            with _translated(self.name, "starting the virtual machine"):
+            with self._translated("starting the virtual machine"):
                 vm = relax.VirtualMachine(module, self.session.cpu(0))
         except (DeviceLostError, WrongDeviceError):
             raise
@@ -275,26 +307,26 @@ class Device:
         self._libraries.append(loaded)
         return loaded
 
-    def _upload(self, path: Path) -> None:
+    def _upload(self, path: Path, remote: str) -> None:
         """Send a file, and make sure that it arrived.
 
         TVM's server does not notice when its disk is full, and a library that was cut off crashes
         it. What is written next would be cut off too, so a small file after it tells.
         """
-        doing, probe = f"uploading {path.name}", f"{path.name}.end"
-        with _translated(self.name, doing):
-            self.session.upload(str(path))
+        doing, probe = f"uploading {path.name}", f"{remote}.end"
+        with self._translated(doing):
+            self.session.upload(bytearray(path.read_bytes()), target=remote)
             self.session.upload(bytearray(_PROBE), target=probe)
             is_whole = bytes(self.session.download(probe)) == _PROBE
             self.session.remove(probe)
             if not is_whole:
-                self.session.remove(path.name)
+                self.session.remove(remote)
                 raise _no_space(self.name, doing)
 
     def read_file(self, path: str) -> str | None:
         """Text of a file on the device, None where it cannot be read."""
         try:
-            with _translated(self.name, f"reading {path}"):
+            with self._translated(f"reading {path}"):
                 return bytes(self.session.download(path)).decode(errors="replace").strip()
         except DeviceLostError:
             raise
@@ -335,14 +367,14 @@ class RemoteLibrary:
         got = [(tuple(np.shape(x)), str(np.asarray(x).dtype)) for x in inputs]
         if wanted != got:
             raise ValueError(f"got inputs {got}, expected {wanted}")
-        with _translated(self.device.name, "copying inputs"):
+        with self.device._translated("copying inputs"):
             cpu = self.device.session.cpu(0)
             return [tvm.runtime.tensor(np.ascontiguousarray(x), cpu) for x in inputs]
 
     def run(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         """Outputs for ``inputs`` (shapes and dtypes of the manifest)."""
         arguments = self._arguments(inputs)
-        with _translated(self.device.name, "running"):
+        with self.device._translated("running"):
             self._vm.set_input("main", *arguments)
             self._vm.invoke_stateful("main")
             result = self._vm.get_outputs("main")
@@ -384,7 +416,7 @@ class RemoteLibrary:
             )
         arguments = self._arguments(inputs)
         seconds: list[float] = []
-        with _translated(self.device.name, "timing"):
+        with self.device._translated("timing"):
             self._vm.set_input("main", *arguments)
             cpu = self.device.session.cpu(0)
             once = repeat if cool_down == 0 else 1
@@ -403,7 +435,7 @@ class RemoteLibrary:
         """
         steps = [Step.from_dict(step) for step in self.manifest.steps]
         check_timing(steps, repeat, min_repeat_ms, cool_down)
-        with _translated(self.device.name, "profiling"):
+        with self.device._translated("profiling"):
             return time_steps(
                 self._vm,
                 self.device.session.cpu(0),

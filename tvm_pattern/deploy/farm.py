@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Sequence
@@ -15,6 +16,9 @@ from rich.table import Table
 from ..profiling import Profile
 from ..rpc.client import RPCError, TrackerClient, parse_address
 from .device import SESSION_TIMEOUT, Device
+
+#: Seconds to wait for devices that others use.
+BUSY_TIMEOUT = 30.0
 
 
 @dataclass(frozen=True)
@@ -50,11 +54,13 @@ def run_everywhere(
     num_threads: int = 1,
     profile: bool = False,
     session_timeout: float = SESSION_TIMEOUT,
+    wait: float = BUSY_TIMEOUT,
 ) -> list[DeviceResult]:
     """Run, verify and time a library on all devices of ``key`` in parallel.
 
     Every device is held until all have been requested, so none is used twice. A device that fails
-    gets a row that says why; the others go on. ``profile`` also times every layer by itself.
+    gets a row that says why; the others go on. One that does not answer fails at once, one that
+    others use after ``wait`` seconds. ``profile`` also times every layer by itself.
 
     Raises
     ------
@@ -62,34 +68,47 @@ def run_everywhere(
         If there is no tracker or no device of that key.
     """
     count = TrackerClient(*parse_address(tracker)).count(key)
-    barrier = threading.Barrier(count)
+    requested = [threading.Event() for _ in range(count)]
 
     def work(number: int) -> DeviceResult:
         name = f"{key} {number}"
         try:
             try:
-                device = Device.from_tracker(tracker, key, session_timeout=session_timeout)
-            finally:
-                barrier.wait()
-            with device:
-                if cluster is not None:
-                    device.use_cores(cluster, num_threads)
-                loaded = device.load(library)
-                check = None if expected is None else loaded.verify(inputs, expected)
-                timing = loaded.time(*inputs, repeat=repeat, cool_down=cool_down)
-                layers = loaded.profile(cool_down=cool_down) if profile else None
-                return DeviceResult(
-                    name,
-                    timing.median_ms,
-                    timing.quantile_ms(0.1),
-                    timing.quantile_ms(0.9),
-                    None if check is None else check.max_abs_error,
-                    None if check is None else check.passed,
-                    device.state().get("celsius"),
-                    profile=layers,
+                device = Device.from_tracker(
+                    tracker,
+                    key,
+                    session_timeout=session_timeout,
+                    wait=wait,
+                    skip_silent=False,
                 )
+            finally:
+                requested[number].set()
+            with contextlib.closing(device):
+                try:
+                    return use(device, name)
+                finally:
+                    for other in requested:
+                        other.wait()
         except RPCError as error:
             return DeviceResult(name, error=str(error))
+
+    def use(device: Device, name: str) -> DeviceResult:
+        if cluster is not None:
+            device.use_cores(cluster, num_threads)
+        loaded = device.load(library)
+        check = None if expected is None else loaded.verify(inputs, expected)
+        timing = loaded.time(*inputs, repeat=repeat, cool_down=cool_down)
+        layers = loaded.profile(cool_down=cool_down) if profile else None
+        return DeviceResult(
+            name,
+            timing.median_ms,
+            timing.quantile_ms(0.1),
+            timing.quantile_ms(0.9),
+            None if check is None else check.max_abs_error,
+            None if check is None else check.passed,
+            device.state().get("celsius"),
+            profile=layers,
+        )
 
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(work, range(count)))

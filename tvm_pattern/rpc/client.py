@@ -8,7 +8,6 @@ requested.
 from __future__ import annotations
 
 import socket
-import struct
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -16,11 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import rpc
 from tvm.rpc import base
+
+from . import line, wire
 
 ANSWER_TIMEOUT = 5.0
 _SERVER_PREFIX = "server:"
+_SHOWN = 80
 
 
 class RPCError(RuntimeError):
@@ -85,37 +86,56 @@ class TrackerClient:
             f" --host 0.0.0.0 --port {self.port}`"
         )
 
+    def _no_tracker(self, detail: object) -> RPCError:
+        return RPCError(
+            f"{self.address} is no RPC tracker ({detail}); a server's address was given instead of"
+            " the tracker's, or another program has its port?"
+        )
+
     @contextmanager
-    def _connection(self) -> Iterator[socket.socket]:
-        address = (self.host, self.port)
+    def _connection(self, timeout: float | None = None) -> Iterator[tuple[socket.socket, float]]:
+        """A greeted connection and its deadline; errors of the peer become ours."""
+        timeout = self.timeout if timeout is None else max(0.1, min(timeout, self.timeout))
+        deadline = time.monotonic() + timeout
         try:
-            sock = socket.create_connection(address, timeout=self.timeout)
+            with socket.create_connection((self.host, self.port), timeout=timeout) as sock:
+                wire.greet_tracker(sock, deadline)
+                yield sock, deadline
+        except TimeoutError:
+            raise self._unreachable(f"no answer within {timeout:.3g} s") from None
         except OSError as error:
             raise self._unreachable(error) from error
-        with sock:
-            try:
-                sock.sendall(struct.pack("<i", base.RPC_TRACKER_MAGIC))
-                magic = struct.unpack("<i", base.recvall(sock, 4))[0]
-            except OSError as error:
-                raise self._unreachable(error) from error
-            if magic != base.RPC_TRACKER_MAGIC:
-                raise RPCError(
-                    f"{self.address} is no RPC tracker (it answers {magic:#x}); a server's address"
-                    " was given instead of the tracker's?"
-                )
-            yield sock
+        except wire.ProtocolError as error:
+            raise self._no_tracker(error) from error
 
-    def summary(self) -> dict[str, Any]:
-        """The tracker's own summary: ``queue_info`` per key and ``server_info``."""
-        with self._connection() as sock:
-            try:
-                base.sendjson(sock, [base.TrackerCode.SUMMARY])
-                code, value = base.recvjson(sock)
-            except (OSError, ValueError) as error:
-                raise self._unreachable(error) from error
+    def summary(self, timeout: float | None = None) -> dict[str, Any]:
+        """The tracker's own summary: ``queue_info`` per key and ``server_info``.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait, at most those of the client.
+
+        Raises
+        ------
+        RPCError
+            If no tracker answers there, or something that is none.
+        """
+        with self._connection(timeout) as (sock, deadline):
+            wire.send_json(sock, [base.TrackerCode.SUMMARY], deadline)
+            answer = wire.receive_json(sock, deadline)
+        code, value = self._pair(answer)
         if code != base.TrackerCode.SUCCESS:
             raise RPCError(f"the tracker at {self.address} answered {code}, expected a summary")
-        return value
+        if not _is_summary(value):
+            raise self._no_tracker(f"its summary is {str(value)[:_SHOWN]}")
+        # Any peer may register anything at TVM's tracker; what is no server is none of ours.
+        return {**value, "server_info": [s for s in value["server_info"] if _is_server(s)]}
+
+    def _pair(self, answer: Any) -> tuple[Any, Any]:
+        if not isinstance(answer, list) or len(answer) != 2:
+            raise self._no_tracker(f"it answers {str(answer)[:_SHOWN]}")
+        return answer[0], answer[1]
 
     def stop(self, stop_key: str) -> None:
         """End the tracker; ``stop_key`` is known to whoever started it.
@@ -125,18 +145,15 @@ class TrackerClient:
         RPCError
             If the key is wrong, or no tracker answers.
         """
-        with self._connection() as sock:
-            try:
-                base.sendjson(sock, [base.TrackerCode.STOP, stop_key])
-                code = base.recvjson(sock)
-            except (OSError, ValueError) as error:
-                raise self._unreachable(error) from error
+        with self._connection() as (sock, deadline):
+            wire.send_json(sock, [base.TrackerCode.STOP, stop_key], deadline)
+            code = wire.receive_json(sock, deadline)
         if code != base.TrackerCode.SUCCESS:
             raise RPCError(f"the tracker at {self.address} refused to stop: wrong stop key")
 
-    def status(self) -> list[KeyStatus]:
-        """Devices per key, sorted by key."""
-        summary = self.summary()
+    def status(self, timeout: float | None = None) -> list[KeyStatus]:
+        """Devices per key, sorted by key; ``timeout`` and errors as of :meth:`summary`."""
+        summary = self.summary(timeout)
         keys = [str(server["key"]) for server in summary["server_info"]]
         devices = Counter(key.removeprefix(_SERVER_PREFIX) for key in keys)
         queues = summary["queue_info"]
@@ -150,20 +167,25 @@ class TrackerClient:
             for key in sorted({*devices, *(k for k, q in queues.items() if q["pending"])})
         ]
 
+    def servers(self, key: str) -> list[tuple[str, int]]:
+        """Host and port of every registered server of a key, as the tracker tells clients."""
+        servers = self.summary()["server_info"]
+        mine = [server["addr"] for server in servers if server["key"] == _SERVER_PREFIX + key]
+        return [(str(host), int(port)) for host, port in mine]
+
     def ports(self, key: str) -> list[int]:
         """Ports of the registered servers of a key."""
-        servers = self.summary()["server_info"]
-        return [int(s["addr"][1]) for s in servers if s["key"] == _SERVER_PREFIX + key]
+        return [port for _, port in self.servers(key)]
 
-    def count(self, key: str) -> int:
-        """Registered devices of a key.
+    def count(self, key: str, timeout: float | None = None) -> int:
+        """Registered devices of a key; ``timeout`` as of :meth:`summary`.
 
         Raises
         ------
         NoDeviceError
             If there is none.
         """
-        found = {s.key: s for s in self.status()}
+        found = {s.key: s for s in self.status(timeout)}
         if key in found and found[key].devices:
             return found[key].devices
         known = ", ".join(sorted(k for k, s in found.items() if s.devices)) or "none"
@@ -173,16 +195,26 @@ class TrackerClient:
             " device"
         )
 
-    def request(self, key: str, session_timeout: float, wait: float | None = None) -> Any:
+    def request(
+        self,
+        key: str,
+        session_timeout: float,
+        wait: float | None = None,
+        *,
+        skip_silent: bool = True,
+    ) -> Any:
         """A session on a free device of ``key``.
 
         Parameters
         ----------
         key : str
         session_timeout : float
-            Seconds after which the server ends the session.
+            Seconds after which the server ends the session; its calls end soon after, even if the
+            server is gone without a word.
         wait : float, optional
-            Seconds to wait for a busy device; default ``session_timeout``.
+            Seconds to wait for a device that is free and answers; default ``session_timeout``.
+        skip_silent : bool
+            Go on to the next device where one does not answer; otherwise that is an error at once.
 
         Returns
         -------
@@ -190,35 +222,101 @@ class TrackerClient:
 
         Raises
         ------
+        ValueError
+            If ``session_timeout`` is not positive, or ``wait`` negative.
         NoDeviceError
-            If the key is unknown, or its devices stay busy.
+            If the key is unknown, or its devices stay busy or silent; it names the last one.
         """
         wait = session_timeout if wait is None else wait
+        if not session_timeout > 0 or not wait >= 0:
+            raise ValueError(
+                f"got session_timeout={session_timeout} and wait={wait}, expected seconds above 0"
+                " and of at least 0"
+            )
         deadline = time.monotonic() + wait
         last: object = ""
-        while time.monotonic() < deadline:
-            self.count(key)
+        while (left := deadline - time.monotonic()) > 0:
+            # An answer of the tracker takes its time, even when the wait is nearly over.
+            self.count(key, max(1.0, left))
             try:
-                url, port, match_key = self._reserve(key, deadline - time.monotonic())
-                return rpc.connect(url, port, match_key, session_timeout)
+                server = self._reserve(key, deadline)
+                return self._open(server, session_timeout, deadline)
             except TimeoutError:
                 break
-            except (RuntimeError, OSError) as error:
-                # The server is listed, yet gone; the tracker hands out the next one.
-                last = error
-                time.sleep(0.2)
+            except (line.SilentServerError, RuntimeError) as error:
+                # Listed, yet gone or held; the tracker hands out the next one. What a server says
+                # tells more than the silence after it.
+                if not last or not isinstance(error, line.SilentServerError):
+                    last = error
+                if not skip_silent:
+                    break
+                time.sleep(max(0.0, min(0.2, deadline - time.monotonic())))
+        raise self._no_device(key, wait, last)
+
+    def _open(self, server: tuple[str, int, str], session_timeout: float, deadline: float) -> Any:
+        """A session on a reserved server; it first has to answer within seconds."""
+        host, port, match_key = server
+        left = max(0.1, deadline - time.monotonic())
+        line.check_answers(host, port, min(line.ANSWER_TIMEOUT, left))
+        left = max(0.1, deadline - time.monotonic())
+        return line.connect(host, port, match_key, session_timeout, left)
+
+    def _no_device(self, key: str, wait: float, last: object) -> NoDeviceError:
+        if isinstance(last, line.SilentServerError):
+            return NoDeviceError(f"no device {key!r} could be used within {wait:g} s: {last}")
         detail = f"; the last one failed: {last}" if last else ""
-        raise NoDeviceError(
+        return NoDeviceError(
             f"no device {key!r} became free at {self.address} within {wait:g} s{detail}; see"
             f" `tvm-pattern rpc status --tracker {self.address}`"
         )
 
-    def _reserve(self, key: str, wait: float) -> tuple[str, int, str]:
-        with self._connection() as sock:
-            sock.settimeout(max(0.1, wait))
-            base.sendjson(sock, [base.TrackerCode.REQUEST, key, "", 1])
-            code, value = base.recvjson(sock)
+    def _reserve(self, key: str, deadline: float) -> tuple[str, int, str]:
+        """Host, port and match key of a free server.
+
+        Raises
+        ------
+        TimeoutError
+            If none is free before the deadline.
+        """
+        with self._connection(deadline - time.monotonic()) as (sock, soon):
+            wire.send_json(sock, [base.TrackerCode.REQUEST, key, "", 1], soon)
+            try:
+                answer = wire.receive_json(sock, deadline)
+            except TimeoutError:
+                answer = None
+        if answer is None:
+            raise TimeoutError
+        code, value = self._pair(answer)
         if code != base.TrackerCode.SUCCESS:
             raise RPCError(f"the tracker at {self.address} refused {key!r}: {value}")
-        url, port, match_key = value
-        return str(url), int(port), str(match_key)
+        if not _is_address(value, 3) or not isinstance(value[2], str):
+            raise self._no_tracker(f"it hands out {str(value)[:_SHOWN]}")
+        return str(value[0]), int(value[1]), value[2]
+
+
+def _is_address(value: Any, length: int) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == length
+        and isinstance(value[0], str)
+        and isinstance(value[1], int)
+        and 0 < value[1] < 65536
+    )
+
+
+def _is_summary(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("server_info"), list):
+        return False
+    queues = value.get("queue_info")
+    if not isinstance(queues, dict) or not all(isinstance(q, dict) for q in queues.values()):
+        return False
+    counts = [queue.get(name) for queue in queues.values() for name in ("free", "pending")]
+    return all(isinstance(count, int) and count >= 0 for count in counts)
+
+
+def _is_server(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("key"), str)
+        and _is_address(value.get("addr"), 2)
+    )

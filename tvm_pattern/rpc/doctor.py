@@ -15,6 +15,7 @@ from tvm.target import Target
 from tvm.tirx.script import builder as T
 
 from ..machine import target_architecture
+from . import line
 from .client import NoDeviceError, RPCError, TrackerClient
 
 _LANES = 16
@@ -103,6 +104,21 @@ def check_target(client: TrackerClient, key: str, target: Target, linker: str) -
         probe(session, target, linker)
 
 
+def _silent_servers(client: TrackerClient, key: str, all_free: bool) -> list[Finding]:
+    """A failed check for every server that cannot be reached, or that is free and silent."""
+    findings = []
+    for host, port in client.servers(key):
+        try:
+            line.check_answers(host, port)
+        except line.HeldServerError as error:
+            # TVM's own servers are silent in a session, too.
+            if all_free:
+                findings.append(Finding("server", False, str(error)))
+        except line.SilentServerError as error:
+            findings.append(Finding("server", False, str(error)))
+    return findings
+
+
 def diagnose(
     client: TrackerClient, key: str | None, target: Target | None, linker: str | None
 ) -> list[Finding]:
@@ -129,6 +145,7 @@ def diagnose(
         mine = next(s for s in status if s.key == key)
         busy = "" if mine.free else f"; all busy, {mine.pending} requests wait"
         findings.append(Finding("key", True, f"{mine.devices} registered, {mine.free} free{busy}"))
+        findings += _silent_servers(client, key, mine.free == mine.devices)
         start = time.monotonic()
         session = client.request(key, session_timeout=_PROBE_SECONDS, wait=10)
         detail = f"opened in {1e3 * (time.monotonic() - start):.0f} ms"

@@ -1,9 +1,10 @@
-"""The server process: ``python -m tvm_pattern.rpc.serve``; ends when its listening thread does."""
+"""The server process: ``python -m tvm_pattern.rpc.serve``."""
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ def die_with_parent() -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until a session crashes; the exit code 1 asks to be restarted."""
+    """Serve until the process is ended; the exit code 1 tells that it could not start."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tracker", required=True)
     parser.add_argument("--key", required=True)
@@ -32,22 +33,26 @@ def main(arguments: list[str] | None = None) -> int:
         os.sched_setaffinity(0, {options.cpu})
     die_with_parent()
 
-    from tvm.rpc.server import PopenRPCServerState
+    from .listener import Listener, bind
+    from .registration import Registration
 
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # A session that outlives its server computes on, and its client waits for it.
     os.register_at_fork(after_in_child=die_with_parent)
     host, port = options.tracker.rsplit(":", 1)
-    state = PopenRPCServerState(
-        options.host,
-        options.port,
-        min(65535, options.port + _PORTS),
-        tracker_addr=(host, int(port)),
-        key=options.key,
-        custom_addr=options.custom_address,
-        silent=True,
-    )
-    state.thread.join()
-    return 1
+    try:
+        sock = bind(options.host, options.port, min(65535, options.port + _PORTS))
+    except OSError as error:
+        print(error, file=sys.stderr)
+        return 1
+    bound = int(sock.getsockname()[1])
+    registration = Registration((host, int(port)), options.key, bound, options.custom_address)
+    listener = Listener(sock, registration)
+    try:
+        listener.run()
+    except KeyboardInterrupt:
+        listener.close()
+    return 0
 
 
 if __name__ == "__main__":

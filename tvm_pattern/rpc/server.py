@@ -1,7 +1,7 @@
-"""A tracker, and a server that is restarted when it dies.
+"""Start a tracker, and a server that is restarted should it die.
 
-TVM's server stops listening for good when a session's process crashes, which is what a bad
-candidate of a search does. :func:`supervise` starts it again, and takes orphaned sessions with it.
+A session that crashes does not end the server (:mod:`tvm_pattern.rpc.listener`); what kills its
+process does. :func:`supervise` starts it again, and takes orphaned sessions with it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .client import TrackerClient, parse_address
+from .client import parse_address
 
 logger = logging.getLogger(__name__)
 
@@ -113,8 +113,8 @@ def supervise(
             )
         restarts += 1
         tell(
-            f"the server for {options.key!r} died (exit code {process.returncode}), probably with a"
-            f" crashed session; restarted ({restarts})"
+            f"the server for {options.key!r} died (exit code {process.returncode}); restarted"
+            f" ({restarts})"
         )
         stop.wait(_RESTART_PAUSE)
 
@@ -155,7 +155,7 @@ def phone_commands(tracker: str, key: str) -> list[str]:
 
 
 def run_tracker(host: str, port: int, ready: Callable[[int], None]) -> None:
-    """Run TVM's tracker in this process until it is interrupted.
+    """Run a tracker in this process until it is interrupted.
 
     Parameters
     ----------
@@ -170,21 +170,22 @@ def run_tracker(host: str, port: int, ready: Callable[[int], None]) -> None:
     RuntimeError
         If the port cannot be bound.
     """
-    from tvm.rpc.tracker import PopenTrackerServerState
+    from .tracker import serve
 
-    port = port or free_port(host)
-    try:
-        state = PopenTrackerServerState(host, port, port + 1, silent=True)
-    except (ValueError, OSError) as error:
-        raise RuntimeError(
-            f"cannot listen at {host}:{port}: {error}; another tracker may run there already, see"
-            f" `tvm-pattern rpc status --tracker {host}:{port}`"
-        ) from error
-    try:
-        ready(state.port)
-        state.thread.join()
-    finally:
-        # The tracker's thread would keep the process alive; it ends by a message only.
-        reachable = "127.0.0.1" if host == "0.0.0.0" else host
-        TrackerClient(reachable, state.port).stop(state.stop_key)
-        state.thread.join()
+    with socket.socket(address_family(host), socket.SOCK_STREAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((host, port))
+            sock.listen(128)
+        except OSError as error:
+            raise RuntimeError(
+                f"cannot listen at {host}:{port}: {error}; another tracker may run there already,"
+                f" see `tvm-pattern rpc status --tracker {host}:{port}`"
+            ) from error
+        ready(int(sock.getsockname()[1]))
+        serve(sock)
+
+
+def address_family(host: str) -> socket.AddressFamily:
+    """IPv4 or IPv6, as ``host`` resolves."""
+    return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]

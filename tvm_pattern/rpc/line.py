@@ -1,0 +1,212 @@
+"""Connections of TVM's client with a deadline: TVM waits for a silent peer without a limit.
+
+A blocked call cannot be interrupted, but its socket can be shut down: the call then fails as if the
+peer had hung up. The socket is TVM's own; it is found among this process's files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import rpc
+from tvm.rpc import base
+
+from . import wire
+
+#: Seconds that a server has for the first answer; TVM's servers give it before any other work.
+ANSWER_TIMEOUT = 5.0
+#: Seconds after its end at which a session that the server did not end is cut off.
+GRACE = 5.0
+_NO_KEY = b"client:is-anyone-there"
+
+
+class SilentServerError(ConnectionError):
+    """A server that cannot be reached, or that does not answer; the text says what to do."""
+
+
+class HeldServerError(SilentServerError):
+    """A server that takes connections, and says nothing: one client or idle peer holds it."""
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One TCP connection of this process, however its file is reused later."""
+
+    file: int
+    here: Any
+    there: Any
+
+    def cut(self) -> None:
+        with _socket_of(self.file) as sock:
+            if sock is not None and _ends(sock) == (self.here, self.there):
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def _socket_of(file: int) -> Iterator[socket.socket | None]:
+    try:
+        sock = socket.socket(fileno=file)
+    except OSError:
+        yield None
+        return
+    try:
+        yield sock
+    finally:
+        sock.detach()
+
+
+def _ends(sock: socket.socket) -> tuple[Any, Any] | None:
+    try:
+        return sock.getsockname(), sock.getpeername()
+    except OSError:
+        return None
+
+
+def _lines(port: int) -> set[_Line]:
+    """Connections of this process to a ``port``, of any machine."""
+    found = set()
+    for name in os.listdir("/dev/fd"):
+        with _socket_of(int(name)) as sock:
+            ends = None if sock is None else _ends(sock)
+            if sock is None or ends is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+                continue
+            if sock.type == socket.SOCK_STREAM and ends[1][1] == port:
+                found.add(_Line(int(name), *ends))
+    return found
+
+
+_cuts: weakref.WeakKeyDictionary[Any, threading.Event] = weakref.WeakKeyDictionary()
+
+
+def was_cut(session: Any) -> bool:
+    """Whether a session's time ended without a word from its server."""
+    event = _cuts.get(session)
+    return event is not None and event.is_set()
+
+
+def connect(host: str, port: int, key: str, session_timeout: float, wait: float) -> Any:
+    """A session as of ``tvm.rpc.connect``, within ``wait`` seconds.
+
+    Its calls end, by an error, :data:`GRACE` seconds after ``session_timeout`` at the latest.
+
+    Parameters
+    ----------
+    host : str
+    port : int
+    key : str
+        The match key that the tracker gave, or the key of a server without a tracker.
+    session_timeout : float
+        Seconds after which the server ends the session; 0 for no end.
+    wait : float
+        Seconds to wait for the server.
+
+    Returns
+    -------
+    tvm.rpc.RPCSession
+
+    Raises
+    ------
+    SilentServerError
+        If the server cannot be reached or does not answer in time.
+    RuntimeError
+        If it answers, and refuses: TVM's own message.
+    """
+    deadline = time.monotonic() + wait
+    _reach(host, port, wait)
+    before = _lines(port)
+    late, done = threading.Event(), threading.Event()
+
+    def guard() -> None:
+        if not done.wait(max(0.0, deadline - time.monotonic())):
+            late.set()
+            # The connection may be set up after the deadline, too.
+            while not done.wait(0.1):
+                for line in _lines(port) - before:
+                    line.cut()
+
+    watcher = threading.Thread(target=guard, name="rpc-connect-deadline", daemon=True)
+    watcher.start()
+    try:
+        session = rpc.connect(host, port, key, session_timeout)
+    except (RuntimeError, OSError) as error:
+        if late.is_set():
+            raise HeldServerError(_held(host, port, wait)) from error
+        raise
+    finally:
+        done.set()
+    if session_timeout:
+        _end_in_time(session, _lines(port) - before, session_timeout + GRACE)
+    return session
+
+
+def _end_in_time(session: Any, lines: set[_Line], seconds: float) -> None:
+    event = threading.Event()
+    _cuts[session] = event
+
+    def cut() -> None:
+        event.set()
+        for line in lines:
+            line.cut()
+
+    timer = threading.Timer(seconds, cut)
+    timer.daemon = True
+    timer.start()
+    weakref.finalize(session, timer.cancel)
+
+
+def _reach(host: str, port: int, wait: float) -> None:
+    """Connect and leave again: TVM's client has no limit for a machine that does not answer."""
+    try:
+        socket.create_connection((host, port), timeout=max(0.1, min(ANSWER_TIMEOUT, wait))).close()
+    except OSError as error:
+        raise SilentServerError(
+            f"no server answers at {host}:{port} ({error}); is it running, and does it listen at an"
+            " address that this machine reaches (`--host 0.0.0.0`, not 127.0.0.1)?"
+        ) from error
+
+
+def _held(host: str, port: int, wait: float) -> str:
+    return (
+        f"the server at {host}:{port} takes connections, but did not answer within {wait:.3g} s:"
+        " another session or an idle connection holds it, for TVM's servers serve one connection at"
+        " a time and wait for it without a limit; restart it, or serve by `tvm-pattern rpc server`,"
+        " which no connection holds"
+    )
+
+
+def check_answers(host: str, port: int, wait: float = ANSWER_TIMEOUT) -> None:
+    """Ask a server with a key that it does not know; one that listens refuses it at once.
+
+    The server stays free for who has its key.
+
+    Raises
+    ------
+    SilentServerError
+        If it cannot be reached, does not answer in time, or is no TVM RPC server.
+    """
+    deadline = time.monotonic() + wait
+    _reach(host, port, wait)
+    try:
+        with socket.create_connection((host, port), timeout=max(0.1, wait)) as sock:
+            sock.sendall(wire.word(base.RPC_MAGIC) + wire.word(len(_NO_KEY)) + _NO_KEY)
+            code = wire.receive_word(sock, deadline)
+    except TimeoutError as error:
+        raise HeldServerError(_held(host, port, wait)) from error
+    except OSError as error:
+        raise SilentServerError(
+            f"the server at {host}:{port} hung up ({error}); it may just be starting again"
+        ) from error
+    if code not in (base.RPC_CODE_SUCCESS, base.RPC_CODE_DUPLICATE, base.RPC_CODE_MISMATCH):
+        raise SilentServerError(
+            f"what answers at {host}:{port} is no TVM RPC server (it says {code:#x}); another"
+            " program may have its port"
+        )
