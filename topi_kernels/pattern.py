@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 
 PATTERN_SET_SCHEMA = 1
+# Of a kernel that is read from a file; what is larger is no convolution.
+_MAX_TAPS = 1 << 16
+_SHOWN = 200
 
 
 @dataclass(frozen=True, order=True)
@@ -138,21 +141,43 @@ class PatternSet:
             On an unknown schema or unknown / missing keys.
         """
         expected = {"schema", "name", "kernel_size", "patterns"}
-        if set(data) != expected:
-            raise ValueError(f"a pattern set needs the keys {sorted(expected)}, got {sorted(data)}")
-        if data["schema"] != PATTERN_SET_SCHEMA:
+        if not isinstance(data, dict) or set(data) != expected:
+            got = sorted(map(str, data)) if isinstance(data, dict) else type(data).__name__
+            raise ValueError(f"a pattern set needs the keys {sorted(expected)}, got {got}")
+        if data["schema"] != PATTERN_SET_SCHEMA or isinstance(data["schema"], bool):
             raise ValueError(
-                f"pattern set schema {data['schema']!r} is unknown; this version reads"
-                f" {PATTERN_SET_SCHEMA}"
+                f"pattern set schema {str(data['schema'])[:_SHOWN]} is unknown; this version"
+                f" reads {PATTERN_SET_SCHEMA}"
             )
-        size = tuple(data["kernel_size"])
-        return cls(
-            data["name"], tuple(Pattern(size, tuple(map(tuple, taps))) for taps in data["patterns"])
-        )
+        name, size, patterns = data["name"], data["kernel_size"], data["patterns"]
+        if not isinstance(name, str) or not 0 < len(name) <= _SHOWN:
+            raise ValueError(f"pattern set name {str(name)[:_SHOWN]!r}: expected a short text")
+        if not _is_pair(size) or not 0 < size[0] * size[1] <= _MAX_TAPS or min(size) < 1:
+            raise ValueError(
+                f"pattern set kernel_size {str(size)[:_SHOWN]}: expected two whole numbers >= 1,"
+                f" of at most {_MAX_TAPS} taps"
+            )
+        if not isinstance(patterns, list) or not all(_is_taps(taps) for taps in patterns):
+            raise ValueError(
+                "pattern set patterns: expected lists of taps, each tap a [row, column] of whole"
+                " numbers"
+            )
+        return cls(name, tuple(Pattern(tuple(size), tuple(map(tuple, t))) for t in patterns))
 
     @classmethod
     def from_json(cls, text: str) -> PatternSet:
-        return cls.from_dict(json.loads(text))
+        """Inverse of :meth:`to_json`.
+
+        Raises
+        ------
+        ValueError
+            If it is no JSON, or as :meth:`from_dict`.
+        """
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"a pattern set is JSON text; this is none: {error}") from error
+        return cls.from_dict(data)
 
     @classmethod
     def from_bits(
@@ -169,6 +194,16 @@ class PatternSet:
                 for b in bits
             ),
         )
+
+
+def _is_pair(value: Any) -> bool:
+    return (
+        isinstance(value, list | tuple) and len(value) == 2 and all(type(v) is int for v in value)
+    )
+
+
+def _is_taps(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(map(_is_pair, value))
 
 
 def _from_flat(name: str, flat: Sequence[Sequence[int]]) -> PatternSet:

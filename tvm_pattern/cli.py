@@ -25,6 +25,10 @@ MOUNTED: dict[str, str] = {
 }
 
 
+#: Exit code of a command that Ctrl-C ended, as shells have it.
+INTERRUPTED = 130
+
+
 class _Commands(TyperGroup):
     """Loads mounted commands late and turns errors into messages and exit codes."""
 
@@ -43,6 +47,9 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
+        except KeyboardInterrupt:
+            _message("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
         except (ValueError, TypeError, KeyError, RuntimeError, OSError, ImportError) as error:
             if ctx.params.get("debug"):
                 raise
@@ -56,7 +63,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Prune CNNs by patterns, compile them with TVM, and run them.\n\n"
-    "Exit codes: 0 done, 1 the work failed, 2 wrong arguments.",
+    "Exit codes: 0 done, 1 the work failed, 2 wrong arguments, 130 interrupted.",
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]

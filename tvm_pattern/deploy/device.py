@@ -207,6 +207,7 @@ class Device:
                 f"got session_timeout={session_timeout} and wait={wait}, expected seconds above 0"
             )
         try:
+            line.check_reachable(host, port, wait)
             with _translated(address, "connecting"):
                 return cls(line.connect(host, port, key, session_timeout, wait), address)
         except line.SilentServerError as error:

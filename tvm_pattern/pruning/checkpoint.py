@@ -177,7 +177,7 @@ def _read_assignment(
                 ids, sets[facts["pattern_set"]], int(facts["group"]), float(facts["connectivity"])
             )
             _check_layer(name, tensors[f"{name}.weight"], assignment[name])
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{path}: damaged or inconsistent content: {error}") from error
     return assignment
 

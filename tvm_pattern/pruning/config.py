@@ -17,6 +17,9 @@ from topi_kernels.pattern import PatternSet, builtin_pattern_set
 LayerType = Literal["conv", "pointwise", "depthwise", "first"]
 
 
+_SHOWN = 600
+
+
 class ConfigError(ValueError):
     """A recipe or configuration that cannot be used; the message says what to change."""
 
@@ -305,8 +308,12 @@ def parse_text(text: str, kind: str) -> Any:
     """Parse JSON or YAML text; a syntax error becomes a :class:`ConfigError`."""
     try:
         return json.loads(text) if kind == "json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"not valid {kind.upper()}: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"not valid {kind.upper()}: it is nested too deeply") from error
+    except (ValueError, AttributeError, yaml.YAMLError) as error:
+        # Values that only look like one, such as the date 2020-13-01, are a ValueError in YAML; an
+        # alias in a merge key is an AttributeError.
+        raise ConfigError(f"not valid {kind.upper()}: {str(error)[:_SHOWN]}") from error
 
 
 def read_mapping(path: str | Path) -> Any:
@@ -315,4 +322,10 @@ def read_mapping(path: str | Path) -> Any:
     kind = _format_of(path)
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; give an existing recipe")
-    return parse_text(path.read_text(), kind)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is no text file ({error.reason}); give a recipe") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    return parse_text(text, kind)

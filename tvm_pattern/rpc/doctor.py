@@ -104,19 +104,17 @@ def check_target(client: TrackerClient, key: str, target: Target, linker: str) -
         probe(session, target, linker)
 
 
-def _silent_servers(client: TrackerClient, key: str, all_free: bool) -> list[Finding]:
-    """A failed check for every server that cannot be reached, or that is free and silent."""
-    findings = []
+def _silent_servers(client: TrackerClient, key: str) -> tuple[list[Finding], list[Finding]]:
+    """Servers that cannot be reached, and those that take connections and say nothing."""
+    gone, held = [], []
     for host, port in client.servers(key):
         try:
             line.check_answers(host, port)
         except line.HeldServerError as error:
-            # TVM's own servers are silent in a session, too.
-            if all_free:
-                findings.append(Finding("server", False, str(error)))
+            held.append(Finding("server", False, str(error)))
         except line.SilentServerError as error:
-            findings.append(Finding("server", False, str(error)))
-    return findings
+            gone.append(Finding("server", False, str(error)))
+    return gone, held
 
 
 def diagnose(
@@ -135,6 +133,7 @@ def diagnose(
         Program that links for ``target``.
     """
     findings: list[Finding] = []
+    held: list[Finding] = []
     try:
         status = client.status()
         known = ", ".join(f"{s.key} ({s.free} of {s.devices} free)" for s in status) or "no devices"
@@ -145,7 +144,8 @@ def diagnose(
         mine = next(s for s in status if s.key == key)
         busy = "" if mine.free else f"; all busy, {mine.pending} requests wait"
         findings.append(Finding("key", True, f"{mine.devices} registered, {mine.free} free{busy}"))
-        findings += _silent_servers(client, key, mine.free == mine.devices)
+        gone, held = _silent_servers(client, key)
+        findings += gone
         start = time.monotonic()
         session = client.request(key, session_timeout=_PROBE_SECONDS, wait=10)
         detail = f"opened in {1e3 * (time.monotonic() - start):.0f} ms"
@@ -158,6 +158,8 @@ def diagnose(
     except NoDeviceError as error:
         name = "session" if len(findings) > 1 else "key"
         findings.append(Finding(name, False, str(error)))
+        # TVM's own servers are silent in a session, too: only now that tells something.
+        findings += held
     except RPCError as error:
         findings.append(Finding("tracker", False, str(error)))
     return findings

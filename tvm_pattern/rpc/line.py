@@ -25,6 +25,12 @@ from . import wire
 ANSWER_TIMEOUT = 5.0
 #: Seconds after its end at which a session that the server did not end is cut off.
 GRACE = 5.0
+_WAY_OUT = (
+    "TVM's servers serve one connection at a time and wait for it without a limit: restart it, or"
+    " serve by `tvm-pattern rpc server`, which no connection holds"
+)
+# The state's number in /proc/net/tcp.
+_SYN_SENT = "02"
 _NO_KEY = b"client:is-anyone-there"
 
 
@@ -38,15 +44,14 @@ class HeldServerError(SilentServerError):
 
 @dataclass(frozen=True)
 class _Line:
-    """One TCP connection of this process, however its file is reused later."""
+    """One socket of this process, however its file's number is used later."""
 
     file: int
-    here: Any
-    there: Any
+    inode: int
 
     def cut(self) -> None:
         with _socket_of(self.file) as sock:
-            if sock is not None and _ends(sock) == (self.here, self.there):
+            if sock is not None and os.fstat(self.file).st_ino == self.inode:
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
 
@@ -64,24 +69,36 @@ def _socket_of(file: int) -> Iterator[socket.socket | None]:
         sock.detach()
 
 
-def _ends(sock: socket.socket) -> tuple[Any, Any] | None:
+def _lines(port: int) -> set[_Line]:
+    """TCP connections of this process to a ``port``, of any machine, set up or on the way."""
+    found = set()
+    on_the_way = _connecting(port)
+    for name in os.listdir("/dev/fd"):
+        with _socket_of(int(name)) as sock:
+            if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+                continue
+            inode = os.fstat(int(name)).st_ino
+            if inode in on_the_way or _port_there(sock) == port:
+                found.add(_Line(int(name), inode))
+    return found
+
+
+def _port_there(sock: socket.socket) -> int | None:
     try:
-        return sock.getsockname(), sock.getpeername()
+        return int(sock.getpeername()[1])
     except OSError:
         return None
 
 
-def _lines(port: int) -> set[_Line]:
-    """Connections of this process to a ``port``, of any machine."""
-    found = set()
-    for name in os.listdir("/dev/fd"):
-        with _socket_of(int(name)) as sock:
-            ends = None if sock is None else _ends(sock)
-            if sock is None or ends is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
-                continue
-            if sock.type == socket.SOCK_STREAM and ends[1][1] == port:
-                found.add(_Line(int(name), *ends))
-    return found
+def _connecting(port: int) -> set[int]:
+    """Inodes of sockets that wait for a connection to ``port``; only Linux tells."""
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError), open(table) as lines:
+            for fields in map(str.split, list(lines)[1:]):
+                if fields[3] == _SYN_SENT and int(fields[2].rpartition(":")[2], 16) == port:
+                    inodes.add(int(fields[9]))
+    return inodes
 
 
 _cuts: weakref.WeakKeyDictionary[Any, threading.Event] = weakref.WeakKeyDictionary()
@@ -96,7 +113,9 @@ def was_cut(session: Any) -> bool:
 def connect(host: str, port: int, key: str, session_timeout: float, wait: float) -> Any:
     """A session as of ``tvm.rpc.connect``, within ``wait`` seconds.
 
-    Its calls end, by an error, :data:`GRACE` seconds after ``session_timeout`` at the latest.
+    The server should have been reached just now, by :func:`check_reachable` or
+    :func:`check_answers`: for a machine that is not there TVM has a limit of minutes. Calls of the
+    session end, by an error, :data:`GRACE` seconds after ``session_timeout`` at the latest.
 
     Parameters
     ----------
@@ -121,7 +140,6 @@ def connect(host: str, port: int, key: str, session_timeout: float, wait: float)
         If it answers, and refuses: TVM's own message.
     """
     deadline = time.monotonic() + wait
-    _reach(host, port, wait)
     before = _lines(port)
     late, done = threading.Event(), threading.Event()
 
@@ -163,23 +181,38 @@ def _end_in_time(session: Any, lines: set[_Line], seconds: float) -> None:
     weakref.finalize(session, timer.cancel)
 
 
-def _reach(host: str, port: int, wait: float) -> None:
-    """Connect and leave again: TVM's client has no limit for a machine that does not answer."""
+def check_reachable(host: str, port: int, wait: float) -> None:
+    """Connect and leave again.
+
+    A server of TVM at a tracker changes its key when somebody leaves: use :func:`check_answers`.
+
+    Raises
+    ------
+    SilentServerError
+        If there is no connection within ``wait`` seconds.
+    """
     try:
         socket.create_connection((host, port), timeout=max(0.1, min(ANSWER_TIMEOUT, wait))).close()
     except OSError as error:
-        raise SilentServerError(
-            f"no server answers at {host}:{port} ({error}); is it running, and does it listen at an"
-            " address that this machine reaches (`--host 0.0.0.0`, not 127.0.0.1)?"
-        ) from error
+        raise _no_connection(host, port, error) from error
+
+
+def _no_connection(host: str, port: int, error: OSError) -> SilentServerError:
+    if isinstance(error, TimeoutError):
+        return HeldServerError(
+            f"no connection to {host}:{port} in time: the machine cannot be reached, or another"
+            f" session or an idle connection holds its server; {_WAY_OUT}"
+        )
+    return SilentServerError(
+        f"no server answers at {host}:{port} ({error}); is it running, and does it listen at an"
+        " address that this machine reaches (`--host 0.0.0.0`, not 127.0.0.1)?"
+    )
 
 
 def _held(host: str, port: int, wait: float) -> str:
     return (
         f"the server at {host}:{port} takes connections, but did not answer within {wait:.3g} s:"
-        " another session or an idle connection holds it, for TVM's servers serve one connection at"
-        " a time and wait for it without a limit; restart it, or serve by `tvm-pattern rpc server`,"
-        " which no connection holds"
+        f" another session or an idle connection holds it; {_WAY_OUT}"
     )
 
 
@@ -194,9 +227,12 @@ def check_answers(host: str, port: int, wait: float = ANSWER_TIMEOUT) -> None:
         If it cannot be reached, does not answer in time, or is no TVM RPC server.
     """
     deadline = time.monotonic() + wait
-    _reach(host, port, wait)
     try:
-        with socket.create_connection((host, port), timeout=max(0.1, wait)) as sock:
+        sock = socket.create_connection((host, port), timeout=max(0.1, wait))
+    except OSError as error:
+        raise _no_connection(host, port, error) from error
+    try:
+        with sock:
             sock.sendall(wire.word(base.RPC_MAGIC) + wire.word(len(_NO_KEY)) + _NO_KEY)
             code = wire.receive_word(sock, deadline)
     except TimeoutError as error:

@@ -1,0 +1,230 @@
+"""``kill -9`` at every write: what was there is still there, or the new one is, whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import tvm_pattern as tp
+from tvm_pattern.manifest import manifest_path
+from tvm_pattern.pruning import load_pruned, oneshot, save_pruned
+from tvm_pattern.pruning.checkpoint import load_training, save_training
+from tvm_pattern.tuning.records import Record, TuningLog
+
+from . import processes, strace
+from .conftest import LONG
+
+IMAGE = np.random.default_rng(0).standard_normal((1, 3, 9, 9)).astype(np.float32)
+
+_NETWORK = """
+import sys, numpy as np, torch
+from torch import nn
+torch.manual_seed(int(sys.argv[2]))
+net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU()).eval()
+x = np.random.default_rng(0).standard_normal((1, 3, 9, 9)).astype(np.float32)
+"""
+_EXPORT = _NETWORK + "import tvm_pattern as tp\n" + (
+    "tp.compile(net, torch.from_numpy(x), num_threads=1).export(sys.argv[1] + '/' + sys.argv[3])\n"
+)  # fmt: skip
+_SAVE_PRUNED = _NETWORK + (
+    "from tvm_pattern.pruning import oneshot, save_pruned\n"
+    "report = oneshot(net, connectivity=2.0)\n"
+    "save_pruned(sys.argv[1] + '/pruned.safetensors', net, report.assignment)\n"
+)
+_SAVE_TRAINING = _NETWORK + (
+    "from tvm_pattern.pruning.checkpoint import save_training\n"
+    "save_training(sys.argv[1] + '/training.pt', {'model': net.state_dict()})\n"
+)
+_RECORDS = """
+import sys
+from tvm_pattern.tuning.records import Record, TuningLog
+def record(i):
+    return Record("task", {}, {"n": i}, (1e-3,), timestamp=float(i))
+log = TuningLog(sys.argv[1] + "/log.jsonl")
+"""
+_APPEND = _RECORDS + "for i in range(3, 6): log.append(record(i))\n"
+_REWRITE = _RECORDS + "log.write([record(i) for i in range(6)])\n"
+
+
+def at_every_write(
+    command: Callable[[Path], list[str]],
+    good: Path,
+    tmp_path: Path,
+    check: Callable[[Path], object],
+    short: int,
+) -> int:
+    """Kill at each write to a fresh copy of ``good`` and ``check`` it; returns how often.
+
+    The short form does ``short`` of them, spread over the run, with the first and the last.
+    """
+    first = tmp_path / "unharmed"
+    shutil.copytree(good, first)
+    points = strace.kill_points(command(first), first, tmp_path / "trace")
+    assert points, "the command wrote nothing"
+    chosen = points
+    if not LONG and len(points) > short:
+        step = (len(points) - 1) / (short - 1)
+        chosen = [points[round(i * step)] for i in range(short)]
+    killed = 0
+    for number, point in enumerate(chosen):
+        folder = tmp_path / f"killed-{number}"
+        shutil.copytree(good, folder)
+        result = strace.run_killed(command(folder), point)
+        killed += result.code == -9
+        try:
+            check(folder)
+        except Exception as error:
+            raise AssertionError(f"killed at {point}: {error}\n{result}") from error
+        # Whoever tries again succeeds.
+    assert killed >= 0.8 * len(chosen), f"only {killed} of {len(chosen)} kills struck"
+    last = processes.run(command(folder))
+    assert last.code == 0, last
+    return killed
+
+
+def network(seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU()).eval()
+
+
+@pytest.mark.parametrize("suffix", [".so", ".tar"])
+def test_export_over_a_good_library(tmp_path, suffix):
+    """The old network answers, or the new one; never a half, and never one with other's facts."""
+    good = tmp_path / "good"
+    good.mkdir()
+    answers = []
+    for seed in (1, 2):
+        library = tp.compile(network(seed), torch.from_numpy(IMAGE), num_threads=1)
+        answers.append(library(IMAGE))
+        if seed == 1:
+            library.export(good / f"net{suffix}")
+
+    def check(folder: Path) -> None:
+        answer = tp.load(folder / f"net{suffix}")(IMAGE)
+        assert any(np.array_equal(answer, expected) for expected in answers)
+
+    at_every_write(
+        lambda folder: processes.python(_EXPORT, folder, 2, f"net{suffix}"),
+        good,
+        tmp_path,
+        check,
+        short=3 if suffix == ".so" else 2,
+    )
+
+
+def test_first_export(tmp_path):
+    """Nothing was there: afterwards there is nothing that loads, or the library."""
+    good = tmp_path / "good"
+    good.mkdir()
+    expected = tp.compile(network(1), torch.from_numpy(IMAGE), num_threads=1)(IMAGE)
+
+    def check(folder: Path) -> None:
+        try:
+            loaded = tp.load(folder / "net.so")
+        except ValueError:
+            return
+        np.testing.assert_array_equal(loaded(IMAGE), expected)
+        assert manifest_path(folder / "net.so").name == "net.so.json"
+
+    at_every_write(
+        lambda folder: processes.python(_EXPORT, folder, 1, "net.so"),
+        good,
+        tmp_path,
+        check,
+        short=2,
+    )
+
+
+def test_pruned_weights(tmp_path):
+    good = tmp_path / "good"
+    good.mkdir()
+    nets = [network(seed) for seed in (1, 2)]
+    assignments = [oneshot(net, connectivity=2.0).assignment for net in nets]
+    save_pruned(good / "pruned.safetensors", nets[0], assignments[0])
+
+    def check(folder: Path) -> None:
+        read = network(3)
+        load_pruned(folder / "pruned.safetensors", read)
+        assert any(torch.equal(read[0].weight, net[0].weight) for net in nets)
+
+    at_every_write(
+        lambda folder: processes.python(_SAVE_PRUNED, folder, 2), good, tmp_path, check, short=3
+    )
+
+
+def test_training_state(tmp_path):
+    good = tmp_path / "good"
+    good.mkdir()
+    save_training(good / "training.pt", {"model": network(1).state_dict()})
+
+    def check(folder: Path) -> None:
+        weight = load_training(folder / "training.pt", {"model"})["model"]["0.weight"]
+        assert any(torch.equal(weight, network(seed)[0].weight) for seed in (1, 2))
+
+    at_every_write(
+        lambda folder: processes.python(_SAVE_TRAINING, folder, 2), good, tmp_path, check, short=3
+    )
+
+
+def earlier_records(folder: Path) -> list[Record]:
+    records = [Record("task", {}, {"n": i}, (1e-3,), timestamp=float(i)) for i in range(3)]
+    TuningLog(folder / "log.jsonl").write(records)
+    return records
+
+
+@pytest.mark.parametrize("program", [_APPEND, _REWRITE], ids=["append", "rewrite"])
+def test_tuning_log(tmp_path, program):
+    """Earlier records stay, new ones come in order, and at most the last line is damaged."""
+    good = tmp_path / "good"
+    good.mkdir()
+    earlier = earlier_records(good)
+
+    def check(folder: Path) -> None:
+        log = TuningLog(folder / "log.jsonl")
+        records, bad = log.read()
+        assert len(bad) <= 1
+        assert records[:3] == earlier
+        assert [r.config["n"] for r in records] == list(range(len(records)))
+        log.append(earlier[0])
+        assert log.read()[0] == [*records, earlier[0]]
+
+    at_every_write(lambda folder: processes.python(program, folder), good, tmp_path, check, short=3)
+
+
+@pytest.mark.faults_long
+def test_tune_command(tmp_path):
+    """The whole command, killed at every write of its log, goes on with --resume."""
+    good = tmp_path / "good"
+    good.mkdir()
+
+    def command(folder: Path) -> list[str]:
+        env = (
+            f"import sys; sys.path.insert(0, {str(processes.ROOT / 'tests')!r}); sys.argv[0] = 'x'"
+        )
+        arguments = [
+            "tune", "--model", "tuning.test_session:Net", "--shape", "1x8x8x8", "--trials", "6",
+            "--batch", "2", "--repeat", "1", "--min-repeat-ms", "1", "--threads", "1", "--resume",
+            "--log", str(folder / "log.jsonl"),
+        ]  # fmt: skip
+        code = f"{env}; sys.argv[1:] = {arguments!r}; from tvm_pattern.cli import main; main()"
+        return processes.python(code)
+
+    def check(folder: Path) -> None:
+        path = folder / "log.jsonl"
+        if not path.exists():
+            return
+        records, bad = TuningLog(path).read()
+        assert len(bad) <= 1
+        assert all(record.error_kind == "ok" for record in records)
+        assert len({record.config_key for record in records}) == len(records)
+
+    at_every_write(command, good, tmp_path, check, short=3)
+    lines = (tmp_path / "unharmed" / "log.jsonl").read_text().splitlines()
+    assert all(json.loads(line) for line in lines)
