@@ -38,7 +38,7 @@ test: $(VENV)/.stamp-dev arm-tools fault-tools
 	$(TEST_ENV) $(BIN)/python -m pytest -q $(XDIST) $(TEST_ARGS)
 
 faults: $(VENV)/.stamp-dev fault-tools
-	TVM_PATTERN_FAULTS=long $(TEST_ENV) $(BIN)/python -m pytest -q tests/faults $(FAULT_ARGS)
+	TVM_PATTERN_FAULTS=long $(TEST_ENV) $(BIN)/python -m pytest -q $(XDIST) tests/faults $(TEST_ARGS)
 
 # The kill at every write needs strace; full disks are a tmpfs where root runs this.
 fault-tools:

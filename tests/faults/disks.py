@@ -63,7 +63,15 @@ class SmallDisk:
 def open_small_disk(path: Path, size: int = 8 * MEGABYTE) -> Iterator[SmallDisk]:
     """Mount a tmpfs of ``size`` bytes at ``path``; without root see :class:`SmallDisk`."""
     path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size},nr_inodes=1024,mode=0700", "faults", str(path)]
+    command = [
+        "mount",
+        "-t",
+        "tmpfs",
+        "-o",
+        f"size={size},nr_inodes=1024,mode=0700",
+        "faults",
+        str(path),
+    ]
     try:
         is_mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
     except FileNotFoundError:

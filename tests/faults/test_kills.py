@@ -7,13 +7,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-import tvm_pattern as tp
-from tvm_pattern.manifest import manifest_path
 from tvm_pattern.pruning import load_pruned, oneshot, save_pruned
 from tvm_pattern.pruning.checkpoint import load_training, save_training
 from tvm_pattern.tuning.records import Record, TuningLog
@@ -21,18 +18,12 @@ from tvm_pattern.tuning.records import Record, TuningLog
 from . import processes, strace
 from .conftest import LONG
 
-IMAGE = np.random.default_rng(0).standard_normal((1, 3, 9, 9)).astype(np.float32)
-
 _NETWORK = """
-import sys, numpy as np, torch
+import sys, torch
 from torch import nn
 torch.manual_seed(int(sys.argv[2]))
 net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU()).eval()
-x = np.random.default_rng(0).standard_normal((1, 3, 9, 9)).astype(np.float32)
 """
-_EXPORT = _NETWORK + "import tvm_pattern as tp\n" + (
-    "tp.compile(net, torch.from_numpy(x), num_threads=1).export(sys.argv[1] + '/' + sys.argv[3])\n"
-)  # fmt: skip
 _SAVE_PRUNED = _NETWORK + (
     "from tvm_pattern.pruning import oneshot, save_pruned\n"
     "report = oneshot(net, connectivity=2.0)\n"
@@ -92,54 +83,6 @@ def at_every_write(
 def network(seed: int) -> nn.Sequential:
     torch.manual_seed(seed)
     return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU()).eval()
-
-
-@pytest.mark.parametrize("suffix", [".so", ".tar"])
-def test_export_over_a_good_library(tmp_path, suffix):
-    """The old network answers, or the new one; never a half, and never one with other's facts."""
-    good = tmp_path / "good"
-    good.mkdir()
-    answers = []
-    for seed in (1, 2):
-        library = tp.compile(network(seed), torch.from_numpy(IMAGE), num_threads=1)
-        answers.append(library(IMAGE))
-        if seed == 1:
-            library.export(good / f"net{suffix}")
-
-    def check(folder: Path) -> None:
-        answer = tp.load(folder / f"net{suffix}")(IMAGE)
-        assert any(np.array_equal(answer, expected) for expected in answers)
-
-    at_every_write(
-        lambda folder: processes.python(_EXPORT, folder, 2, f"net{suffix}"),
-        good,
-        tmp_path,
-        check,
-        short=3 if suffix == ".so" else 2,
-    )
-
-
-def test_first_export(tmp_path):
-    """Nothing was there: afterwards there is nothing that loads, or the library."""
-    good = tmp_path / "good"
-    good.mkdir()
-    expected = tp.compile(network(1), torch.from_numpy(IMAGE), num_threads=1)(IMAGE)
-
-    def check(folder: Path) -> None:
-        try:
-            loaded = tp.load(folder / "net.so")
-        except ValueError:
-            return
-        np.testing.assert_array_equal(loaded(IMAGE), expected)
-        assert manifest_path(folder / "net.so").name == "net.so.json"
-
-    at_every_write(
-        lambda folder: processes.python(_EXPORT, folder, 1, "net.so"),
-        good,
-        tmp_path,
-        check,
-        short=2,
-    )
 
 
 def test_pruned_weights(tmp_path):

@@ -19,7 +19,6 @@ from tuning.small import record_of, small_task
 import tvm_pattern as tp
 from topi_kernels.pattern import PatternSet, fixed8_patterns
 from tvm_pattern.crosscompile import CrossCompileError, read_elf
-from tvm_pattern.manifest import ArtifactError, Manifest, manifest_path
 from tvm_pattern.pruning import ConfigError, PatternConfig, load_pruned, oneshot, save_pruned
 from tvm_pattern.pruning.checkpoint import CheckpointError, load_training, save_training
 from tvm_pattern.pruning.recipe import Recipe
@@ -51,18 +50,6 @@ def library(tmp_path_factory) -> Path:
     return compiled.export(tmp_path_factory.mktemp("library") / "net.so")
 
 
-def test_manifest_bytes(library, tmp_path):
-    path = tmp_path / "net.so.json"
-    original = manifest_path(library).read_bytes()
-    read = mutate.survey(
-        mutate.bytes_mutants(original, MUTANTS),
-        write_bytes(path),
-        lambda: Manifest.read(path),
-        ArtifactError,
-    )
-    assert all(isinstance(manifest, Manifest) for manifest in read.values())
-
-
 def all_field_mutants(document: object) -> list[tuple[str, object]]:
     """All of them in the long form; in the short one a sample, and all of the first level."""
     mutants = list(mutate.json_mutants(document))
@@ -70,42 +57,6 @@ def all_field_mutants(document: object) -> list[tuple[str, object]]:
         return mutants
     first = [m for m in mutants if "/" not in m[0].split(" ")[0]]
     return first + mutate.sample(iter(mutants), MUTANTS)
-
-
-def test_manifest_fields(library, tmp_path):
-    """Each field missing, renamed or of another kind: refused, or it changes no answer."""
-    copy = tmp_path / library.name
-    copy.write_bytes(library.read_bytes())
-    document = json.loads(manifest_path(library).read_text())
-    expected = tp.load(library)(IMAGE)
-
-    def load_and_run() -> np.ndarray:
-        return tp.load(copy)(IMAGE)
-
-    read = mutate.survey(
-        all_field_mutants(document),
-        lambda content: mutate.write_json(manifest_path(copy), content),
-        load_and_run,
-        # Inputs that no longer fit those of the manifest are a ValueError of the call.
-        (ArtifactError, ValueError),
-    )
-    for name, answer in read.items():
-        np.testing.assert_array_equal(answer, expected, err_msg=name)
-
-
-@pytest.mark.parametrize("suffix", [".so", ".tar"])
-def test_library_file(library, tmp_path, suffix):
-    """No damaged library file is run: its digest is in the manifest."""
-    net = tmp_path / f"net{suffix}"
-    if suffix == ".so":
-        net.write_bytes(library.read_bytes())
-        manifest_path(net).write_bytes(manifest_path(library).read_bytes())
-    else:
-        tp.compile(network(), torch.from_numpy(IMAGE), num_threads=1).export(net)
-    original = net.read_bytes()
-    mutants = (m for m in mutate.bytes_mutants(original, amount(20, 300)) if m[1] != original)
-    read = mutate.survey(mutants, write_bytes(net), lambda: tp.load(net), ArtifactError)
-    assert not read
 
 
 def test_elf_header(library, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import multiprocessing
 import os
 import threading
@@ -85,36 +84,6 @@ def test_threads_that_come_and_go(exported, expected):
     assert os_threads() <= before + 8
 
 
-def test_asyncio(exported, expected):
-    library = tp.load(exported)
-
-    async def serve() -> list[np.ndarray]:
-        return await asyncio.gather(*(asyncio.to_thread(library, x) for x, _ in expected * 4))
-
-    answers = asyncio.run(serve())
-    assert all(np.array_equal(a, y) for a, (_, y) in zip(answers, expected * 4, strict=True))
-
-
-def test_loads_and_exports_at_once(exported, expected, tmp_path):
-    """Eight threads load, run, export and drop; each sees its own, and stderr stays open."""
-    before = os.fstat(2)
-    compiled = tp.compile(network(), torch.from_numpy(expected[0][0]), num_threads=1)
-
-    def work(number: int) -> bool:
-        x, y = expected[number]
-        for turn in range(amount(2, 20)):
-            path = compiled.export(tmp_path / f"{number}-{turn % 2}.so")
-            fine = np.allclose(tp.load(path)(x), y, atol=1e-6)
-            if not (fine and np.array_equal(tp.load(exported)(x), y)):
-                return False
-        return True
-
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(work, range(8)))
-    after = os.fstat(2)
-    assert (before.st_dev, before.st_ino) == (after.st_dev, after.st_ino)
-
-
 def test_libraries_are_unmapped(exported, expected):
     x, y = expected[0]
 
@@ -140,46 +109,6 @@ def test_replaced_file_gives_the_new_network(tmp_path, expected):
         with torch.no_grad():
             right = network(seed)(torch.from_numpy(x)).numpy()
         np.testing.assert_allclose(loaded(x), right, atol=1e-5)
-
-
-_FORK = """
-import os, sys, threading, warnings
-warnings.simplefilter("ignore")
-import numpy as np, tvm_pattern as tp
-library = tp.load(sys.argv[1])
-x = np.random.default_rng(0).standard_normal((1, 3, 9, 9)).astype(np.float32)
-y = library(x)
-stop = threading.Event()
-def busy():
-    while not stop.is_set():
-        library(x)
-threads = [threading.Thread(target=busy) for _ in range(int(sys.argv[2]))]
-for t in threads: t.start()
-for _ in range(int(sys.argv[3])):
-    pid = os.fork()
-    if pid == 0:
-        try:
-            code = 0 if np.array_equal(library(x), y) else 3
-        except (RuntimeError, ValueError):
-            code = 0
-        os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert code == 0, code
-    assert np.array_equal(library(x), y)
-stop.set()
-for t in threads: t.join()
-print("fine")
-"""
-
-
-@pytest.mark.parametrize("busy", [0, 1, 4])
-def test_fork_after_calls(exported, busy):
-    """The child answers rightly or raises at once; the parent goes on; other threads may run."""
-    env = processes.environment(OMP_NUM_THREADS="2", TVM_NUM_THREADS="2")
-    command = processes.python(_FORK, exported, busy, amount(5, 200))
-    result = processes.run(command, env=env, patience=amount(120, 600))
-    assert result.code == 0, result
-    assert result.out == "fine\n"
 
 
 def _answer(path: str, x: np.ndarray) -> np.ndarray:

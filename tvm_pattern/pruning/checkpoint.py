@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from torch import nn
 
 from topi_kernels.pattern import PatternSet
 
+from ..atomic import new_file, sync_folder
 from .assignment import Assignment, LayerAssignment
 from .carried import carry_assignment
 from .modules import clean_name, convolutions, unwrap
@@ -22,6 +26,8 @@ from .modules import clean_name, convolutions, unwrap
 FORMAT_VERSION = 1
 METADATA_KEY = "tvm_pattern"
 PATTERN_ID = "pattern_id"
+# Bytes; with less than that free, a write that failed is put down to the disk.
+_NO_SPACE = 1 << 16
 
 
 class CheckpointError(ValueError):
@@ -36,15 +42,37 @@ def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def _replace_file(path: Path, write: Any) -> None:
-    """Write beside ``path`` and rename, so that a killed process never leaves half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+def _replace_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Write beside ``path`` and rename, so that no killed process and no full disk leaves a half.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be written.
+    """
     try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(path) as (file, partial):
+            _write_in_words(write, partial)
+            os.fsync(file.fileno())
+            os.replace(partial, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        was_there = "; the file that was there is unchanged" if path.exists() else ""
+        raise CheckpointError(
+            f"cannot write {path}: {error.strerror or error}{was_there}; free space or choose"
+            " another folder"
+        ) from error
+
+
+def _write_in_words(write: Callable[[Path], None], path: Path) -> None:
+    """Call ``write``; torch speaks of positions in a stream where the disk is full."""
+    try:
+        write(path)
+    except (RuntimeError, SafetensorError) as error:
+        full = shutil.disk_usage(path.parent).free < _NO_SPACE or "os error 28" in str(error)
+        reason = os.strerror(errno.ENOSPC) if full else str(error).strip().splitlines()[0]
+        raise OSError(errno.ENOSPC if full else errno.EIO, reason) from error
 
 
 def save_pruned(path: str | Path, model: nn.Module, assignment: Assignment) -> None:
@@ -66,6 +94,8 @@ def save_pruned(path: str | Path, model: nn.Module, assignment: Assignment) -> N
     ------
     ValueError
         If a pruned weight is not zero: the file would not describe the model.
+    CheckpointError
+        If the file cannot be written; what was there is unchanged.
     """
     tensors = _weights(model)
     pattern_sets: list[PatternSet] = []
@@ -251,7 +281,13 @@ def _load_into(path: Path, model: nn.Module, tensors: dict[str, torch.Tensor]) -
 
 
 def save_training(path: str | Path, state: dict[str, Any]) -> None:
-    """Write a training checkpoint atomically: tensors, numbers, strings and containers only."""
+    """Write a training checkpoint atomically: tensors, numbers, strings and containers only.
+
+    Raises
+    ------
+    CheckpointError
+        If the file cannot be written; what was there is unchanged.
+    """
     _replace_file(Path(path), lambda part: torch.save(state, part))
 
 

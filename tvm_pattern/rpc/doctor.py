@@ -16,7 +16,7 @@ from tvm.tirx.script import builder as T
 
 from ..machine import target_architecture
 from . import line
-from .client import NoDeviceError, RPCError, TrackerClient
+from .client import KeyStatus, NoDeviceError, RPCError, TrackerClient
 
 _LANES = 16
 _PROBE_SECONDS = 30.0
@@ -140,8 +140,9 @@ def diagnose(
         findings.append(Finding("tracker", True, f"{client.address}: {known}"))
         if key is None:
             return findings
-        client.count(key)
-        mine = next(s for s in status if s.key == key)
+        devices = client.count(key)
+        # It may have registered just now.
+        mine = next((s for s in status if s.key == key), KeyStatus(key, devices, devices, 0))
         busy = "" if mine.free else f"; all busy, {mine.pending} requests wait"
         findings.append(Finding("key", True, f"{mine.devices} registered, {mine.free} free{busy}"))
         gone, held = _silent_servers(client, key)
