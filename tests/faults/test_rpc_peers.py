@@ -423,6 +423,8 @@ def test_a_server_without_room_for_sessions(farm, small_disk):
     process = processes.start(command, env=env)
     try:
         await_true(lambda: farm.count("full") == 1, "the server")
+        # From its first session on, the server keeps to this folder.
+        serves(farm, "full")
         exhaust_inodes(small_disk.path)
         with within(10), pytest.raises(NoDeviceError):
             farm.client.request("full", session_timeout=10, wait=10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -15,9 +16,10 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from ..artifact import Manifest, manifest_of
+from ..artifact import Manifest
 from ..crosscompile import read_elf
 from ..profiling import Profile, Step, check_timing, time_steps
+from ..publish import copy_checked
 from ..rpc import line
 from ..rpc.client import NoDeviceError, RPCError, TrackerClient, parse_address
 
@@ -277,12 +279,13 @@ class Device:
                 f"got {path}, expected an existing .so: a .tar would be linked on the device, which"
                 " needs a compiler there"
             )
-        manifest = manifest_of(path)
+        content = io.BytesIO()
+        manifest = copy_checked(path, content)
         architecture = read_elf(path).architecture
         self._loads += 1
         # A name of its own: writing over a file that is loaded crashes the session.
         remote = f"{path.stem}-{self._loads}.so"
-        self._upload(path, remote)
+        self._upload(path.name, content.getvalue(), remote)
         built = f"{_ARCHITECTURES.get(architecture, architecture)} ({manifest.abi or 'gnu'} ABI)"
         try:
             with self._translated(f"loading {path.name}"):
@@ -308,15 +311,15 @@ class Device:
         self._libraries.append(loaded)
         return loaded
 
-    def _upload(self, path: Path, remote: str) -> None:
+    def _upload(self, name: str, content: bytes, remote: str) -> None:
         """Send a file, and make sure that it arrived.
 
         TVM's server does not notice when its disk is full, and a library that was cut off crashes
         it. What is written next would be cut off too, so a small file after it tells.
         """
-        doing, probe = f"uploading {path.name}", f"{remote}.end"
+        doing, probe = f"uploading {name}", f"{remote}.end"
         with self._translated(doing):
-            self.session.upload(bytearray(path.read_bytes()), target=remote)
+            self.session.upload(bytearray(content), target=remote)
             self.session.upload(bytearray(_PROBE), target=probe)
             is_whole = bytes(self.session.download(probe)) == _PROBE
             self.session.remove(probe)

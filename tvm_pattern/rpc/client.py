@@ -93,35 +93,29 @@ class TrackerClient:
         )
 
     @contextmanager
-    def _connection(self, timeout: float | None = None) -> Iterator[tuple[socket.socket, float]]:
+    def _connection(self) -> Iterator[tuple[socket.socket, float]]:
         """A greeted connection and its deadline; errors of the peer become ours."""
-        timeout = self.timeout if timeout is None else max(0.1, min(timeout, self.timeout))
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + self.timeout
         try:
-            with socket.create_connection((self.host, self.port), timeout=timeout) as sock:
+            with socket.create_connection((self.host, self.port), timeout=self.timeout) as sock:
                 wire.greet_tracker(sock, deadline)
                 yield sock, deadline
         except TimeoutError:
-            raise self._unreachable(f"no answer within {timeout:.3g} s") from None
+            raise self._unreachable(f"no answer within {self.timeout:.3g} s") from None
         except OSError as error:
             raise self._unreachable(error) from error
         except wire.ProtocolError as error:
             raise self._no_tracker(error) from error
 
-    def summary(self, timeout: float | None = None) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """The tracker's own summary: ``queue_info`` per key and ``server_info``.
-
-        Parameters
-        ----------
-        timeout : float, optional
-            Seconds to wait, at most those of the client.
 
         Raises
         ------
         RPCError
             If no tracker answers there, or something that is none.
         """
-        with self._connection(timeout) as (sock, deadline):
+        with self._connection() as (sock, deadline):
             wire.send_json(sock, [base.TrackerCode.SUMMARY], deadline)
             answer = wire.receive_json(sock, deadline)
         code, value = self._pair(answer)
@@ -151,9 +145,9 @@ class TrackerClient:
         if code != base.TrackerCode.SUCCESS:
             raise RPCError(f"the tracker at {self.address} refused to stop: wrong stop key")
 
-    def status(self, timeout: float | None = None) -> list[KeyStatus]:
-        """Devices per key, sorted by key; ``timeout`` and errors as of :meth:`summary`."""
-        summary = self.summary(timeout)
+    def status(self) -> list[KeyStatus]:
+        """Devices per key, sorted by key; raises as :meth:`summary`."""
+        summary = self.summary()
         keys = [str(server["key"]) for server in summary["server_info"]]
         devices = Counter(key.removeprefix(_SERVER_PREFIX) for key in keys)
         queues = summary["queue_info"]
@@ -177,15 +171,15 @@ class TrackerClient:
         """Ports of the registered servers of a key."""
         return [port for _, port in self.servers(key)]
 
-    def count(self, key: str, timeout: float | None = None) -> int:
-        """Registered devices of a key; ``timeout`` as of :meth:`summary`.
+    def count(self, key: str) -> int:
+        """Registered devices of a key.
 
         Raises
         ------
         NoDeviceError
             If there is none.
         """
-        found = {s.key: s for s in self.status(timeout)}
+        found = {s.key: s for s in self.status()}
         if key in found and found[key].devices:
             return found[key].devices
         known = ", ".join(sorted(k for k, s in found.items() if s.devices)) or "none"
@@ -212,7 +206,8 @@ class TrackerClient:
             Seconds after which the server ends the session; its calls end soon after, even if the
             server is gone without a word.
         wait : float, optional
-            Seconds to wait for a device that is free and answers; default ``session_timeout``.
+            Seconds to wait for a device that is free and answers; default ``session_timeout``. The
+            tracker's own answers have :attr:`timeout` seconds.
         skip_silent : bool
             Go on to the next device where one does not answer; otherwise that is an error at once.
 
@@ -235,9 +230,9 @@ class TrackerClient:
             )
         deadline = time.monotonic() + wait
         last: object = ""
-        while (left := deadline - time.monotonic()) > 0:
-            # An answer of the tracker takes its time, even when the wait is nearly over.
-            self.count(key, max(1.0, left))
+        while time.monotonic() < deadline:
+            # The tracker's own answers have their time, even when the wait is nearly over.
+            self.count(key)
             try:
                 server = self._reserve(key, deadline)
                 return self._open(server, session_timeout, deadline)
@@ -278,7 +273,7 @@ class TrackerClient:
         TimeoutError
             If none is free before the deadline.
         """
-        with self._connection(deadline - time.monotonic()) as (sock, soon):
+        with self._connection() as (sock, soon):
             wire.send_json(sock, [base.TrackerCode.REQUEST, key, "", 1], soon)
             try:
                 answer = wire.receive_json(sock, deadline)
