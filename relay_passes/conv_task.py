@@ -135,12 +135,19 @@ class ConvTask:
         Raises
         ------
         ValueError
-            On unknown or missing fields.
+            On unknown or missing fields, counts that are no whole numbers and names that are no
+            text.
         """
         if set(data) != set(cls.__dataclass_fields__):
             raise ValueError(
                 f"a task has the fields {sorted(cls.__dataclass_fields__)}, got {sorted(data)}"
             )
+        for name in _COUNTS:
+            if type(data[name]) is not int or data[name] < 0:
+                raise ValueError(f"field {name!r} of a task is {str(data[name])[:40]!r}, no count")
+        for name in ("structure", "dtype", "family"):
+            if not isinstance(data[name], str):
+                raise ValueError(f"field {name!r} of a task is {str(data[name])[:40]!r}, no name")
         kernel_size = (data["weight_shape"][2], data["weight_shape"][3])
         return cls(
             **{
@@ -255,6 +262,7 @@ _PLAIN = (
     "dtype",
     "family",
 )
+_COUNTS = ("batch", "max_group", "kept_kernels", "kept_weights")
 _TUPLES = ("weight_shape", "stride", "padding", "dilation")
 _LAYOUTS = ("in_layout", "out_layout", "residual_layout")
 
