@@ -1,0 +1,153 @@
+"""The pruner's projections for many members at once; tests hold them to ``tvm_pattern.pruning``.
+
+``energy`` is always the squared weights of kernels, ``[S, O, I, 9]``.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import torch
+
+from topi_kernels.pattern import PatternSet, builtin_pattern_set, natural_patterns
+
+EXTRACTED_SIZE = 8
+
+
+def keep_largest(score: torch.Tensor, count: int) -> torch.Tensor:
+    """Bool mask of exactly ``count`` largest entries of each row; ties by lowest index."""
+    order = torch.sort(score, dim=1, descending=True, stable=True).indices
+    chosen = torch.zeros_like(score, dtype=torch.bool)
+    return chosen.scatter_(1, order[:, :count], True)
+
+
+def grouped(energy: torch.Tensor, group: int, order: torch.Tensor | None) -> torch.Tensor:
+    """Energy of each group of filters, ``[S, O / group, I, 9]``.
+
+    ``order`` (int64 ``[S, O]``) lists filters so that ``group`` at a time share; None: neighbours.
+    """
+    if order is not None:
+        energy = energy.gather(1, order[:, :, None, None].expand_as(energy))
+    return energy.unflatten(1, (-1, group)).sum(2)
+
+
+def spread(values: torch.Tensor, group: int, order: torch.Tensor | None) -> torch.Tensor:
+    """Inverse of grouping: ``[S, O / group, ...]`` to the filters in their own order."""
+    values = values.repeat_interleave(group, dim=1)
+    if order is None:
+        return values
+    place = order.view(*order.shape, *[1] * (values.ndim - 2)).expand_as(values)
+    return torch.empty_like(values).scatter_(1, place, values)
+
+
+def project(
+    weight: torch.Tensor,
+    masks: torch.Tensor,
+    kept: int,
+    group: int = 1,
+    order: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Joint projection onto patterns and connectivity.
+
+    Parameters
+    ----------
+    weight : Tensor ``[S, O, I, 3, 3]``
+    masks : Tensor ``[num_patterns, 9]`` or, per member, ``[S, num_patterns, 9]``
+    kept : int
+        Kernels that survive; a multiple of ``group``.
+    group, order
+        See :func:`grouped`.
+
+    Returns
+    -------
+    Tensor
+        Bool, the weight's shape: True where a weight survives.
+    """
+    energy = grouped(weight.flatten(3).square(), group, order)
+    if masks.ndim == 2:
+        masks = masks.expand(len(weight), *masks.shape)
+    masks = masks.to(energy)
+    best = torch.einsum("soit,spt->soip", energy, masks).max(-1)
+    alive = keep_largest(best.values.flatten(1), kept // group).view_as(best.values)
+    taps = masks.gather(1, best.indices.flatten(1)[..., None].expand(-1, -1, 9)).bool()
+    taps = taps.view_as(energy) & alive[..., None]
+    return spread(taps, group, order).view_as(weight)
+
+
+def magnitude(weight: torch.Tensor, kept: int) -> torch.Tensor:
+    """Bool, the weight's shape: the ``kept`` largest magnitudes of each member."""
+    return keep_largest(weight.flatten(1).abs(), kept).view_as(weight)
+
+
+# Pattern sets -----------------------------------------------------------------------------------
+
+
+def natural_masks(weights: list[torch.Tensor], size: int = EXTRACTED_SIZE) -> torch.Tensor:
+    """The ``size`` most frequent natural patterns of one member's layers, bool ``[size, 9]``."""
+    everything = natural_patterns()
+    code = {p.bits: index for index, p in enumerate(everything)}
+    lookup = torch.full((512,), -1, dtype=torch.int64)
+    for bits, index in code.items():
+        lookup[bits] = index
+    counts = torch.zeros(len(everything), dtype=torch.int64)
+    for weight in weights:
+        value = weight.detach().double().cpu().abs().reshape(-1, 9).clone()
+        value[:, 4] = torch.inf
+        taps = torch.sort(value, dim=1, descending=True, stable=True).indices[:, :4]
+        counts += torch.bincount(lookup[(1 << taps).sum(1)], minlength=len(everything))
+    ranked = sorted(range(len(everything)), key=lambda i: (-int(counts[i]), everything[i]))
+    return flat_masks(PatternSet("natural", tuple(everything[i] for i in ranked[:size])))
+
+
+def flat_masks(patterns: PatternSet) -> torch.Tensor:
+    """Bool ``[num_patterns, 9]``."""
+    return torch.from_numpy(patterns.masks).flatten(1)
+
+
+def masks_of(library: str, weights: list[torch.Tensor]) -> torch.Tensor:
+    """Bool ``[num_patterns, 9]`` of a named library; ``natural8`` comes from the weights."""
+    if library == "natural8":
+        return natural_masks(weights)
+    return flat_masks(builtin_pattern_set(library))
+
+
+# Filters that share -----------------------------------------------------------------------------
+
+
+def similar_filters(energy: np.ndarray, group: int) -> np.ndarray:
+    """Order of filters in which each ``group`` neighbours have kernels of like energies.
+
+    Starts with neighbours and makes, as long as there is one, the exchange of two filters that
+    raises the sum of squared group energies most. Deterministic; the groups stay equally large.
+
+    Parameters
+    ----------
+    energy : ndarray ``[O, I]``
+        Energy of each kernel.
+
+    Returns
+    -------
+    ndarray
+        int64 ``[O]``, a permutation; groups and their members in rising order.
+    """
+    filters = len(energy)
+    if filters % group:
+        raise ValueError(f"group {group} does not divide the {filters} filters; use a divisor or 1")
+    scaled = energy.astype(np.float64) / max(float(energy.mean()), np.finfo(np.float64).tiny)
+    likeness = scaled @ scaled.T
+    owner = np.arange(filters) // group
+    for _ in range(filters * filters):
+        to_group = likeness @ np.eye(filters // group)[owner]
+        own = to_group[np.arange(filters), owner]
+        gain = to_group[:, owner] - own[:, None] + np.diag(likeness)[:, None] - likeness
+        gain = gain + gain.T
+        gain[owner[:, None] == owner[None]] = 0
+        best = int(gain.argmax())
+        first, second = divmod(best, filters)
+        if gain[first, second] <= 1e-9 * np.abs(likeness).max():
+            break
+        owner[[first, second]] = owner[[second, first]]
+    members = [np.flatnonzero(owner == g) for g in range(filters // group)]
+    members.sort(key=lambda m: int(m[0]))
+    return np.array(list(itertools.chain.from_iterable(members)), dtype=np.int64)
