@@ -2,7 +2,7 @@
 
 PATH is a folder or a tar file of CIFAR-10. Needs torch, numpy and pillow, and on a CUDA GPU triton;
 never TVM. Finished rows of FILE are skipped, an interrupted batch goes on from its checkpoint in
-``FILE.work``. ``python -m benchmarks.cifar.summary FILE`` makes the table and the plots.
+``FILE.work`` (``--work``). ``python -m benchmarks.cifar.summary FILE`` makes the table and the plots.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="benchmarks.cifar", description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder or tar file of CIFAR-10")
     parser.add_argument("--json", type=Path, required=True, help="results, resumed if present")
+    parser.add_argument("--work", type=Path, help="checkpoints (default: FILE.work)")
     parser.add_argument("--cache", type=Path, help="where decoded images are kept (.npz)")
     parser.add_argument("--latency", type=Path, help="table of benchmarks.cifar.latency")
     parser.add_argument("--network", action="append", choices=list(NETWORKS), help="default: all")
@@ -125,6 +126,7 @@ def main(values: list[str] | None = None) -> int:
         members = options.members or (14 if device.type == "cuda" else 1)
         study = Study(trainer, Results.read(options.json), rows, options.seeds, members, latency)
         study.say = lambda text: print(f"{time.monotonic() - began:7.1f} s  {text}", flush=True)
+        study.folder = options.work
         finished = study.run()
     except (data.DataError, ResultsError) as error:
         print(f"error: {error}", file=sys.stderr)

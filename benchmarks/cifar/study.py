@@ -118,6 +118,7 @@ class Study:
     members: int
     latency: dict[str, Any] | None = None
     say: Callable[[str], None] = print
+    folder: Path | None = None
 
     @property
     def settings(self) -> Settings:
@@ -126,7 +127,7 @@ class Study:
     @property
     def work(self) -> Path:
         """Checkpoints and dense networks."""
-        return self.results.path.with_suffix(".work")
+        return self.folder or self.results.path.with_suffix(".work")
 
     @property
     def device(self) -> torch.device:
