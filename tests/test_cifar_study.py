@@ -229,6 +229,23 @@ def test_rates_hold_over_all_convolutions() -> None:
             assert network.conv_weights() / (kept + rest) == pytest.approx(row.rate, rel=0.01)
 
 
+def test_one_seed_of_every_row_comes_before_a_second_of_any() -> None:
+    every = rows.all_rows()
+    plan = rows.stages(every, 3)
+    assert [(seed, len(part)) for seed, part in plan] == [
+        (0, len(every)),
+        (1, 2 * rows.CORE),
+        (2, 2 * rows.CORE),
+        (1, len(every) - 2 * rows.CORE),
+        (2, len(every) - 2 * rows.CORE),
+    ]
+    jobs = [(seed, row) for seed, part in plan for row in part]
+    assert len(set(jobs)) == len(jobs) == 3 * len(every)
+    core = plan[1][1]
+    assert {Row("vgg", "dense"), Row("resnet20", "gradual", 8.0, group=4, similar=True)} < set(core)
+    assert rows.stages(every[-2:], 2) == [(0, every[-2:]), (1, every[-2:])]
+
+
 def test_an_impossible_rate_is_refused() -> None:
     with pytest.raises(ValueError, match="less than its unpruned layers"):
         rows.connectivity(networks.resnet20(), 1000.0)
@@ -238,13 +255,13 @@ def test_width_by_latency_takes_the_widest_fast_one() -> None:
     table = {
         "networks": {
             "vgg": {
-                "pattern": [{"rate": 8.0, "group": 1, "milliseconds": 2.0}],
-                "thin": [{"fraction": f, "milliseconds": 4 * f} for f in (0.25, 0.5, 0.75)],
+                "pattern": [{"rate": 8.0, "group": 1, "ratio": 0.5}],
+                "thin": [{"fraction": f, "ratio": f} for f in (0.25, 0.5, 0.75)],
             }
         }
     }
     assert rows.fraction_by_latency(table, "vgg", 8.0) == 0.5
-    table["networks"]["vgg"]["thin"] = [{"fraction": 0.75, "milliseconds": 3.0}]
+    table["networks"]["vgg"]["thin"] = [{"fraction": 0.75, "ratio": 0.75}]
     with pytest.raises(ValueError, match="measure narrower"):
         rows.fraction_by_latency(table, "vgg", 8.0)
 
@@ -377,6 +394,33 @@ def test_a_killed_study_goes_on_to_the_same_rows(tmp_path: Path, monkeypatch) ->
         for s in (whole, broken)
     ]
     assert lines[0] == lines[1]
+
+
+@pytest.mark.parametrize(
+    ("deadline", "others", "expected"),
+    [
+        (float("inf"), {"resnet20"}, 8),
+        (1e4, {"resnet20"}, 8),
+        (100.0, {"resnet20"}, 4),  # half of the time, at 10.5 s per member
+        (100.0, set(), 8),
+        (30.0, {"resnet20"}, 2),  # half is too little for one: all of it
+        (15.0, {"resnet20"}, None),  # the shortest epochs alone take longer
+    ],
+)
+def test_a_batch_is_no_larger_than_the_time_left(
+    tmp_path: Path, deadline: float, others: set[str], expected: int | None
+) -> None:
+    small = tiny_study(tmp_path / "rows.jsonl", deadline + 5)
+    small.reserve = 5.0
+    small.trainer.clock = lambda: 0.0
+    small.trainer.settings = training.Settings(epochs=10)
+    for network in ("vgg", "resnet20"):
+        small.trainer.seconds[network], small.trainer.shortest[network] = 1.0, 2.0
+    if expected is None:
+        with pytest.raises(training.OutOfTime):
+            small._affordable("vgg", 8, others)
+    else:
+        assert small._affordable("vgg", 8, others) == expected
 
 
 def test_results_survive_a_cut_line_and_refuse_other_settings(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 PATH is a folder or a tar file of CIFAR-10. Needs torch, numpy and pillow, and on a CUDA GPU triton;
 never TVM. Finished rows of FILE are skipped, an interrupted batch goes on from its checkpoint in
-``FILE.work`` (``--work``). ``python -m benchmarks.cifar.summary FILE`` makes the table and the plots.
+``FILE.work`` (``--work``). ``python -m benchmarks.cifar.summary FILE`` makes table and plot.
 """
 
 from __future__ import annotations
@@ -38,12 +38,15 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--network", action="append", choices=list(NETWORKS), help="default: all")
     parser.add_argument("--only", default="", help="rows whose label contains this")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--members", type=int, help="rows at once (default: 14 on CUDA, 1 on CPU)")
+    parser.add_argument("--members", type=int, help="rows at once (default: 12 on CUDA, 1 on CPU)")
     parser.add_argument("--epochs", type=int, help="epochs of every row")
     parser.add_argument("--pretrain-epochs", type=int)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], help="of activations")
     parser.add_argument("--budget-seconds", type=float, default=float("inf"))
+    parser.add_argument(
+        "--reserve-seconds", type=float, default=10.0, help="of the budget, against slow batches"
+    )
     parser.add_argument("--checkpoint-seconds", type=float, default=300.0)
     parser.add_argument("--workers", type=int, help="processes for decoding and compiling")
     parser.add_argument("--operators", choices=["fused", "plain"], help="default: fused on CUDA")
@@ -123,10 +126,10 @@ def main(values: list[str] | None = None) -> int:
         if isinstance(operators, FusedOperators):
             verify(trainer, dict.fromkeys(row.network for row in rows))
             print(f"kernels verified after {time.monotonic() - began:.1f} s", flush=True)
-        members = options.members or (14 if device.type == "cuda" else 1)
+        members = options.members or (12 if device.type == "cuda" else 1)
         study = Study(trainer, Results.read(options.json), rows, options.seeds, members, latency)
         study.say = lambda text: print(f"{time.monotonic() - began:7.1f} s  {text}", flush=True)
-        study.folder = options.work
+        study.folder, study.reserve = options.work, options.reserve_seconds
         finished = study.run()
     except (data.DataError, ResultsError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -49,39 +49,54 @@ def _of_network(network: str) -> list[Row]:
     return [
         Row(network, "dense"),
         row("gradual"),
-        row("filter-weights"),
         row("filter-latency"),
         row("gradual", PATTERN_RATE),
+        row("filter-weights"),
         row("gradual", 4.0),
         row("gradual", 12.0),
-        row("oneshot"),
-        row("admm"),
-        row("gradual", library="pconv4"),
-        row("gradual", library="natural8"),
         row("gradual", group=4),
         row("gradual", group=4, similar=True),
+        row("admm"),
+        row("oneshot"),
+        row("filter-latency", 4.0),
+        # So far the core: see CORE.
+        row("gradual", library="pconv4"),
+        row("gradual", library="natural8"),
         row("gradual", group=2),
         row("gradual", group=2, similar=True),
         row("gradual", group=8),
         row("gradual", group=8, similar=True),
         row("unstructured"),
-        row("filter-weights", 4.0),
-        row("filter-latency", 4.0),
-        row("filter-weights", 12.0),
         row("filter-latency", 12.0),
+        row("filter-weights", 4.0),
+        row("filter-weights", 12.0),
         row("oneshot", PATTERN_RATE),
         row("gradual", PATTERN_RATE, library="pconv4"),
-        row("gradual", library="natural56"),
-        row("oneshot", 12.0),
-        row("admm", 12.0),
-        row("unstructured", 12.0),
     ]
+
+
+CORE = 12
+"""So many first rows of a network get their further seeds before the rest does."""
 
 
 def all_rows(networks: tuple[str, ...] = tuple(NETWORKS)) -> list[Row]:
     """Rows of the networks, the most telling ones of all networks first."""
     tables = [_of_network(network) for network in networks]
     return [row for rows in zip(*tables, strict=True) for row in rows]
+
+
+def is_core(row: Row) -> bool:
+    """Whether the row is one of the first of its network."""
+    return row in _of_network(row.network)[:CORE]
+
+
+def stages(rows: list[Row], seeds: int) -> list[tuple[int, list[Row]]]:
+    """Seeds and their rows in the order of their worth: one seed of every row first, then all seeds
+    of the core, then those of the rest."""
+    core = [row for row in rows if is_core(row)]
+    rest = [row for row in rows if not is_core(row)]
+    further = [(seed, part) for part in (core, rest) for seed in range(1, seeds)]
+    return [(0, rows), *((seed, part) for seed, part in further if part)]
 
 
 def as_fields(row: Row) -> dict[str, Any]:
@@ -132,12 +147,6 @@ def thin(network: str, fraction: float) -> Network:
     return vgg([scaled(w) for w in VGG_WIDTHS])
 
 
-def fractions(network: str) -> list[float]:
-    """Widths to choose from: one step of the narrowest layer each."""
-    narrowest = min(c.out_channels for c in NETWORKS[network]().convs)
-    return [step / narrowest for step in range(1, narrowest + 1)]
-
-
 def fraction_by_weights(network: str, rate: float) -> float:
     """Widest thin network that is at least ``rate`` times smaller, in hundredths."""
     budget = NETWORKS[network]().conv_weights() / rate
@@ -154,13 +163,11 @@ def fraction_by_latency(table: dict[str, Any], network: str, rate: float) -> flo
         As written by :mod:`benchmarks.cifar.latency`.
     """
     entry = table["networks"][network]
-    limit = next(
-        r["milliseconds"] for r in entry["pattern"] if r["rate"] == rate and r["group"] == 1
-    )
-    fitting = [r["fraction"] for r in entry["thin"] if r["milliseconds"] <= limit]
+    limit = next(r["ratio"] for r in entry["pattern"] if r["rate"] == rate and r["group"] == 1)
+    fitting = [r["fraction"] for r in entry["thin"] if r["ratio"] <= limit]
     if not fitting:
         raise ValueError(
-            f"no thin {network} of the latency table is as fast as {limit:.3f} ms; measure narrower"
-            " ones"
+            f"no thin {network} of the latency table is as fast as {limit:.3f} of the dense one;"
+            " measure narrower ones"
         )
     return max(fitting)

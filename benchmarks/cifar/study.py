@@ -17,10 +17,10 @@ import torch
 from .model import Members
 from .networks import NETWORKS, Layout
 from .pruning import Pruning
-from .rows import Row, as_fields, from_fields
+from .rows import Row, as_fields, from_fields, stages
 from .training import OutOfTime, Settings, Trainer, copies, fresh, save_atomically
 
-SAFETY = 1.15
+SAFETY = 1.05
 """Time a batch of rows may take, over what the last epochs let expect."""
 
 
@@ -109,7 +109,10 @@ def device_facts(device: torch.device) -> dict[str, Any]:
 
 @dataclass
 class Study:
-    """Runs what is missing, first seeds first, as many rows at once as ``members`` allows."""
+    """Runs what is missing in the order of :func:`stages`, ``members`` rows at once.
+
+    A batch starts only if it is expected to end ``reserve`` seconds before the deadline.
+    """
 
     trainer: Trainer
     results: Results
@@ -119,6 +122,7 @@ class Study:
     latency: dict[str, Any] | None = None
     say: Callable[[str], None] = print
     folder: Path | None = None
+    reserve: float = 0.0
 
     @property
     def settings(self) -> Settings:
@@ -146,25 +150,26 @@ class Study:
         self.results.require(known)
         self.results.append({"settings": known, **device_facts(self.device)})
         try:
-            for seed in range(self.seeds):
-                self._seed(seed)
+            for seed, rows in stages(self.rows, self.seeds):
+                self._stage(seed, rows)
         except OutOfTime:
             return False
         return True
 
     # Batches ------------------------------------------------------------------------------------
 
-    def _seed(self, seed: int) -> None:
+    def _stage(self, seed: int, rows: list[Row]) -> None:
         """Rows of a seed in their order, the networks in turns."""
         done = self.results.done()
-        missing = [row for row in self.rows if (row, seed) not in done]
+        missing = [row for row in rows if (row, seed) not in done]
         while missing:
             batch = self._resumable(missing, seed)
             if batch is None:
                 network = missing[0].network
                 dense = self._dense(network, seed)
                 same = [row for row in missing if row.network == network]
-                batch = same[: self._affordable(network)]
+                others = {row.network for row in missing} - {network}
+                batch = same[: self._affordable(network, min(self.members, len(same)), others)]
                 # The rest of this network waits until the others had their turn.
                 missing = [r for r in missing if r not in same] + same
             else:
@@ -172,16 +177,32 @@ class Study:
             self._train(batch, seed, dense)
             missing = [row for row in missing if row not in batch]
 
-    def _affordable(self, network: str) -> int:
-        """How many members the time left is enough for."""
-        seconds = self.trainer.seconds.get(network)
-        left = self.trainer.deadline - self.trainer.clock()
-        if seconds is None or math.isinf(left):
-            return self.members
-        count = int(left / (seconds * self.settings.epochs * SAFETY))
-        if count < 1:
+    def _expected(self, network: str, count: int) -> float:
+        """Seconds that a batch will take; small ones do not fill a GPU and take the least time."""
+        trainer = self.trainer
+        epoch = max(trainer.seconds[network] * count, trainer.shortest[network])
+        return epoch * self.settings.epochs * SAFETY
+
+    def _affordable(self, network: str, wanted: int, others: set[str]) -> int:
+        """How many members the time left is enough for; networks share what is too little.
+
+        Raises
+        ------
+        OutOfTime
+            Not even for one.
+        """
+        left = self.trainer.deadline - self.reserve - self.trainer.clock()
+        if math.isinf(left) or network not in self.trainer.seconds:
+            return wanted
+        known = [other for other in others if other in self.trainer.seconds]
+        needed = sum(self._expected(name, wanted) for name in (network, *known))
+        share = left
+        if needed > left and self._expected(network, 1) <= left / (1 + len(known)):
+            share = left / (1 + len(known))
+        fitting = [n for n in range(1, wanted + 1) if self._expected(network, n) <= share]
+        if not fitting:
             raise OutOfTime
-        return min(self.members, count)
+        return max(fitting)
 
     def _checkpoint(self, rows: list[Row], seed: int) -> Path:
         text = json.dumps([seed, self.results.settings, *map(as_fields, rows)])

@@ -60,7 +60,8 @@ class OutOfTime(Exception):
 class Trainer:
     """Trains members on a device and keeps its pace.
 
-    ``seconds`` holds the seconds per member and epoch last seen, by network.
+    By network, ``seconds`` holds the seconds per member and epoch last seen, ``shortest`` those of
+    the shortest epoch of all members.
     """
 
     data: DeviceData
@@ -70,6 +71,7 @@ class Trainer:
     checkpoint_seconds: float = 300.0
     clock: Callable[[], float] = time.monotonic
     seconds: dict[str, float] = field(default_factory=dict)
+    shortest: dict[str, float] = field(default_factory=dict)
 
     def run(
         self,
@@ -111,6 +113,7 @@ class Trainer:
             now = self.clock()
             name = members.layout.network.name
             self.seconds[name] = (now - start) / len(members)
+            self.shortest[name] = min(now - start, self.shortest.get(name, math.inf))
             late = now > self.deadline and epoch + 1 < epochs
             if checkpoint is not None and (late or now - saved > self.checkpoint_seconds):
                 self._save(checkpoint, members, pruning, epoch + 1)
