@@ -1,0 +1,1 @@
+"""Every operator that a CNN meets, in its options: right, or refused by name."""
