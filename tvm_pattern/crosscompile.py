@@ -27,6 +27,8 @@ _CROSS = {
 _PAGE_OPTION = f"-Wl,-z,max-page-size={ANDROID_PAGE}"
 _FREESTANDING = ("-nostdlib", _PAGE_OPTION, "-Wl,--hash-style=both")
 _ELF_MACHINES = {3: "i386", 40: "arm", 62: "x86_64", 183: "aarch64"}
+# Bytes of a program header, 64-bit and 32-bit.
+_WIDE_HEADER, _NARROW_HEADER = 56, 32
 _PT_LOAD = 1
 
 
@@ -129,7 +131,11 @@ def read_elf(path: str | os.PathLike) -> ElfFacts:
     offset = struct.unpack_from("<Q" if wide else "<I", data, 32 if wide else 28)[0]
     size, count = struct.unpack_from("<HH", data, 54 if wide else 42)
     page = 0
-    for start in range(offset, offset + size * count, size):
+    if count and size < (_WIDE_HEADER if wide else _NARROW_HEADER):
+        raise CrossCompileError(
+            f"{path} has program headers of {size} bytes, which is no ELF; export it again"
+        )
+    for start in range(offset, offset + size * count, size) if count else ():
         if start + size > len(data):
             raise CrossCompileError(f"{path} is cut off in its program headers; export it again")
         if struct.unpack_from("<I", data, start)[0] == _PT_LOAD:
