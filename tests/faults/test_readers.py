@@ -51,10 +51,8 @@ def library(tmp_path_factory) -> Path:
 
 
 def all_field_mutants(document: object) -> list[tuple[str, object]]:
-    """All of them in the long form; in the short one a sample, and all of the first level."""
+    """All mutants of the first level, and a sample of all."""
     mutants = list(mutate.json_mutants(document))
-    if LONG:
-        return mutants
     first = [m for m in mutants if "/" not in m[0].split(" ")[0]]
     return first + mutate.sample(iter(mutants), MUTANTS)
 
