@@ -234,7 +234,8 @@ def to_markdown(results: Results, latency: dict[str, Any] | None, facts: dict[st
     if latency is not None:
         where = latency["device"]
         parts.append(
-            f"Latency: {where.get('cpu')}, {where.get('threads')} thread(s), batch"
+            f"Latency: {where.get('cpu')}, {where.get('threads')} thread(s),"
+            f" {latency.get('clock')}, batch"
             f" {latency.get('batch')}, median over rounds of the ratio to the dense network,"
             f" compiled alike; warm-up: {latency.get('warm_up')}. Groups of similar filters have"
             " the latency of neighbours, filter rows that of the width, by a straight line between"
