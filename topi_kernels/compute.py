@@ -55,7 +55,8 @@ def _output_element(w: ConvWorkload, b: Buffers, where: tuple[Any, Any, Any, Any
             value = value + b.residual[(n * w.out_channels + slot) * r.size + inside]
         o = w.out_layout
         inside = o.origin + y * o.row_stride + x
-        result = activate(value, w.epilogue.activation, 1)
+        # Activations are written for float32, also where the sum is of a narrower type.
+        result = activate(value.astype("float32"), w.epilogue.activation, 1).astype(w.dtype)
         T.buffer_store(b.out, result, [(n * w.out_channels + slot) * o.size + inside])
 
 
