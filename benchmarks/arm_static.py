@@ -23,7 +23,10 @@ import numpy as np
 from tvm.target import Target
 
 from relay_passes import targets
-from topi_kernels.operator import ConvPlan, default_layout, plan_conv
+from topi_kernels.backend import default_layout
+from topi_kernels.conv_task import ConvTask
+from topi_kernels.geometry import ConvGeometry
+from topi_kernels.operator import ConvPlan, plan_conv
 from topi_kernels.pattern import fixed8_patterns
 from topi_kernels.target_family import target_family
 from topi_kernels.workload import Epilogue
@@ -125,16 +128,15 @@ def plan(layer: Layer, weight: np.ndarray, core: str) -> ConvPlan:
     """The layer as the compiler would run it on ``core``, on one thread."""
     family = target_family(target_of(core))
     pad = layer.kernel // 2
-    return plan_conv(
+    task = ConvTask.from_weight(
         weight,
-        batch=1,
-        in_layout=default_layout(layer.size, layer.size, pad, family),
-        out_layout=default_layout(layer.out_size, layer.out_size, 1, family),
-        stride=(layer.stride, layer.stride),
-        padding=(pad, pad),
-        epilogue=Epilogue(True, False, "relu"),
+        ConvGeometry((layer.kernel,) * 2, (layer.stride,) * 2, (pad, pad)),
+        default_layout(layer.size, layer.size, pad, family),
+        default_layout(layer.out_size, layer.out_size, 1, family),
         family=family,
+        epilogue=Epilogue(True, False, "relu"),
     )
+    return plan_conv(task, weight)
 
 
 def target_of(core: str) -> Target:

@@ -16,8 +16,10 @@ from torch import nn
 
 import tvm_pattern
 from relay_passes.targets import resolve
+from topi_kernels.backend import default_layout
+from topi_kernels.conv_task import ConvTask
 from topi_kernels.layout import PlaneLayout
-from topi_kernels.operator import ConvPlan, default_layout, plan_conv
+from topi_kernels.operator import ConvPlan, plan_conv
 from topi_kernels.target_family import target_family
 from topi_kernels.workload import Epilogue
 from tvm_pattern.threads import run_on
@@ -74,17 +76,15 @@ class LayerEngine:
         family = target_family(resolved)
         in_layout = default_layout(*spec.size, spec.padding, family)
         out_layout = default_layout(*spec.out_size, spec.padding, family)
-        plan = plan_conv(
+        task = ConvTask.from_weight(
             weight,
-            batch=1,
-            in_layout=in_layout,
-            out_layout=out_layout,
-            stride=(spec.stride, spec.stride),
-            padding=(spec.padding, spec.padding),
-            epilogue=Epilogue(bias=True, activation="relu"),
+            spec.geometry,
+            in_layout,
+            out_layout,
             family=family,
-            num_threads=num_threads,
+            epilogue=Epilogue(bias=True, activation="relu"),
         )
+        plan = plan_conv(task, weight, num_threads=num_threads)
         module = tvm.compile(
             tvm.IRModule({"main": plan.primfunc().with_attr("global_symbol", "main")}), resolved
         )

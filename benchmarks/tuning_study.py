@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from relay_passes.conv_task import ConvTask
+from topi_kernels.conv_task import ConvTask
 from tvm_pattern.tuning import arguments as args
 from tvm_pattern.tuning.cost_model import MeasuredSet
 from tvm_pattern.tuning.lookup import config_from_dict
@@ -59,9 +59,9 @@ class Layer:
     def same_shape(self, other: Layer) -> bool:
         """Whether the other is this convolution, in whatever group."""
         a, b = self.task, other.task
-        return (a.weight_shape, a.stride, a.out_layout.height, a.out_layout.width) == (
+        return (a.weight_shape, a.geometry.stride, a.out_layout.height, a.out_layout.width) == (
             b.weight_shape,
-            b.stride,
+            b.geometry.stride,
             b.out_layout.height,
             b.out_layout.width,
         )

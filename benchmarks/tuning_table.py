@@ -26,12 +26,12 @@ import numpy as np
 import typer
 from tvm.target import Target
 
-from relay_passes.conv_task import ConvTask
-from relay_passes.markers import ConvParams
 from relay_passes.targets import resolve
-from topi_kernels.operator import default_layout
+from topi_kernels.backend import default_layout
+from topi_kernels.conv_task import ConvTask
 from topi_kernels.schedules.config import ConvConfig
 from topi_kernels.target_family import target_family
+from topi_kernels.workload import Epilogue
 from tvm_pattern.tuning import arguments as args
 from tvm_pattern.tuning.environment import device_name, tool_versions
 from tvm_pattern.tuning.lookup import config_from_dict, why_unusable
@@ -66,17 +66,15 @@ class Job:
 def task_of(spec: LayerSpec, group: int, family: str) -> tuple[ConvTask, np.ndarray]:
     """Task and weights of one layer of the workloads file."""
     weight, _ = sparse_weights(spec, group)
-    params = ConvParams(
-        layer=spec.name,
-        strides=(spec.stride, spec.stride),
-        padding=(spec.padding,) * 4,
-        dilation=(1, 1),
-        bias=True,
-        activation="relu",
-        in_layout=default_layout(*spec.size, spec.padding, family),
-        out_layout=default_layout(*spec.out_size, spec.padding, family),
+    task = ConvTask.from_weight(
+        weight,
+        spec.geometry,
+        default_layout(*spec.size, spec.padding, family),
+        default_layout(*spec.out_size, spec.padding, family),
+        family=family,
+        epilogue=Epilogue(bias=True, activation="relu"),
     )
-    return ConvTask.from_weight(weight, 1, params, family), weight
+    return task, weight
 
 
 def listed_jobs(layers: Sequence[str], family: str, knobs: dict[str, Sequence[Any]]) -> list[Job]:
@@ -107,7 +105,13 @@ def network_jobs(
                 if task.structure != "pattern":
                     continue
                 out = task.out_layout
-                shape = (task.weight_shape, task.stride, out.height, out.width, task.max_group)
+                shape = (
+                    task.weight_shape,
+                    task.geometry.stride,
+                    out.height,
+                    out.width,
+                    task.max_group,
+                )
                 if shape not in found:
                     found[shape] = Job(task, weighted.weight, Space(task, knobs), 0.0)
                 job = found[shape]

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import tvm_pattern.models
+from topi_kernels.geometry import ConvGeometry
 from topi_kernels.pattern import fixed8_patterns
 
 if sys.version_info >= (3, 11):
@@ -45,6 +46,11 @@ class LayerSpec:
     def out_size(self) -> tuple[int, int]:
         h, w = ((n + 2 * self.padding - self.kernel) // self.stride + 1 for n in self.size)
         return h, w
+
+    @property
+    def geometry(self) -> ConvGeometry:
+        """Kernel, stride and padding as the operator takes them."""
+        return ConvGeometry((self.kernel,) * 2, (self.stride,) * 2, (self.padding,) * 2)
 
     @property
     def dense_flops(self) -> int:

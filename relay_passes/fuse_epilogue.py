@@ -48,6 +48,7 @@ class _Chain:
         self.fused: list[Var] = []
         self.marker = marker
         self.params = ConvParams.from_dict(marker.params)
+        self.epilogue = self.params.epilogue
         self.bias: np.ndarray | None = None
         self.residual: Expr | None = None
 
@@ -60,7 +61,7 @@ class _Chain:
 
     def _step(self, user: Var) -> bool:
         value = self.uses.value[user]
-        if self.params.activation != "none" or static_shape(user) != static_shape(self.end):
+        if self.epilogue.activation != "none" or static_shape(user) != static_shape(self.end):
             return False
         if op_name(value) == "relax.add":
             other = value.args[1] if value.args[0].same_as(self.end) else value.args[0]
@@ -71,7 +72,7 @@ class _Chain:
         activation = marker.params["activation"]
         if activation not in ACTIVATIONS:
             return False
-        self.params = replace(self.params, activation=activation)
+        self.epilogue = replace(self.epilogue, activation=activation)
         return True
 
     def _add(self, other: Expr) -> bool:
@@ -95,9 +96,10 @@ class _Chain:
             tensors.append(relax.const(self.bias))
         if self.residual is not None:
             tensors.append(self.residual)
-        params = replace(
-            self.params, bias=self.bias is not None, residual=self.residual is not None
+        epilogue = replace(
+            self.epilogue, bias=self.bias is not None, residual=self.residual is not None
         )
+        params = replace(self.params, epilogue=epilogue)
         return Marker(self.marker.op, tuple(tensors), params.to_dict())
 
 

@@ -24,13 +24,17 @@ plane_global_pool    planes                                in_layout, keep_dims
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 from tvm import relax
 from tvm.ir import Call, Expr, StringImm, Type
 
+from topi_kernels.conv_task import ConvTask
+from topi_kernels.geometry import ConvGeometry
 from topi_kernels.layout import PlaneLayout
+from topi_kernels.workload import Epilogue
 
 from .dataflow import op_name
 
@@ -66,17 +70,13 @@ def parse(expr: Any) -> Marker | None:
 class ConvParams:
     """Parameters of a convolution marker.
 
-    ``padding`` is ``(top, left, bottom, right)``; the other pairs are ``(vertical, horizontal)``.
-    ``layer`` is the row of the report.
+    ``layer`` is the row of the report, ``end_padding`` the padding ``(bottom, right)``.
     """
 
     layer: str
-    strides: tuple[int, int]
-    padding: tuple[int, int, int, int]
-    dilation: tuple[int, int]
-    bias: bool = False
-    residual: bool = False
-    activation: str = "none"
+    geometry: ConvGeometry
+    end_padding: tuple[int, int] = (0, 0)
+    epilogue: Epilogue = field(default_factory=Epilogue)
     in_layout: PlaneLayout | None = None
     out_layout: PlaneLayout | None = None
     residual_layout: PlaneLayout | None = None
@@ -92,11 +92,35 @@ class ConvParams:
     def from_dict(cls, data: dict[str, Any]) -> ConvParams:
         """Inverse of :meth:`to_dict`."""
         data = dict(data)
-        for key in ("strides", "padding", "dilation"):
-            data[key] = tuple(data[key])
+        data["geometry"] = ConvGeometry.from_dict(data["geometry"])
+        data["end_padding"] = tuple(data["end_padding"])
+        data["epilogue"] = Epilogue(**data["epilogue"])
         for key in ("in_layout", "out_layout", "residual_layout"):
             data[key] = None if data[key] is None else layout_from_list(data[key])
         return cls(**data)
+
+    def task(self, weight: np.ndarray, batch: int, family: str) -> ConvTask:
+        """The task of a ``plane_conv2d`` marker with these weights.
+
+        Raises
+        ------
+        ValueError
+            If the layouts are not set, or see :meth:`ConvTask.from_weight`.
+        """
+        if self.in_layout is None or self.out_layout is None:
+            raise ValueError(
+                f"layer {self.layer!r} has no plane layouts yet; run the pass PlaneLayout first"
+            )
+        return ConvTask.from_weight(
+            weight,
+            self.geometry,
+            self.in_layout,
+            self.out_layout,
+            family=family,
+            batch=batch,
+            epilogue=self.epilogue,
+            residual_layout=self.residual_layout,
+        )
 
 
 def layout_to_list(layout: PlaneLayout | None) -> list[int] | None:

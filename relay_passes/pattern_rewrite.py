@@ -15,6 +15,7 @@ from tvm import relax
 from tvm.ir import Call, Expr
 
 from topi_kernels.eligibility import is_depthwise, why_dense
+from topi_kernels.geometry import ConvGeometry
 
 from .dataflow import (
     FLOATS,
@@ -114,7 +115,10 @@ def marker_of(call: Call, layer: str) -> Marker:
     """The marker of an accepted convolution."""
     attrs = call.attrs
     depthwise = is_depthwise(int(attrs.groups), shape_of(call.args[0])[1])
-    params = ConvParams(layer, _pair(attrs.strides), _pair(attrs.padding), _pair(attrs.dilation))
+    top, left, bottom, right = (int(p) for p in attrs.padding)
+    kh, kw = shape_of(call.args[1])[2:]
+    geometry = ConvGeometry((kh, kw), _pair(attrs.strides), (top, left), _pair(attrs.dilation))
+    params = ConvParams(layer, geometry, (bottom, right))
     op = "depthwise_conv2d" if depthwise else "conv2d"
     return Marker(op, tuple(call.args), params.to_dict())
 

@@ -10,7 +10,7 @@ from tvm import relax
 from tvm.ir.transform import Pass
 from tvm.target import Target
 
-from topi_kernels.operator import default_layout
+from topi_kernels.backend import default_layout
 from topi_kernels.plane_ops import PlaneTarget
 from topi_kernels.target_family import CPU_FAMILIES, num_cores, target_family, why_no_float16
 

@@ -11,13 +11,14 @@ operators again; after this pass only ``plane_*`` markers are left.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import tvm
 from tvm import relax
 from tvm.ir import Call, Expr, Var
 
+from topi_kernels.geometry import ConvGeometry
 from topi_kernels.layout import PlaneLayout as Layout
 
 from .dataflow import (
@@ -53,8 +54,9 @@ class _PlaneOp:
 def _conv(marker: Marker) -> _PlaneOp:
     params = ConvParams.from_dict(marker.params)
     x, weight, *rest = marker.tensors
-    residual = rest.pop() if params.residual else None
+    residual = rest.pop() if params.epilogue.residual else None
     images = (x,) if residual is None else (x, residual)
+    pad = max(*params.geometry.padding, *params.end_padding)
 
     def build(planes: list[Expr], layouts: list[Layout], out: Layout | None) -> Marker:
         placed = replace(
@@ -66,7 +68,7 @@ def _conv(marker: Marker) -> _PlaneOp:
         op = "plane_conv2d" if marker.op == "conv2d" else "plane_depthwise"
         return Marker(op, (planes[0], weight, *rest, *planes[1:]), placed.to_dict())
 
-    return _PlaneOp(images, (max(params.padding), 0)[: len(images)], build)
+    return _PlaneOp(images, (pad, 0)[: len(images)], build)
 
 
 def _elementwise(images: tuple[Expr, ...], params: dict[str, Any]) -> _PlaneOp:
@@ -103,11 +105,9 @@ def _pool(call: Call, out: Expr) -> _PlaneOp | None:
     # With ceil_mode an average's last window may leave the padding, where its divisor changes.
     if average and bool(attrs.ceil_mode):
         return None
-    params: dict[str, Any] = {
-        "kernel_size": [int(k) for k in attrs.pool_size],
-        "strides": [int(s) for s in attrs.strides],
-        "padding": padding[:2],
-    }
+    moves = (attrs.pool_size, attrs.strides, padding[:2])
+    window = ConvGeometry(*((int(first), int(second)) for first, second in moves))
+    params: dict[str, Any] = {"window": asdict(window)}
     if average:
         params["count_include_pad"] = bool(attrs.count_include_pad)
 

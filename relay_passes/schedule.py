@@ -16,11 +16,11 @@ from tvm import relax, tirx
 from tvm.ir import Call, Expr, GlobalVar, Var
 
 from topi_kernels import plane_ops, plane_windows
-from topi_kernels.operator import ConvPlan
+from topi_kernels.conv_task import ConvTask
+from topi_kernels.geometry import ConvGeometry
+from topi_kernels.operator import ConvPlan, plan_conv
 from topi_kernels.plane_ops import PlaneTarget
-from topi_kernels.plane_windows import Window
 
-from .conv_task import ConvTask
 from .dataflow import array_of, bindings_of, rebuild, relax_functions, shape_of
 from .markers import ConvParams, Marker, layout_from_list, parse
 from .report import ReportBuilder
@@ -39,8 +39,8 @@ def plan_marker(
     """Plan of a ``plane_conv2d`` marker, with the tuned config if there is one."""
     weight = array_of(marker.tensors[1])
     params = ConvParams.from_dict(marker.params)
-    task = ConvTask.from_weight(weight, batch, params, target.family)
-    return task.plan(weight, target.num_threads, config_for(task))
+    task = params.task(weight, batch, target.family)
+    return plan_conv(task, weight, config_for(task), target.num_threads)
 
 
 class _Scheduler:
@@ -107,9 +107,9 @@ class _Scheduler:
         x, weight, *bias = marker.tensors
         value = array_of(weight)
         (batch, in_channels), channels = shape_of(x)[:2], shape_of(out)[1]
-        window = Window(value.shape[2:], params.strides, params.padding[:2], params.dilation)
         target = replace(self.target, dtype=str(value.dtype))
-        key = (batch, channels, window, target, in_layout, out_layout, params.activation)
+        window, epilogue = params.geometry, params.epilogue
+        key = (batch, channels, window, target, in_layout, out_layout, epilogue)
 
         def make() -> tirx.PrimFunc:
             return plane_windows.depthwise_conv(
@@ -119,12 +119,12 @@ class _Scheduler:
                 out_layout,
                 window,
                 target,
-                bias=params.bias,
-                activation=params.activation,
+                bias=epilogue.bias,
+                activation=epilogue.activation,
                 multiplier=channels // in_channels,
             )
 
-        gv = self.function(("plane_depthwise", params.bias, in_channels, key), make)
+        gv = self.function(("plane_depthwise", in_channels, key), make)
         return gv, [x, relax.const(np.ascontiguousarray(value[:, 0])), *bias]
 
 
@@ -154,7 +154,7 @@ def _elementwise(dims: Dims, marker: Marker, target: PlaneTarget) -> tirx.PrimFu
 
 def _pool(dims: Dims, marker: Marker, target: PlaneTarget) -> tirx.PrimFunc:
     params = marker.params
-    window = Window(*(tuple(params[key]) for key in ("kernel_size", "strides", "padding")))
+    window = ConvGeometry.from_dict(params["window"])
     in_layout, out_layout = (layout_from_list(params[k]) for k in ("in_layout", "out_layout"))
     if marker.op == "plane_max_pool":
         return plane_windows.max_pool(*dims, in_layout, out_layout, window, target)

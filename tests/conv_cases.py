@@ -8,8 +8,11 @@ import numpy as np
 import torch
 import tvm
 
+from topi_kernels.backend import default_layout
+from topi_kernels.conv_task import ConvTask
+from topi_kernels.geometry import ConvGeometry
 from topi_kernels.layout import PlaneLayout
-from topi_kernels.operator import ConvPlan, default_layout, plan_conv
+from topi_kernels.operator import ConvPlan, plan_conv
 from topi_kernels.pattern import fixed8_patterns
 from topi_kernels.schedules.config import ConvConfig
 from topi_kernels.workload import Epilogue
@@ -96,22 +99,19 @@ class ConvCase:
     def plan(self, weight: np.ndarray) -> ConvPlan:
         height, width = self.out_size(weight.shape[2:])
         in_layout = default_layout(self.height, self.width, max(self.padding), self.family)
-        return plan_conv(
+        task = ConvTask.from_weight(
             weight,
+            ConvGeometry(weight.shape[2:], self.stride, self.padding, self.dilation),
+            in_layout,
+            default_layout(height, width, self.out_pad, self.family),
+            family=self.family,
             batch=self.batch,
-            in_layout=in_layout,
-            out_layout=default_layout(height, width, self.out_pad, self.family),
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
             epilogue=Epilogue(self.bias, self.residual, self.activation),
             residual_layout=default_layout(height, width, 2, self.family)
             if self.residual
             else None,
-            family=self.family,
-            num_threads=self.threads,
-            config=self.config,
         )
+        return plan_conv(task, weight, self.config, self.threads)
 
 
 def run_case(

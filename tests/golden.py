@@ -24,13 +24,15 @@ from tvm import tirx
 from tvm_ffi import structural_hash
 
 from topi_kernels import plane_ops
+from topi_kernels.backend import default_layout
+from topi_kernels.conv_task import ConvTask
+from topi_kernels.geometry import ConvGeometry
 from topi_kernels.matvec import MatvecConfig, matvec
-from topi_kernels.operator import default_layout, plan_conv
+from topi_kernels.operator import plan_conv
 from topi_kernels.pattern import fixed8_patterns
 from topi_kernels.plane_ops import PlaneTarget
 from topi_kernels.plane_windows import (
     DepthwiseConfig,
-    Window,
     avg_pool,
     depthwise_conv,
     max_pool,
@@ -160,13 +162,13 @@ def _depthwise(channels: int, size: int, stride: int, target: PlaneTarget) -> ti
     layouts = [
         default_layout(n, n, 1, target.family, target.dtype) for n in (size, -(-size // stride))
     ]
-    window = Window((3, 3), (stride, stride), (1, 1))
+    window = ConvGeometry((3, 3), (stride, stride), (1, 1))
     return depthwise_conv(1, channels, *layouts, window, target, bias=True, activation="relu6")
 
 
 def _pool(maker: Callable[..., tirx.PrimFunc], *extra: Any, target: PlaneTarget) -> tirx.PrimFunc:
     layouts = [default_layout(n, n, 1, target.family, target.dtype) for n in (112, 56)]
-    return maker(1, 64, *layouts, Window((3, 3), (2, 2), (1, 1)), target, *extra)
+    return maker(1, 64, *layouts, ConvGeometry((3, 3), (2, 2), (1, 1)), target, *extra)
 
 
 def _plane(maker: Callable[..., tirx.PrimFunc], target: PlaneTarget) -> tirx.PrimFunc:
@@ -223,19 +225,17 @@ def plan_of(name: str) -> tuple[dict[str, Any], tirx.PrimFunc]:
     layer, (group, threads, *_) = LAYERS[what], [*map(int, rest), 1]
     sizes = [(layer.size, layer.padding), (layer.out_size, 1), (layer.out_size, 0)]
     layouts = [default_layout(n, n, pad, family, dtype) for n, pad in sizes]
-    plan = plan_conv(
-        layer.weight(group, dtype),
-        batch=1,
-        in_layout=layouts[0],
-        out_layout=layouts[1],
-        stride=(layer.stride, layer.stride),
-        padding=(layer.padding, layer.padding),
-        dilation=(layer.dilation, layer.dilation),
+    weight, moves = layer.weight(group, dtype), (layer.kernel, layer.stride, layer.padding)
+    task = ConvTask.from_weight(
+        weight,
+        ConvGeometry(*((n, n) for n in (*moves, layer.dilation))),
+        layouts[0],
+        layouts[1],
+        family=family,
         epilogue=Epilogue(True, layer.residual, layer.activation),
         residual_layout=layouts[2] if layer.residual else None,
-        family=family,
-        num_threads=threads,
     )
+    plan = plan_conv(task, weight, num_threads=threads)
     return {**plan.config.as_dict(), "fetch_ahead": plan.fetch_ahead}, plan.primfunc()
 
 

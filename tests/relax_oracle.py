@@ -52,15 +52,19 @@ def text(**params):
     return json.dumps(params, sort_keys=True)
 
 
-def conv_text(layer, strides=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), **changes):
-    """Parameters of a convolution marker."""
-    params = {
-        "activation": "none",
-        "bias": False,
-        "residual": False,
-        "in_layout": None,
-        "out_layout": None,
-        "residual_layout": None,
-        **changes,
-    }
-    return text(layer=layer, strides=strides, padding=padding, dilation=dilation, **params)
+def conv_text(layer, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), **changes):
+    """Parameters of a convolution marker with 3x3 kernels."""
+    epilogue = {"activation": "none", "bias": False, "residual": False}
+    layouts = {"in_layout": None, "out_layout": None, "residual_layout": None}
+    return text(
+        layer=layer,
+        geometry={
+            "kernel_size": (3, 3),
+            "stride": stride,
+            "padding": padding[:2],
+            "dilation": dilation,
+        },
+        end_padding=padding[2:],
+        epilogue={name: changes.pop(name, value) for name, value in epilogue.items()},
+        **{**layouts, **changes},
+    )

@@ -10,7 +10,7 @@ from conv_cases import ConvCase, assert_case, pattern_weights, run_case
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from topi_kernels.operator import default_layout
+from topi_kernels.backend import default_layout
 from topi_kernels.schedules.config import ConvConfig
 
 

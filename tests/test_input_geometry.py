@@ -12,7 +12,8 @@ from conv_cases import HOST_TARGET, ConvCase, assert_case, pattern_weights
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from topi_kernels.operator import ConvPlan, conv_shape, default_layout, family_of
+from topi_kernels.backend import default_layout
+from topi_kernels.operator import ConvPlan
 from topi_kernels.schedules.config import ConvConfig
 from topi_kernels.schedules.input_geometry import plain_geometry, split_geometry
 from topi_kernels.schedules.search_space import search_space
@@ -110,12 +111,8 @@ def test_stride_2_without_sharing_is_split_by_default() -> None:
 
 def _space(stride: tuple[int, int], family: str = "x86-avx512") -> list[ConvConfig]:
     case = ConvCase(28, 28, stride=stride, family=family)
-    weight = pattern_weights(8, 8)
-    plan = case.plan(weight)
-    w = plan.workload
-    geometry = (w.stride, w.padding, w.dilation)
-    shape = conv_shape(weight.shape, plan.structure, w.in_layout, w.out_layout, geometry)
-    return list(search_space(shape, family_of(family)))
+    task = case.plan(pattern_weights(8, 8)).task
+    return list(search_space(task.shape, task.machine))
 
 
 def _prefetches(plan: ConvPlan) -> list[tuple[str, str]]:

@@ -10,19 +10,16 @@ from conv_cases import ConvCase, assert_case, pattern_weights, run_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from topi_kernels.operator import (
-    conv_shape,
-    default_layout,
-    family_of,
-    plan_conv,
-    wasted_share,
-)
+from topi_kernels.backend import default_layout, family_of
+from topi_kernels.conv_task import ConvTask
+from topi_kernels.geometry import ConvGeometry
+from topi_kernels.operator import plan_conv, wasted_share
 from topi_kernels.pattern import builtin_pattern_set
 from topi_kernels.schedules.config import ConvConfig, illegal_reason, register_need
 from topi_kernels.schedules.pattern_conv import schedule_pattern_conv
 from topi_kernels.schedules.search_space import search_space
 from topi_kernels.structure import analyse
-from topi_kernels.workload import ConvWorkload, Epilogue
+from topi_kernels.workload import Epilogue
 
 RNG = np.random.default_rng(0)
 
@@ -71,7 +68,7 @@ def test_any_convolution_matches_torch(data, kernel, density, seed) -> None:
 def test_groups_use_their_lane_form(group: int, size: tuple[int, int]) -> None:
     weight = pattern_weights(64, 16, group=group)
     plan = assert_case(ConvCase(*size, activation="relu"), weight)
-    assert plan.structure.max_group == group
+    assert plan.task.max_group == group
     assert group % plan.group == 0
 
 
@@ -104,7 +101,7 @@ def test_many_in_channels(in_channels: int) -> None:
 def test_pattern_sets(name: str) -> None:
     weight = pattern_weights(32, 24, masks=builtin_pattern_set(name).masks, connectivity=1.5)
     plan = assert_case(ConvCase(13, 9), weight)
-    assert plan.structure.kind == ("tap" if name == "natural56" else "pattern")
+    assert plan.task.structure == ("tap" if name == "natural56" else "pattern")
 
 
 def test_patterns_of_different_length() -> None:
@@ -169,13 +166,10 @@ def test_threads_do_not_change_a_bit(group: int) -> None:
 def test_level0_is_in_the_search_space_and_legal() -> None:
     weight = pattern_weights(64, 32, group=4)
     plan = ConvCase(28, 28).plan(weight)
-    w, family = plan.workload, family_of("x86-avx512")
-    geometry = (w.stride, w.padding, w.dilation)
-    shape = conv_shape(weight.shape, plan.structure, w.in_layout, w.out_layout, geometry)
-    space = list(search_space(shape, family))
+    space = list(search_space(plan.task.shape, plan.task.machine))
     assert plan.config in space
     assert len(space) == len(set(space)) > 50
-    assert all(register_need(c) <= family.vector_registers for c in space)
+    assert all(register_need(c) <= plan.task.machine.vector_registers for c in space)
     assert 0 <= wasted_share(plan) < 0.2
 
 
@@ -222,31 +216,43 @@ def test_a_legal_config_has_no_reason_against_it() -> None:
 
 def test_bad_input_is_refused() -> None:
     layout = default_layout(8, 8, 1, "x86-avx512")
-    plan = {"batch": 1, "in_layout": layout, "out_layout": layout, "family": "x86-avx512"}
-    weight = pattern_weights(4, 4)
+    weight, nan = pattern_weights(4, 4), np.full((4, 4, 3, 3), np.nan, np.float32)
+
+    def task(values: np.ndarray, padding: int = 1, batch: int = 1) -> ConvTask:
+        geometry = ConvGeometry((3, 3), padding=(padding, padding))
+        return ConvTask.from_weight(
+            values, geometry, layout, layout, family="x86-avx512", batch=batch
+        )
+
     with pytest.raises(ValueError, match="NaN or Inf"):
-        plan_conv(np.full((1, 1, 3, 3), np.nan, np.float32), **plan)
+        task(nan)
     with pytest.raises(ValueError, match="got shape"):
-        plan_conv(np.zeros((3, 3), np.float32), **plan)
+        task(np.zeros((3, 3), np.float32))
+    with pytest.raises(ValueError, match=r"kernels of 1x1, the geometry of \(3, 3\)"):
+        task(weight[:, :, :1, :1])
     with pytest.raises(ValueError, match="batch"):
-        plan_conv(weight, **{**plan, "batch": 0})
+        task(weight, batch=0)
     with pytest.raises(ValueError, match="32-bit"):
-        plan_conv(weight, **{**plan, "batch": 10**8})
+        task(weight, batch=10**8)
+    with pytest.raises(ValueError, match="NaN or Inf"):
+        plan_conv(task(weight), nan)
+    with pytest.raises(ValueError, match=r"float32 weights of shape \(4, 4, 3, 3\), got float64"):
+        plan_conv(task(weight), weight.astype(np.float64))
     with pytest.raises(ValueError, match="illegal here"):
-        plan_conv(weight, **plan, config=ConvConfig(16, 1, 1, 99, 1))
+        plan_conv(task(weight), weight, ConvConfig(16, 1, 1, 99, 1))
     with pytest.raises(ValueError, match="padded by"):
-        plan_conv(weight, **plan, padding=(2, 2))
-    good = plan_conv(weight, **plan, padding=(1, 1))
+        plan_conv(task(weight, padding=2), weight)
+    good = plan_conv(task(weight), weight)
     with pytest.raises(ValueError, match="pack again"):
         schedule_pattern_conv(good.workload, dataclasses.replace(good.config, filter_vectors=3))
 
 
-def test_workload_keys_are_stable_and_distinct() -> None:
+def test_workloads_are_equal_or_refused() -> None:
     first = ConvCase(9, 9).plan(pattern_weights(4, 4)).workload
     again = ConvCase(9, 9).plan(pattern_weights(4, 4)).workload
     other = ConvCase(9, 10).plan(pattern_weights(4, 4)).workload
-    assert first.key == again.key != other.key
-    assert isinstance(first, ConvWorkload)
+    assert first == again != other
+    assert hash(first) == hash(again)
     with pytest.raises(ValueError, match="residual_layout"):
         dataclasses.replace(first, epilogue=Epilogue(residual=True), residual_layout=None)
     with pytest.raises(ValueError, match="dtype"):

@@ -11,6 +11,7 @@ from tvm.script import relax as R
 from relay_passes.fuse_epilogue import FuseEpilogue
 from relay_passes.markers import ConvParams, Marker, parse
 from relay_passes.recognize_activations import activation_marker
+from topi_kernels.geometry import ConvGeometry
 
 SHAPE = (1, 4, 6, 7)
 TYPE = relax.TensorType(SHAPE, "float32")
@@ -26,7 +27,7 @@ class Graph:
         self.weight = relax.const(np.ones((4, 4, 1, 1), "float32"))
 
     def conv(self, layer, source=None, op="conv2d"):
-        params = ConvParams(layer, (1, 1), (0, 0, 0, 0), (1, 1)).to_dict()
+        params = ConvParams(layer, ConvGeometry((1, 1))).to_dict()
         source = self.x if source is None else source
         return self.emit(Marker(op, (source, self.weight), params).call(TYPE))
 
@@ -61,7 +62,8 @@ class Graph:
 
     def facts(self, layer):
         params = self.markers[layer].params
-        return params["bias"], params["residual"], params["activation"]
+        epilogue = params["epilogue"]
+        return epilogue["bias"], epilogue["residual"], epilogue["activation"]
 
 
 @pytest.mark.parametrize("activation", ["relu", "relu6", "hardswish", "silu"])

@@ -11,6 +11,7 @@ from tvm.script import relax as R
 from relay_passes.markers import ConvParams, Marker, layout_from_list, layout_to_list, parse
 from relay_passes.pattern_rewrite import PatternRewrite
 from relay_passes.report import LayerRow, ReportBuilder, RewriteReport
+from topi_kernels.geometry import ConvGeometry
 from topi_kernels.layout import PlaneLayout
 
 
@@ -183,7 +184,9 @@ def test_report_names_stay_unique_and_survive_json():
 
 def test_marker_round_trip():
     layout = PlaneLayout.make(5, 6, 1)
-    params = ConvParams("a", (1, 2), (0, 1, 2, 3), (1, 1), in_layout=layout, out_layout=layout)
+    params = ConvParams(
+        "a", ConvGeometry((3, 3), (1, 2), (0, 1)), (2, 3), in_layout=layout, out_layout=layout
+    )
     x = relax.Var("x", relax.TensorType((1,), "float32"))
     marker = parse(Marker("plane_conv2d", (x, x), params.to_dict()).call(x.ty))
     assert marker.op == "plane_conv2d"

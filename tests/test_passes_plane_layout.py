@@ -11,7 +11,9 @@ from tvm.script import relax as R
 from relay_passes.markers import ConvParams, Marker, layout_to_list, parse
 from relay_passes.plane_layout import PlaneLayout
 from relay_passes.recognize_activations import activation_marker
+from topi_kernels.geometry import ConvGeometry
 from topi_kernels.layout import PlaneLayout as Layout
+from topi_kernels.workload import Epilogue
 
 SHAPE = (1, 4, 6, 8)
 TYPE = relax.TensorType(SHAPE, "float32")
@@ -34,7 +36,12 @@ class Graph:
 
     def conv(self, source, k=3, residual=None, op="conv2d"):
         pad = k // 2
-        params = ConvParams(f"k{k}", (1, 1), (pad,) * 4, (1, 1), residual=residual is not None)
+        params = ConvParams(
+            f"k{k}",
+            ConvGeometry((k, k), padding=(pad, pad)),
+            (pad, pad),
+            Epilogue(residual=residual is not None),
+        )
         weight = relax.const(np.ones((4, 4 if op == "conv2d" else 1, k, k), "float32"))
         tensors = (source, weight) if residual is None else (source, weight, residual)
         return self.emit(Marker(op, tensors, params.to_dict()).call(TYPE))

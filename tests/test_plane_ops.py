@@ -7,9 +7,10 @@ import torch.nn.functional as F
 import tvm
 
 from topi_kernels import plane_ops, plane_windows, vector_math
+from topi_kernels.geometry import ConvGeometry
 from topi_kernels.layout import PlaneLayout
 from topi_kernels.plane_ops import PlaneTarget
-from topi_kernels.plane_windows import DepthwiseConfig, Window
+from topi_kernels.plane_windows import DepthwiseConfig
 from topi_kernels.target_family import ARM_NEON, X86_AVX2, X86_AVX512
 
 HOST = tvm.target.Target("llvm")
@@ -129,10 +130,10 @@ def pool_layouts(height, width, window, bottom_right, in_pad=None):
 
 
 POOLS = [
-    (Window((2, 2), (2, 2), (0, 0)), (0, 0)),
-    (Window((3, 3), (2, 2), (1, 1)), (1, 1)),
-    (Window((3, 3), (1, 1), (1, 1)), (1, 1)),
-    (Window((3, 2), (2, 3), (1, 0)), (0, 1)),
+    (ConvGeometry((2, 2), (2, 2), (0, 0)), (0, 0)),
+    (ConvGeometry((3, 3), (2, 2), (1, 1)), (1, 1)),
+    (ConvGeometry((3, 3), (1, 1), (1, 1)), (1, 1)),
+    (ConvGeometry((3, 2), (2, 3), (1, 0)), (0, 1)),
 ]
 
 
@@ -176,7 +177,7 @@ def test_avg_pool(height, width, window, bottom_right, include_pad):
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 7), (14, 14), (9, 37), (5, 112)])
 def test_depthwise(height, width, stride, family):
-    window = Window((3, 3), (stride, stride), (1, 1))
+    window = ConvGeometry((3, 3), (stride, stride), (1, 1))
     in_layout, out_layout = pool_layouts(height, width, window, (1, 1))
     x, w, b = random(2, 3, height, width), random(3, 1, 3, 3, seed=1), random(3, seed=2)
     func = plane_windows.depthwise_conv(
@@ -191,7 +192,7 @@ def test_depthwise(height, width, stride, family):
 
 @pytest.mark.parametrize("rows", [1, 3, 8])
 def test_depthwise_dilated_5x5_with_multiplier(rows):
-    window = Window((5, 5), (1, 1), (4, 4), (2, 2))
+    window = ConvGeometry((5, 5), (1, 1), (4, 4), (2, 2))
     in_layout, out_layout = pool_layouts(11, 13, window, (4, 4))
     x, w = random(1, 2, 11, 13), random(4, 1, 5, 5, seed=1)
     func = plane_windows.depthwise_conv(
@@ -211,7 +212,7 @@ def test_depthwise_dilated_5x5_with_multiplier(rows):
 
 def test_tight_layouts_narrow_the_vectors():
     """Planes without slack: no load may leave the plane, so the vectors become narrower."""
-    window = Window((2, 2), (2, 2), (0, 0))
+    window = ConvGeometry((2, 2), (2, 2), (0, 0))
     in_layout, out_layout = PlaneLayout(6, 6, 0, 6, 0, 36), PlaneLayout(3, 3, 0, 3, 0, 9)
     x = random(1, 1, 6, 6)
     func = plane_windows.max_pool(1, 1, in_layout, out_layout, window, PlaneTarget(X86_AVX512))
@@ -222,7 +223,7 @@ def test_tight_layouts_narrow_the_vectors():
 
 def test_window_errors():
     bare, target = PlaneLayout.make(8, 8, 0), PlaneTarget(X86_AVX2)
-    window = Window((3, 3), (1, 1), (1, 1))
+    window = ConvGeometry((3, 3), (1, 1), (1, 1))
     with pytest.raises(ValueError, match="padded by 0, the pool reads 1"):
         plane_windows.avg_pool(1, 1, bare, bare, window, target, True)
     with pytest.raises(ValueError, match="padded by 0, the convolution reads 1"):
@@ -232,12 +233,12 @@ def test_window_errors():
         plane_windows.depthwise_conv(1, 3, padded, padded, window, target, multiplier=2)
     with pytest.raises(ValueError, match="see no pixel"):
         plane_windows.max_pool(
-            1, 1, padded, PlaneLayout.make(8, 12, 0), Window((1, 1), (1, 1), (0, 0)), target
+            1, 1, padded, PlaneLayout.make(8, 12, 0), ConvGeometry((1, 1), (1, 1), (0, 0)), target
         )
-    dilated = Window((3, 3), (1, 1), (1, 1), (2, 2))
+    dilated = ConvGeometry((3, 3), (1, 1), (1, 1), (2, 2))
     with pytest.raises(ValueError, match="max_pool takes no dilation"):
         plane_windows.max_pool(1, 1, padded, padded, dilated, target)
-    with pytest.raises(ValueError, match="a window needs positive"):
-        Window((3, 3), (0, 1), (1, 1))
+    with pytest.raises(ValueError, match="a geometry needs positive"):
+        ConvGeometry((3, 3), (0, 1), (1, 1))
     with pytest.raises(ValueError, match=r"rows must be in 1\.\.8"):
         DepthwiseConfig(9)

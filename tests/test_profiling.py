@@ -16,6 +16,7 @@ from tvm.script import relax as R
 import tvm_pattern as tp
 from relay_passes.markers import ConvParams, Marker
 from relay_passes.name_layers import NameLayers, layer_of
+from topi_kernels.geometry import ConvGeometry
 from tvm_pattern.profiling import Profile, Step, StepTime, profile_table, with_steps
 
 IMAGE = np.random.default_rng(0).standard_normal((1, 3, 12, 10)).astype(np.float32)
@@ -127,7 +128,7 @@ def test_name_layers_renames_outputs_of_blocks_too():
     kind = relax.TensorType((1, 4, 6, 7), "float32")
     builder, x = relax.BlockBuilder(), relax.Var("x", kind)
     weight = relax.const(np.ones((4, 4, 1, 1), "float32"))
-    params = ConvParams("block.conv", (1, 1), (0, 0, 0, 0), (1, 1)).to_dict()
+    params = ConvParams("block.conv", ConvGeometry((1, 1))).to_dict()
     with builder.function("main", [x]):
         with builder.dataflow():
             y = builder.emit(relax.op.nn.relu(x))

@@ -19,7 +19,8 @@ from .workload import ConvWorkload
 
 def _output_element(w: ConvWorkload, b: Buffers, where: tuple[Any, Any, Any, Any, Any]) -> None:
     n, g, j, y, x = where
-    (sh, sw), (dh, dw), (pt, pl) = w.stride, w.dilation, w.padding
+    shape = w.geometry
+    (sh, sw), (dh, dw), (pt, pl) = shape.stride, shape.dilation, shape.padding
     slot = T.Bind(T.Cast("int32", b.filter_order[g * w.group + j]))
     delta = w.index_encoding == "delta8"
     with T.If(slot < w.out_channels), T.Then():

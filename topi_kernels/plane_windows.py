@@ -15,6 +15,7 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx.script import builder as T
 
+from .geometry import ConvGeometry
 from .layout import PlaneLayout
 from .plane_ops import (
     Index,
@@ -43,32 +44,6 @@ def sum_of(values: Sequence[Expr]) -> Expr:
 
 
 @dataclass(frozen=True)
-class Window:
-    """Geometry of a sliding window.
-
-    ``padding`` is ``(top, left)``, all others ``(rows, columns)``.
-    """
-
-    kernel_size: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int] = (1, 1)
-
-    def __post_init__(self) -> None:
-        if min(*self.kernel_size, *self.stride, *self.dilation) < 1 or min(self.padding) < 0:
-            raise ValueError(
-                f"a window needs positive kernel_size, stride and dilation and padding >= 0,"
-                f" got {self}"
-            )
-
-    @property
-    def reach(self) -> tuple[int, int]:
-        """Distance of the first and the last tap, vertically and horizontally."""
-        (kh, kw), (dh, dw) = self.kernel_size, self.dilation
-        return (kh - 1) * dh, (kw - 1) * dw
-
-
-@dataclass(frozen=True)
 class DepthwiseConfig:
     """Register tile of the depthwise convolution: output rows that are computed together."""
 
@@ -84,14 +59,14 @@ class DepthwiseConfig:
         return cls(7 if height % 7 == 0 and height <= SMALL_HEIGHT else 4)
 
 
-def _over_read(window: Window, lanes: int) -> int:
+def _over_read(window: ConvGeometry, lanes: int) -> int:
     """Elements beyond the last tap of the last lane that :func:`_columns` loads."""
     stride = window.stride[1]
     return 2 * lanes - 1 - 2 * (lanes - 1) if stride == 2 and lanes > 1 else 0
 
 
 def _pick_lanes(
-    window: Window,
+    window: ConvGeometry,
     in_layout: PlaneLayout,
     out_layout: PlaneLayout,
     lanes: int,
@@ -127,7 +102,7 @@ def _for_each_column_vector(width: int, lanes: int, body: Callable[[Index, int],
 
 
 def _columns(
-    raw: Callable[[int], Expr], window: Window, lanes: int, strided: Callable
+    raw: Callable[[int], Expr], window: ConvGeometry, lanes: int, strided: Callable
 ) -> list[Expr]:
     """One vector per kernel column.
 
@@ -153,7 +128,7 @@ def _row_loader(
     x: tirx.Buffer,
     plane: list[Index],
     starts: list[Index],
-    window: Window,
+    window: ConvGeometry,
     lanes: int,
     combine: Combine = sum_of,
 ) -> list[Expr]:
@@ -174,7 +149,9 @@ def _row_loader(
     return _columns(raw, window, lanes, strided)
 
 
-def _border_columns(window: Window, in_width: int, out_width: int) -> list[tuple[int, list[int]]]:
+def _border_columns(
+    window: ConvGeometry, in_width: int, out_width: int
+) -> list[tuple[int, list[int]]]:
     """Output columns whose window leaves the image, each with its kernel columns inside."""
     result = []
     for ox in range(out_width):
@@ -191,7 +168,7 @@ def max_pool(
     channels: int,
     in_layout: PlaneLayout,
     out_layout: PlaneLayout,
-    window: Window,
+    window: ConvGeometry,
     target: PlaneTarget,
 ) -> tirx.PrimFunc:
     """``(x planes, out planes)``: maximum of the window's pixels that lie inside the image.
@@ -250,7 +227,7 @@ def avg_pool(
     channels: int,
     in_layout: PlaneLayout,
     out_layout: PlaneLayout,
-    window: Window,
+    window: ConvGeometry,
     target: PlaneTarget,
     count_include_pad: bool,
 ) -> tirx.PrimFunc:
@@ -327,7 +304,7 @@ def depthwise_conv(
     channels: int,
     in_layout: PlaneLayout,
     out_layout: PlaneLayout,
-    window: Window,
+    window: ConvGeometry,
     target: PlaneTarget,
     bias: bool = False,
     activation: str = "none",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal, get_args
 
+from .geometry import ConvGeometry
 from .layout import PlaneLayout
 from .pattern import Pattern
 
-ACTIVATIONS = ("none", "relu", "relu6", "hardswish", "silu")
+Activation = Literal["none", "relu", "relu6", "hardswish", "silu"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 DTYPES = ("float32", "float16")
 
 
@@ -20,7 +20,7 @@ class Epilogue:
 
     bias: bool = False
     residual: bool = False
-    activation: str = "none"
+    activation: Activation = "none"
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
@@ -34,11 +34,7 @@ class ConvWorkload:
     Parameters
     ----------
     batch, in_channels, out_channels : int
-    stride, dilation : tuple of (int, int)
-        ``(vertical, horizontal)``.
-    padding : tuple of (int, int)
-        ``(top, left)``; bottom and right follow from the layouts.
-    kernel_size : tuple of (int, int)
+    geometry : ConvGeometry
     in_layout, out_layout : PlaneLayout
         Input and output geometry. The residual has ``residual_layout``.
     patterns : tuple of Pattern
@@ -58,10 +54,7 @@ class ConvWorkload:
     batch: int
     in_channels: int
     out_channels: int
-    kernel_size: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
+    geometry: ConvGeometry
     in_layout: PlaneLayout
     out_layout: PlaneLayout
     patterns: tuple[Pattern, ...]
@@ -81,7 +74,7 @@ class ConvWorkload:
             raise ValueError(f"dtype {self.dtype!r}: expected one of {DTYPES}")
         if self.epilogue.residual and self.residual_layout is None:
             raise ValueError("an epilogue with a residual needs residual_layout")
-        need = max(self.padding)
+        need = max(self.geometry.padding)
         if self.in_layout.pad < need:
             raise ValueError(
                 f"the input plane is padded by {self.in_layout.pad}, the convolution needs {need}"
@@ -91,26 +84,9 @@ class ConvWorkload:
     def num_groups(self) -> int:
         return self.num_slots // self.group
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON."""
-        return asdict(self)
-
-    @property
-    def key(self) -> str:
-        """Stable identifier: equal workloads have equal keys in every process."""
-        text = json.dumps(self.as_dict(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
     @property
     def effective_flops(self) -> int:
         """Floating point operations on stored weights, without the empty slots of groups."""
         pixels = self.out_layout.height * self.out_layout.width
         share = self.out_channels / self.num_slots
         return round(2 * self.batch * self.num_weights * share * pixels)
-
-    @property
-    def dense_flops(self) -> int:
-        """Dense-equivalent floating point operations (two per multiply-add)."""
-        kh, kw = self.kernel_size
-        pixels = self.out_layout.height * self.out_layout.width
-        return 2 * self.batch * self.out_channels * self.in_channels * kh * kw * pixels

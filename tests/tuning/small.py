@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from relay_passes.conv_task import ConvTask
-from relay_passes.markers import ConvParams
 from relay_passes.targets import resolve
-from topi_kernels.operator import default_layout
+from topi_kernels.backend import default_layout
+from topi_kernels.conv_task import ConvTask
+from topi_kernels.geometry import ConvGeometry
 from topi_kernels.pattern import fixed8_patterns
 from topi_kernels.schedules.config import ConvConfig
 from topi_kernels.target_family import target_family
+from topi_kernels.workload import Epilogue
 from tvm_pattern.tuning.records import Record
 from tvm_pattern.tuning.space import Space
 
@@ -37,17 +38,15 @@ def small_task(
     """A 3x3 convolution of ``size x size`` planes, and its weights."""
     values = small_weight(**weight)
     layout = default_layout(size, size, 1, family)
-    params = ConvParams(
-        "conv",
-        (1, 1),
-        (1, 1, 1, 1),
-        (1, 1),
-        bias=True,
-        activation=activation,
-        in_layout=layout,
-        out_layout=layout,
+    task = ConvTask.from_weight(
+        values,
+        ConvGeometry((3, 3), padding=(1, 1)),
+        layout,
+        layout,
+        family=family,
+        epilogue=Epilogue(bias=True, activation=activation),
     )
-    return ConvTask.from_weight(values, 1, params, family), values
+    return task, values
 
 
 def record_of(task: ConvTask, config: ConvConfig, seconds: float | None = 1e-3, **more) -> Record:

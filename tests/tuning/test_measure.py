@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from relay_passes.conv_task import ConvTask
 from relay_passes.targets import resolve
+from topi_kernels.conv_task import ConvTask
 from topi_kernels.layout import PlaneLayout
+from topi_kernels.operator import plan_conv
 from tvm_pattern.tuning.measure import (
     MeasureOptions,
     Measurer,
@@ -79,7 +80,7 @@ def test_a_wrong_answer_is_noticed_with_real_weights(measurer):
     inputs = measurer.inputs(task, weight)
     plan = inputs.plan(Space(task).configs[0])
     other, other_weight = small_task(activation="none")
-    other_plan = other.plan(other_weight, 1, plan.config)
+    other_plan = plan_conv(other, other_weight, plan.config)
     function = other_plan.primfunc().with_attr("global_symbol", "main")
     (outcome,) = measurer.measure_functions([(function, inputs.token(plan))])
     assert outcome.error_kind == "wrong_result"

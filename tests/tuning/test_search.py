@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from topi_kernels.geometry import ConvGeometry
 from topi_kernels.layout import PlaneLayout
 from topi_kernels.pattern import Pattern
 from topi_kernels.schedules.config import ConvConfig
@@ -77,8 +78,7 @@ def test_the_widths_of_a_space():
     assert {c.shift for c in narrow.configs} == {"load", "rotate"}
     one_tap = replace(
         task,
-        weight_shape=(8, 8, 1, 1),
-        padding=(0, 0),
+        geometry=ConvGeometry((1, 1)),
         patterns=(Pattern((1, 1), ((0, 0),)),),
         kept_weights=task.kept_kernels,
     )

@@ -17,8 +17,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 import tvm_pattern
-from relay_passes.conv_task import ConvTask
 from relay_passes.targets import resolve
+from topi_kernels.conv_task import ConvTask
 from tvm_pattern.locks import LockError, locked
 from tvm_pattern.tuning import cli, logs_cli, show
 from tvm_pattern.tuning.environment import device_name, target_dict
@@ -384,6 +384,16 @@ def test_shipped_logs_are_readable_and_used_by_default():
             assert found.config is not None or found.skipped
         assert used > len(records) // 2
     assert len(config_lookup(None, resolve("pattern/mali"))) == 0
+
+
+def test_keys_of_shipped_tasks_are_what_they_were():
+    """No change of the task's description may make a record unfindable."""
+    paths = [path for family in ("x86-avx512", "x86-avx2") for path in shipped_logs(family)]
+    records = [record for path in paths for record in TuningLog(path).records()]
+    assert len(records) > 200
+    for record in records:
+        task = ConvTask.from_dict(record.task)
+        assert (task.key, task.as_dict()) == (record.task_key, record.task)
 
 
 def test_an_explicit_log_is_checked(tmp_path):

@@ -14,9 +14,10 @@ import tvm
 from torch import nn
 
 from relay_passes import pipeline
-from relay_passes.conv_task import ConvTask
 from relay_passes.report import ReportBuilder
 from relay_passes.targets import resolve
+from topi_kernels.conv_task import ConvTask
+from topi_kernels.operator import plan_conv
 from topi_kernels.schedules.config import ConvConfig
 from tvm_pattern.frontend import import_model
 from tvm_pattern.pruning import oneshot
@@ -124,7 +125,7 @@ def test_a_float16_space_has_float16_vectors(half_tasks: list[WeightedTask]) -> 
         assert {c.vector_width for c in space.configs} == {4, 8}
         default = space.configs[space.default]
         assert default.vector_width == 8
-        assert default == task.plan(weight).config
+        assert default == plan_conv(task, weight).config
 
 
 def test_features_of_float16_count_its_lanes_and_bytes() -> None:
@@ -165,8 +166,8 @@ def test_a_wrong_float16_candidate_is_found(half_tasks: list[WeightedTask]) -> N
     other = replace(task, epilogue=replace(task.epilogue, activation="none"))
     options = MeasureOptions(run_timeout=60, repeat=1, min_repeat_ms=1)
     with Measurer(resolve("pattern/native"), 1, options) as measurer:
-        token = measurer.inputs(task, weight).token(task.plan(weight))
-        functions = [t.plan(weight).primfunc() for t in (task, other)]
+        token = measurer.inputs(task, weight).token(plan_conv(task, weight))
+        functions = [plan_conv(t, weight).primfunc() for t in (task, other)]
         jobs = [(f.with_attr("global_symbol", worker.ENTRY), token) for f in functions]
         right, wrong = measurer.measure_functions(jobs)
     assert (right.error_kind, wrong.error_kind) == ("ok", "wrong_result")
@@ -177,6 +178,6 @@ def test_float16_configurations_become_eight_lanes(half_tasks: list[WeightedTask
     space = Space(weighted.task)
     for index in (space.default, len(space) // 2):
         config = space.configs[index]
-        function = weighted.task.plan(weighted.weight, 1, config).primfunc()
+        function = plan_conv(weighted.task, weighted.weight, config).primfunc()
         text = tvm.compile(function, HALF_TARGET).mod.inspect_source("asm")
         assert f".{config.vector_width}h" in text

@@ -31,9 +31,9 @@ def fetch_next_input(
 
     A tile as wide as the image lies below the one before it, which read its upper rows already.
     """
-    layout = workload.in_layout
-    (sh, sw), (dh, dw), (pt, pl) = workload.stride, workload.dilation, workload.padding
-    kh, kw = workload.kernel_size
+    layout, window = workload.in_layout, workload.geometry
+    (sh, sw), (dh, dw), (pt, pl) = window.stride, window.dilation, window.padding
+    kh, kw = window.kernel_size
     rows = (config.tile_rows - 1) * sh + (kh - 1) * dh + 1
     whole_row = row_vectors(workload, config) == config.tile_cols
     fresh = min(rows, config.tile_rows * sh) if whole_row else rows

@@ -80,13 +80,14 @@ class SplitGeometry(InputGeometry):
 
 def plain_geometry(workload: ConvWorkload) -> InputGeometry:
     """The input plane as its producer wrote it."""
-    layout, (sh, sw) = workload.in_layout, workload.stride
+    layout, (sh, sw) = workload.in_layout, workload.geometry.stride
     return InputGeometry(layout.size, layout.origin, sh * layout.row_stride, sw, layout.row_stride)
 
 
 def split_geometry(workload: ConvWorkload, vector_width: int) -> SplitGeometry:
     """The smallest separated plane that holds every input of the convolution."""
-    (sh, sw), (dh, dw), (pt, pl) = workload.stride, workload.dilation, workload.padding
+    window = workload.geometry
+    (sh, sw), (dh, dw), (pt, pl) = window.stride, window.dilation, window.padding
     taps = [tap for pattern in workload.patterns for tap in pattern.taps]
     rows = [kh * dh - pt for kh, _ in taps]
     cols = [kw * dw - pl for _, kw in taps]

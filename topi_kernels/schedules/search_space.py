@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from ..geometry import ConvGeometry
 from ..layout import PlaneLayout
 from ..pattern import Pattern
 from ..reorder import GROUP_SIZES
@@ -30,9 +31,7 @@ class ConvShape:
 
     in_channels: int
     out_channels: int
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
-    padding: tuple[int, int]
+    geometry: ConvGeometry
     in_layout: PlaneLayout
     out_layout: PlaneLayout
     patterns: tuple[Pattern, ...]
@@ -47,7 +46,8 @@ def _input_rows(
 
     Rows are named (row, remainder): separated columns lie in rows of their own.
     """
-    (sh, sw), (dh, dw), pl = shape.stride, shape.dilation, shape.padding[1]
+    (sh, sw), (dh, dw) = shape.geometry.stride, shape.geometry.dilation
+    pl = shape.geometry.padding[1]
     apart = sw if config.shift == "split" else 1
     rows: dict[tuple[int, int], set[int]] = {}
     for kh, kw in taps:
@@ -61,16 +61,18 @@ def _input_rows(
 
 def _column_step(shape: ConvShape, config: ConvConfig) -> int:
     """Distance in memory of the inputs of two neighbouring outputs."""
-    return 1 if config.shift == "split" else shape.stride[1]
+    return 1 if config.shift == "split" else shape.geometry.stride[1]
 
 
 def _separation_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
     """Writing even and odd rows and columns apart, once per call."""
     if config.shift != "split":
         return 0.0
-    kernel = shape.patterns[0].kernel_size
-    rows = shape.out_layout.height * min(kernel[0], shape.stride[0])
-    vectors = -(-shape.out_layout.width // config.vector_width) * min(kernel[1], shape.stride[1])
+    kernel = shape.geometry.kernel_size
+    rows = shape.out_layout.height * min(kernel[0], shape.geometry.stride[0])
+    vectors = -(-shape.out_layout.width // config.vector_width) * min(
+        kernel[1], shape.geometry.stride[1]
+    )
     return shape.in_channels * rows * vectors * (2 * family.line_cost + family.store_cost)
 
 
@@ -104,11 +106,11 @@ def _live_early(shape: ConvShape, config: ConvConfig) -> int:
 
 def _channel_floats(shape: ConvShape, config: ConvConfig, family: Family) -> int:
     """Input elements of one in_channel that a tile touches."""
-    kh, kw = shape.patterns[0].kernel_size
-    step = 1 if config.shift == "split" and kh == 1 else shape.stride[0]
-    rows = (config.tile_rows - 1) * step + (kh - 1) * shape.dilation[0] + 1
-    step = 1 if config.shift == "split" and kw == 1 else shape.stride[1]
-    columns = config.tile_cols * config.pixel_lanes * step + (kw - 1) * shape.dilation[1]
+    kh, kw = shape.geometry.kernel_size
+    step = 1 if config.shift == "split" and kh == 1 else shape.geometry.stride[0]
+    rows = (config.tile_rows - 1) * step + (kh - 1) * shape.geometry.dilation[0] + 1
+    step = 1 if config.shift == "split" and kw == 1 else shape.geometry.stride[1]
+    columns = config.tile_cols * config.pixel_lanes * step + (kw - 1) * shape.geometry.dilation[1]
     return rows * min(columns + family.cache_line_floats, shape.in_layout.row_stride)
 
 
@@ -148,8 +150,12 @@ def _channel_block(shape: ConvShape, config: ConvConfig, family: Family) -> int:
 
 def _page_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
     """Address translation: tall tiles of wide images touch a new page every few rows."""
-    kh = shape.patterns[0].kernel_size[0]
-    rows = (config.tile_rows - 1) * shape.stride[0] + (kh - 1) * shape.dilation[0] + 1
+    kh = shape.geometry.kernel_size[0]
+    rows = (
+        (config.tile_rows - 1) * shape.geometry.stride[0]
+        + (kh - 1) * shape.geometry.dilation[0]
+        + 1
+    )
     pages = 1 + rows * shape.in_layout.row_stride / family.page_floats
     if pages * shape.in_channels <= family.near_pages:
         return 0.0
@@ -239,7 +245,7 @@ def search_space(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
     layout = shape.out_layout
     budget = family.vector_registers - family.temporaries
     most_taps = max(len(p) for p in shape.patterns)
-    kernel_width = shape.patterns[0].kernel_size[1]
+    kernel_width = shape.geometry.kernel_size[1]
     steps: tuple[int, ...] = (most_taps,) if most_taps <= 4 else (kernel_width,)
     if family.vector_registers <= 16 and most_taps == 4:
         steps = (4, 2)
@@ -284,7 +290,7 @@ def illegal_for(shape: ConvShape, config: ConvConfig, family: Family) -> str | N
         out_width=shape.out_layout.width,
         in_row_stride=shape.in_layout.row_stride,
         out_row_stride=shape.out_layout.row_stride,
-        stride_w=shape.stride[1],
+        stride_w=shape.geometry.stride[1],
     )
 
 
@@ -309,7 +315,7 @@ def _why_not(shape: ConvShape, config: ConvConfig, family: Family) -> str | None
         extra += 3  # AVX2 cannot broadcast an input inside the multiply-add
     if config.accumulators + extra > family.vector_registers or config.accumulators > limit:
         return "the weights of a step do not fit beside the accumulators"
-    if config.shift == "rotate" and max(p.kernel_size[1] for p in shape.patterns) == 1:
+    if config.shift == "rotate" and shape.geometry.kernel_size[1] == 1:
         return "rotate is pointless without horizontal taps"
     return None
 

@@ -26,7 +26,8 @@ def input_uses(
     Returns ``(row, column) of the vector, relative to the tile's origin in the input -> list of
     (tap number, tile row, tile column)``.
     """
-    (sh, sw), (dh, dw), (pt, pl) = workload.stride, workload.dilation, workload.padding
+    window = workload.geometry
+    (sh, sw), (dh, dw), (pt, pl) = window.stride, window.dilation, window.padding
     uses: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
     for number, (kh, kw) in taps:
         for r in range(config.tile_rows):

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from relay_passes.conv_task import ConvTask
+from topi_kernels.conv_task import ConvTask
 from topi_kernels.schedules.config import ConvConfig, register_need
 
 FEATURES = (
@@ -104,8 +104,10 @@ def config_features(task: ConvTask, config: ConvConfig, estimate: float) -> np.n
     rotate = c.shift == "rotate"
     patterns = tuple(p.taps for p in task.patterns)
     tile = (c.tile_rows, c.tile_cols)
-    loads = _input_loads(patterns, task.stride, task.dilation, tile, pixels, rotate)
-    (sh, sw), (kh, kw) = task.stride, task.weight_shape[2:]
+    loads = _input_loads(
+        patterns, task.geometry.stride, task.geometry.dilation, tile, pixels, rotate
+    )
+    (sh, sw), (kh, kw) = task.geometry.stride, task.geometry.kernel_size
     if sw > 1 and pixels > 1 and c.shift != "split":
         loads *= 2  # neighbouring outputs have their inputs in two vectors
     inputs = ((c.tile_rows - 1) * sh + kh) * ((c.tile_cols * pixels - 1) * sw + kw)

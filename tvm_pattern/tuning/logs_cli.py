@@ -38,7 +38,7 @@ def best(
     json_output: Json = False,
 ) -> None:
     """Keep the fastest configurations of each task, device and number of threads."""
-    from relay_passes.conv_task import ConvTask
+    from topi_kernels.conv_task import ConvTask
 
     from .records import TuningLog, best_records
 

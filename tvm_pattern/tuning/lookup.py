@@ -14,7 +14,7 @@ from typing import Any
 from tvm.target import Target
 
 import tuning_logs
-from relay_passes.conv_task import ConvTask
+from topi_kernels.conv_task import ConvTask
 from topi_kernels.schedules.config import ConvConfig
 from topi_kernels.target_family import architecture, target_family
 

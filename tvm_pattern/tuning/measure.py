@@ -25,9 +25,9 @@ from tvm.s_tir.meta_schedule.runner import EvaluatorConfig, RPCConfig, RunnerInp
 from tvm.support.popen_pool import MapResult, PopenPoolExecutor, StatusKind
 from tvm.target import Target
 
-from relay_passes.conv_task import ConvTask
+from topi_kernels.conv_task import ConvTask
 from topi_kernels.layout import PlaneLayout
-from topi_kernels.operator import ConvPlan
+from topi_kernels.operator import ConvPlan, plan_conv
 from topi_kernels.schedules.config import ConvConfig
 
 from ..machine import (
@@ -168,7 +168,7 @@ class TaskInputs:
     def plan(self, config: ConvConfig) -> ConvPlan:
         """The plan of a configuration; packed weights depend on its group only."""
         if config.group not in self._plans:
-            self._plans[config.group] = self.task.plan(self.weight, self.num_threads, config)
+            self._plans[config.group] = plan_conv(self.task, self.weight, config, self.num_threads)
         return replace(self._plans[config.group], config=config)
 
     def arguments(self, plan: ConvPlan) -> list[np.ndarray]:

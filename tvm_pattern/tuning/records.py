@@ -48,7 +48,7 @@ class Record:
     Parameters
     ----------
     task_key : str
-        Key of the :class:`relay_passes.conv_task.ConvTask`.
+        Key of the :class:`topi_kernels.conv_task.ConvTask`.
     task : dict
         The task as plain data; it holds the facts on the structure of the weights.
     config : dict

@@ -15,7 +15,7 @@ import numpy as np
 from tvm.target import Target
 
 from relay_passes import targets as target_tags
-from relay_passes.conv_task import ConvTask
+from topi_kernels.conv_task import ConvTask
 from topi_kernels.schedules.config import ConvConfig
 from topi_kernels.schedules.search_space import estimate_cost
 

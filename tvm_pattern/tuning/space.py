@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from relay_passes.conv_task import ConvTask
+from topi_kernels.conv_task import ConvTask
 from topi_kernels.schedules.config import LOOP_ORDERS, MAX_PREFETCH, ConvConfig
 from topi_kernels.schedules.search_space import default_config, estimate_cost, search_space
 

@@ -10,11 +10,11 @@ import tvm
 from tvm import relax
 from tvm.target import Target
 
-from relay_passes.conv_task import ConvTask
 from relay_passes.dataflow import array_of, bindings_of, relax_functions, shape_of
 from relay_passes.markers import ConvParams, Marker, parse
 from relay_passes.pipeline import marker_passes
 from relay_passes.report import ReportBuilder
+from topi_kernels.conv_task import ConvTask
 from topi_kernels.target_family import CPU_FAMILIES, target_family
 
 
@@ -61,7 +61,7 @@ def extract_tasks(mod: tvm.IRModule, target: Target, num_threads: int = 1) -> li
             weight = array_of(marker.tensors[1])
             batch = shape_of(marker.tensors[0])[0]
             params = ConvParams.from_dict(marker.params)
-            task = ConvTask.from_weight(weight, batch, params, family)
+            task = params.task(weight, batch, family)
             tasks.setdefault(task.key, WeightedTask(task, weight)).layers.append(name)
     return list(tasks.values())
 

@@ -14,20 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from topi_kernels.layout import PlaneLayout
-from topi_kernels.operator import (
-    ConvPlan,
-    conv_shape,
-    family_of,
-    plan_conv,
-)
-from topi_kernels.pattern import Pattern
-from topi_kernels.schedules.config import ConvConfig, Family, illegal_reason
-from topi_kernels.schedules.search_space import ConvShape
-from topi_kernels.structure import Structure, analyse
-from topi_kernels.workload import Epilogue
+from .backend import family_of
+from .geometry import ConvGeometry
+from .layout import PlaneLayout
+from .pattern import Pattern
+from .schedules.config import ConvConfig, Family
+from .schedules.search_space import ConvShape, illegal_for
+from .structure import analyse
+from .workload import Epilogue
 
-from .markers import ConvParams, layout_to_list
+MAX_ELEMENTS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -36,11 +32,8 @@ class ConvTask:
 
     Parameters
     ----------
-    batch : int
-    weight_shape : tuple of int
-        ``(out_channels, in_channels, kh, kw)``.
-    stride, padding, dilation : tuple of (int, int)
-        ``padding`` is ``(top, left)``.
+    batch, out_channels, in_channels : int
+    geometry : ConvGeometry
     in_layout, out_layout : PlaneLayout
     residual_layout : PlaneLayout or None
     epilogue : Epilogue
@@ -57,10 +50,9 @@ class ConvTask:
     """
 
     batch: int
-    weight_shape: tuple[int, int, int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
+    out_channels: int
+    in_channels: int
+    geometry: ConvGeometry
     in_layout: PlaneLayout
     out_layout: PlaneLayout
     residual_layout: PlaneLayout | None
@@ -75,40 +67,59 @@ class ConvTask:
 
     @classmethod
     def from_weight(
-        cls, weight: np.ndarray, batch: int, params: ConvParams, family: str
+        cls,
+        weight: np.ndarray,
+        geometry: ConvGeometry,
+        in_layout: PlaneLayout,
+        out_layout: PlaneLayout,
+        *,
+        family: str,
+        batch: int = 1,
+        epilogue: Epilogue | None = None,
+        residual_layout: PlaneLayout | None = None,
     ) -> ConvTask:
-        """The task of a ``plane_conv2d`` marker.
+        """The task of a convolution with these weights.
 
         Parameters
         ----------
         weight : numpy.ndarray
-            ``[out_channels, in_channels, kh, kw]``, zeros are removed weights.
-        batch : int
-        params : ConvParams
-            With its layouts set.
+            float32 or float16 ``[out_channels, in_channels, kh, kw]``, zeros are removed weights.
+        geometry : ConvGeometry
+        in_layout, out_layout, residual_layout : PlaneLayout
         family : str
+            Name of a processor family, see :mod:`topi_kernels.target_family`.
+        batch : int
+        epilogue : Epilogue, optional
+            Default: none.
 
         Raises
         ------
         ValueError
-            If the layouts are not set.
+            On unusable weights, sizes beyond 32-bit indices or a geometry of another kernel.
         """
-        if params.in_layout is None or params.out_layout is None:
+        check_weight(weight)
+        out_channels, in_channels, kh, kw = weight.shape
+        if (kh, kw) != geometry.kernel_size:
             raise ValueError(
-                f"layer {params.layer!r} has no plane layouts yet; run the pass PlaneLayout first"
+                f"the weights have kernels of {kh}x{kw}, the geometry of {geometry.kernel_size}"
+            )
+        if batch < 1:
+            raise ValueError(f"batch must be >= 1, got {batch}")
+        largest = batch * max(in_channels * in_layout.size, out_channels * out_layout.size)
+        if largest > MAX_ELEMENTS:
+            raise ValueError(
+                f"an activation of {largest} elements exceeds 32-bit indexing; reduce the batch"
             )
         found = analyse(weight)
-        out_channels, in_channels, kh, kw = weight.shape
         return cls(
             batch=batch,
-            weight_shape=(out_channels, in_channels, kh, kw),
-            stride=params.strides,
-            padding=(params.padding[0], params.padding[1]),
-            dilation=params.dilation,
-            in_layout=params.in_layout,
-            out_layout=params.out_layout,
-            residual_layout=params.residual_layout,
-            epilogue=Epilogue(params.bias, params.residual, params.activation),
+            out_channels=out_channels,
+            in_channels=in_channels,
+            geometry=geometry,
+            in_layout=in_layout,
+            out_layout=out_layout,
+            residual_layout=residual_layout,
+            epilogue=epilogue or Epilogue(),
             structure=found.kind,
             patterns=tuple(sorted(found.patterns)),
             max_group=found.max_group,
@@ -118,12 +129,19 @@ class ConvTask:
             family=family,
         )
 
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        """``(out_channels, in_channels, kh, kw)``."""
+        kh, kw = self.geometry.kernel_size
+        return self.out_channels, self.in_channels, kh, kw
+
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON."""
+        """Plain data, ready for JSON; records hold it, so its form stays."""
         return {
             **{name: getattr(self, name) for name in _PLAIN},
-            **{name: list(getattr(self, name)) for name in _TUPLES},
-            **{name: layout_to_list(getattr(self, name)) for name in _LAYOUTS},
+            **{name: list(getattr(self.geometry, name)) for name in _MOVES},
+            "weight_shape": list(self.weight_shape),
+            **{name: _layout(getattr(self, name)) for name in _LAYOUTS},
             "epilogue": asdict(self.epilogue),
             "patterns": [p.bits for p in self.patterns],
         }
@@ -138,25 +156,26 @@ class ConvTask:
             On unknown or missing fields, counts that are no whole numbers and names that are no
             text.
         """
-        if set(data) != set(cls.__dataclass_fields__):
-            raise ValueError(
-                f"a task has the fields {sorted(cls.__dataclass_fields__)}, got {sorted(data)}"
-            )
+        if set(data) != _FIELDS:
+            raise ValueError(f"a task has the fields {sorted(_FIELDS)}, got {sorted(data)}")
         for name in _COUNTS:
             if type(data[name]) is not int or data[name] < 0:
                 raise ValueError(f"field {name!r} of a task is {str(data[name])[:40]!r}, no count")
         for name in ("structure", "dtype", "family"):
             if not isinstance(data[name], str):
                 raise ValueError(f"field {name!r} of a task is {str(data[name])[:40]!r}, no name")
-        kernel_size = (data["weight_shape"][2], data["weight_shape"][3])
+        out_channels, in_channels, kh, kw = data["weight_shape"]
+        moves, residual = {name: data[name] for name in _MOVES}, data["residual_layout"]
         return cls(
-            **{
-                **data,
-                **{name: tuple(data[name]) for name in _TUPLES},
-                **{name: PlaneLayout(*data[name]) if data[name] else None for name in _LAYOUTS},
-                "epilogue": Epilogue(**data["epilogue"]),
-                "patterns": tuple(_pattern(kernel_size, bits) for bits in data["patterns"]),
-            }
+            **{name: data[name] for name in _PLAIN},
+            out_channels=out_channels,
+            in_channels=in_channels,
+            geometry=ConvGeometry.from_dict({"kernel_size": (kh, kw), **moves}),
+            in_layout=PlaneLayout(*data["in_layout"]),
+            out_layout=PlaneLayout(*data["out_layout"]),
+            residual_layout=None if residual is None else PlaneLayout(*residual),
+            epilogue=Epilogue(**data["epilogue"]),
+            patterns=tuple(_pattern((kh, kw), bits) for bits in data["patterns"]),
         )
 
     @property
@@ -178,8 +197,9 @@ class ConvTask:
     def label(self) -> str:
         """A short name for people, such as ``3x3 256->256 14x14``."""
         o, i, kh, kw = self.weight_shape
-        stride = "" if self.stride == (1, 1) else f" s{self.stride[0]}"
-        return f"{kh}x{kw} {i}->{o} {self.out_layout.height}x{self.out_layout.width}{stride}"
+        stride = self.geometry.stride
+        moved = "" if stride == (1, 1) else f" s{stride[0]}"
+        return f"{kh}x{kw} {i}->{o} {self.out_layout.height}x{self.out_layout.width}{moved}"
 
     @property
     def density(self) -> float:
@@ -193,13 +213,6 @@ class ConvTask:
         return 2 * self.batch * self.kept_weights * self.out_layout.height * self.out_layout.width
 
     @property
-    def dense_flops(self) -> int:
-        """Dense-equivalent floating point operations."""
-        o, i, kh, kw = self.weight_shape
-        pixels = self.out_layout.height * self.out_layout.width
-        return 2 * self.batch * o * i * kh * kw * pixels
-
-    @property
     def machine(self) -> Family:
         """The facts of the family, with the lanes that its vectors have in this dtype."""
         return family_of(self.family).of_dtype(self.dtype)
@@ -207,50 +220,42 @@ class ConvTask:
     @property
     def shape(self) -> ConvShape:
         """The convolution as the schedule's cost model sees it."""
-        structure = Structure(
-            self.structure, self.patterns, self.max_group, self.kept_kernels, self.kept_weights
+        if self.structure == "dense":
+            kernels = float(self.in_channels)
+        elif self.structure == "tap":
+            kernels = self.kept_weights / max(1, self.out_channels)
+        else:
+            kernels = self.kept_kernels / max(1, self.out_channels)
+        return ConvShape(
+            self.in_channels,
+            self.out_channels,
+            self.geometry,
+            self.in_layout,
+            self.out_layout,
+            self.patterns,
+            kernels,
+            self.max_group,
         )
-        geometry = (self.stride, self.padding, self.dilation)
-        return conv_shape(self.weight_shape, structure, self.in_layout, self.out_layout, geometry)
 
     def illegal_reason(self, config: ConvConfig) -> str | None:
         """Why ``config`` cannot be used for this task, or None when it can."""
         if config.group > self.max_group:
             return f"group {config.group} exceeds the {self.max_group} filters that share kernels"
-        return illegal_reason(
-            config,
-            self.machine,
-            out_height=self.out_layout.height,
-            out_width=self.out_layout.width,
-            in_row_stride=self.in_layout.row_stride,
-            out_row_stride=self.out_layout.row_stride,
-            stride_w=self.stride[1],
-        )
+        return illegal_for(self.shape, config, self.machine)
 
-    def plan(
-        self, weight: np.ndarray, num_threads: int = 1, config: ConvConfig | None = None
-    ) -> ConvPlan:
-        """The planned convolution; ``config`` None is level 0.
 
-        Raises
-        ------
-        ValueError
-            See :func:`topi_kernels.operator.plan_conv`.
-        """
-        return plan_conv(
-            weight,
-            batch=self.batch,
-            in_layout=self.in_layout,
-            out_layout=self.out_layout,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            epilogue=self.epilogue,
-            residual_layout=self.residual_layout,
-            family=self.family,
-            num_threads=num_threads,
-            config=config,
-        )
+def check_weight(weight: np.ndarray) -> None:
+    """Refuse weights that no convolution can have.
+
+    Raises
+    ------
+    ValueError
+        If they have not four axes, or hold NaN or Inf.
+    """
+    if weight.ndim != 4:
+        raise ValueError(f"weights are [out, in, kh, kw], got shape {weight.shape}")
+    if not np.isfinite(weight).all():
+        raise ValueError("weights contain NaN or Inf; check the checkpoint before compiling")
 
 
 _PLAIN = (
@@ -263,11 +268,16 @@ _PLAIN = (
     "family",
 )
 _COUNTS = ("batch", "max_group", "kept_kernels", "kept_weights")
-_TUPLES = ("weight_shape", "stride", "padding", "dilation")
+_MOVES = ("stride", "padding", "dilation")
 _LAYOUTS = ("in_layout", "out_layout", "residual_layout")
+_FIELDS = {*_PLAIN, *_MOVES, *_LAYOUTS, "weight_shape", "epilogue", "patterns"}
 
 
 def _pattern(kernel_size: tuple[int, int], bits: int) -> Pattern:
     kh, kw = kernel_size
     taps = tuple((r, c) for r in range(kh) for c in range(kw) if bits >> (r * kw + c) & 1)
     return Pattern(kernel_size, taps)
+
+
+def _layout(layout: PlaneLayout | None) -> list[int] | None:
+    return None if layout is None else list(asdict(layout).values())
