@@ -20,12 +20,12 @@ import numpy as np
 import typer
 
 import tvm_pattern
+from topi_kernels.schedules.config import knobs_of
 from tvm_pattern.tuning import arguments as args
 from tvm_pattern.tuning.measure import MeasureOptions
 from tvm_pattern.tuning.records import TuningLog
 from tvm_pattern.tuning.session import TuneOptions
 from tvm_pattern.tuning.show import tune_shown
-from tvm_pattern.tuning.space import knobs_of
 
 from .ours import pruned
 from .workloads import load_workloads

@@ -26,7 +26,7 @@ from tvm.target import Target
 from relay_passes.targets import resolve
 from topi_kernels.target_family import target_family
 from tvm_pattern.tuning import arguments as args
-from tvm_pattern.tuning.lookup import ConfigLookup, config_from_dict, log_folder, why_unusable
+from tvm_pattern.tuning.lookup import ConfigLookup, config_of, log_folder, why_unusable
 from tvm_pattern.tuning.measure import MeasureOptions, Measurer
 from tvm_pattern.tuning.records import Record, TuningLog, best_records
 from tvm_pattern.tuning.session import Search, TuneOptions
@@ -67,7 +67,7 @@ def unserved(
 def winner(records: list[Record], space: Space) -> Record | None:
     """The record to ship: the fastest of the space, or level 0 where that is as fast."""
     usable = [r for r in records if why_unusable(r) is None]
-    positions = {r.config_key: space.position(config_from_dict(r.config)) for r in usable}
+    positions = {r.config_key: space.position(config_of(r)) for r in usable}
     found = best_records([r for r in usable if positions[r.config_key] is not None], keep=None)
     if not found:
         return None

@@ -21,12 +21,13 @@ import numpy as np
 import typer
 
 from topi_kernels.conv_task import ConvTask
+from topi_kernels.schedules.config import knobs_of
 from tvm_pattern.tuning import arguments as args
 from tvm_pattern.tuning.cost_model import MeasuredSet
-from tvm_pattern.tuning.lookup import config_from_dict
+from tvm_pattern.tuning.lookup import config_of
 from tvm_pattern.tuning.records import LogError, Record, TuningLog
 from tvm_pattern.tuning.session import TuneOptions, warm_start_sets
-from tvm_pattern.tuning.space import EmptySpaceError, Space, knobs_of
+from tvm_pattern.tuning.space import EmptySpaceError, Space
 from tvm_pattern.tuning.tuners import Tuner, make_tuner
 
 from .tuning_table import MOST, RESULTS, sample
@@ -92,7 +93,7 @@ def read_layers(paths: Iterable[Path], width: str, most: int) -> tuple[list[Laye
         task = ConvTask.from_dict(records[0].task)
         name = f"{task.label}, group {task.max_group}, {task.family}"
         try:
-            measured = {config_from_dict(r.config): r.seconds for r in records}
+            measured = {config_of(r): r.seconds for r in records}
             space = Space(task, configs=measured)
             wanted = sample(Space(task, knobs_of(width)), most)
         except (EmptySpaceError, LogError) as error:

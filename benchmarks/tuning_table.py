@@ -29,17 +29,17 @@ from tvm.target import Target
 from relay_passes.targets import resolve
 from topi_kernels.backend import default_layout
 from topi_kernels.conv_task import ConvTask
-from topi_kernels.schedules.config import ConvConfig
+from topi_kernels.schedules.config import ConvConfig, knobs_of
 from topi_kernels.target_family import target_family
 from topi_kernels.workload import Epilogue
 from tvm_pattern.tuning import arguments as args
 from tvm_pattern.tuning.environment import device_name, tool_versions
-from tvm_pattern.tuning.lookup import config_from_dict, why_unusable
+from tvm_pattern.tuning.lookup import config_of, why_unusable
 from tvm_pattern.tuning.measure import MeasureOptions, Measurer
 from tvm_pattern.tuning.records import TuningLog
 from tvm_pattern.tuning.session import make_record
 from tvm_pattern.tuning.shipped import network_tasks, networks
-from tvm_pattern.tuning.space import Space, knobs_of
+from tvm_pattern.tuning.space import Space
 
 from .workloads import LayerSpec, load_workloads, sparse_weights
 
@@ -196,7 +196,7 @@ def main(
     if working.path.exists():
         for record in working.records(skip_bad=True):
             if why_unusable(record) is None:
-                config = config_from_dict(record.config)
+                config = config_of(record)
                 done.setdefault(record.task_key, set()).add(config)
     options = MeasureOptions(cpu=cpu, clock=clock, repeat=repeat, min_repeat_ms=min_repeat_ms)
     complete = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -73,7 +73,7 @@ def from_planes(planes: np.ndarray, layout: PlaneLayout) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ConvCase:
-    """One convolution to check."""
+    """One convolution to check; a ``config`` fetches ahead as its family does by default."""
 
     height: int = 14
     width: int = 14
@@ -111,7 +111,8 @@ class ConvCase:
             if self.residual
             else None,
         )
-        return plan_conv(task, weight, self.config, self.threads)
+        config = self.config and replace(self.config, fetch_ahead=task.machine.fetch_ahead)
+        return plan_conv(task, weight, config, self.threads)
 
 
 def run_case(

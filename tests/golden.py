@@ -236,7 +236,7 @@ def plan_of(name: str) -> tuple[dict[str, Any], tirx.PrimFunc]:
         residual_layout=layouts[2] if layer.residual else None,
     )
     plan = plan_conv(task, weight, num_threads=threads)
-    return {**plan.config.as_dict(), "fetch_ahead": plan.fetch_ahead}, plan.primfunc()
+    return plan.config.as_dict(), plan.primfunc()
 
 
 def pin(name: str) -> Pin:

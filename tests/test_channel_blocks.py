@@ -89,6 +89,6 @@ def test_older_records_have_no_blocks() -> None:
     data = config.as_dict()
     del data["channel_block"]
     assert ConvConfig.from_dict(data) == config
-    del data["shift"]
-    with pytest.raises(ValueError, match="a config has the knobs"):
+    del data["tile_cols"]
+    with pytest.raises(ValueError, match=r"lacks \['tile_cols'\]"):
         ConvConfig.from_dict(data)

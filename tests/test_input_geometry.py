@@ -127,11 +127,15 @@ def test_outputs_and_the_next_tile_are_fetched_ahead() -> None:
     found = set(_prefetches(plan))
     assert ("0", "2") in found  # the next tile's input, into L2
     assert ("1", "3") in found  # the lines of this tile's outputs, for writing
-    quiet = set(_prefetches(dataclasses.replace(plan, fetch_ahead=False)))
+    config = dataclasses.replace(plan.config, fetch_ahead=False)
+    quiet = set(_prefetches(dataclasses.replace(plan, config=config)))
     assert quiet <= {("0", "3")}
 
 
 def test_one_tile_has_no_next_one() -> None:
     config = ConvConfig(16, 16, 1, 3, 7)
     plan = ConvCase(3, 7, config=config).plan(pattern_weights(32, 16, group=16))
-    assert ("0", "2") not in _prefetches(plan)
+    assert plan.config.fetch_ahead
+    found = _prefetches(plan)
+    assert ("1", "3") in found
+    assert ("0", "2") not in found

@@ -30,7 +30,6 @@ class ConvPlan:
     config: ConvConfig
     fkw: FKW
     num_threads: int
-    fetch_ahead: bool = False
 
     @property
     def arrays(self) -> list[np.ndarray]:
@@ -49,7 +48,7 @@ class ConvPlan:
 
     def primfunc(self) -> tirx.PrimFunc:
         """The scheduled operator; parameters ``(x, *arrays, [bias], [residual], out)``."""
-        return schedule_pattern_conv(self.workload, self.config, self.num_threads, self.fetch_ahead)
+        return schedule_pattern_conv(self.workload, self.config, self.num_threads)
 
     def naive_primfunc(self) -> tirx.PrimFunc:
         """The specification of the operator: same parameters, no schedule."""
@@ -108,7 +107,7 @@ def plan_conv(
         residual_layout=task.residual_layout,
         dtype=task.dtype,
     )
-    return ConvPlan(task, workload, config, fkw, num_threads, task.machine.fetch_ahead)
+    return ConvPlan(task, workload, config, fkw, num_threads)
 
 
 def wasted_share(plan: ConvPlan) -> float:

@@ -9,6 +9,7 @@ from relay_passes.targets import resolve
 from topi_kernels.conv_task import ConvTask
 from topi_kernels.layout import PlaneLayout
 from topi_kernels.operator import plan_conv
+from topi_kernels.schedules.config import knobs_of
 from tvm_pattern.tuning.measure import (
     MeasureOptions,
     Measurer,
@@ -16,7 +17,7 @@ from tvm_pattern.tuning.measure import (
     image_planes,
     linker_for,
 )
-from tvm_pattern.tuning.space import Space, knobs_of
+from tvm_pattern.tuning.space import Space
 
 from .candidates import crashing, endless, good, write_inputs, wrong
 from .small import small_task

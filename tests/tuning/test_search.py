@@ -10,10 +10,10 @@ import pytest
 from topi_kernels.geometry import ConvGeometry
 from topi_kernels.layout import PlaneLayout
 from topi_kernels.pattern import Pattern
-from topi_kernels.schedules.config import ConvConfig
+from topi_kernels.schedules.config import ConvConfig, knobs_of
 from tvm_pattern.tuning.cost_model import Line, RankModel
 from tvm_pattern.tuning.features import FEATURES
-from tvm_pattern.tuning.lookup import config_from_dict
+from tvm_pattern.tuning.lookup import config_of
 from tvm_pattern.tuning.plots import plot_search
 from tvm_pattern.tuning.records import LogError
 from tvm_pattern.tuning.scheduler import (
@@ -23,7 +23,7 @@ from tvm_pattern.tuning.scheduler import (
     next_task,
 )
 from tvm_pattern.tuning.session import warm_start_sets
-from tvm_pattern.tuning.space import EmptySpaceError, Space, knobs_of
+from tvm_pattern.tuning.space import EmptySpaceError, Space
 from tvm_pattern.tuning.tasks import WeightedTask
 from tvm_pattern.tuning.tuners import TUNERS, make_tuner
 
@@ -298,11 +298,17 @@ def test_search_curves_are_plotted(space, tmp_path):
 
 def test_old_records_get_the_default_of_new_knobs(space):
     config = space.configs[0]
-    data = config.as_dict()
-    del data["isa"]
-    assert config_from_dict(data) == replace(config, isa=ConvConfig.isa)
-    with pytest.raises(LogError, match=r"unknown knobs \['warp'\]"):
-        config_from_dict({**data, "warp": 9})
-    del data["tile_rows"]
+    record = record_of(space.task, config)
+    older = {k: v for k, v in record.config.items() if k not in ("isa", "fetch_ahead")}
+    # Code of that time fetched ahead wherever the family does.
+    assert space.task.machine.fetch_ahead
+    expected = replace(config, isa=ConvConfig.isa, fetch_ahead=True)
+    assert config_of(replace(record, config=older)) == expected
+    assert not config_of(replace(record, config={**older, "fetch_ahead": False})).fetch_ahead
+    on_arm = replace(record, config=older, task={**record.task, "family": "arm-neon"})
+    assert not config_of(on_arm).fetch_ahead
+    with pytest.raises(LogError, match=r"unknown knobs \['warp'\].*tune again"):
+        config_of(replace(record, config={**older, "warp": 9}))
+    del older["tile_rows"]
     with pytest.raises(LogError, match=r"lacks \['tile_rows'\]"):
-        config_from_dict(data)
+        config_of(replace(record, config=older))

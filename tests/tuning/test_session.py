@@ -24,8 +24,8 @@ from tvm_pattern.tuning import cli, logs_cli, show
 from tvm_pattern.tuning.environment import device_name, target_dict
 from tvm_pattern.tuning.lookup import (
     ConfigLookup,
-    config_from_dict,
     config_lookup,
+    config_of,
     own_device,
     shipped_logs,
 )
@@ -380,7 +380,7 @@ def test_shipped_logs_are_readable_and_used_by_default():
         for record in records:
             task = ConvTask.from_dict(record.task)
             found = lookup.find(task)
-            used += found.config == config_from_dict(record.config)
+            used += found.config == config_of(record)
             assert found.config is not None or found.skipped
         assert used > len(records) // 2
     assert len(config_lookup(None, resolve("pattern/mali"))) == 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ class Family:
     prefetch : int
         Kernels to look ahead when prefetching input by default; 0 for never.
     fetch_ahead : bool
-        Fetch the next tile's input into L2 and the outputs' lines before they are needed.
+        The knob of that name by default.
     block_floats : int
         Input of a block of in_channels that stays in L1 for all filter_groups; 0 for no blocks.
     list_cost : float
@@ -125,6 +126,9 @@ class ConvConfig:
     channel_block : int
         In_channels that all filter_groups go over before the next ones, see
         :mod:`.channel_blocks`; 0 for all at once.
+    fetch_ahead : bool
+        Fetch the next tile's input into L2 and the outputs' lines before they are needed, see
+        :mod:`.fetch_ahead`.
     """
 
     vector_width: int
@@ -138,6 +142,7 @@ class ConvConfig:
     prefetch: int = 1
     isa: str = "any"
     channel_block: int = 0
+    fetch_ahead: bool = False
 
     @property
     def pixel_lanes(self) -> int:
@@ -163,13 +168,47 @@ class ConvConfig:
         Raises
         ------
         ValueError
-            On unknown or missing knobs; ``channel_block`` may be missing, as in older records.
+            On unknown knobs, missing ones without a default, or values of another type.
         """
-        names = set(cls.__dataclass_fields__)
-        data = {"channel_block": 0, **data}
-        if set(data) != names:
-            raise ValueError(f"a config has the knobs {sorted(names)}, got {sorted(data)}")
+        known = {f.name: f for f in fields(cls)}
+        unknown = sorted(set(data) - set(known))
+        needed = [name for name, f in known.items() if f.default is MISSING]
+        missing = sorted(set(needed) - set(data))
+        if unknown or missing:
+            raise ValueError(f"a config has the unknown knobs {unknown} and lacks {missing}")
+        kinds = {"int": int, "str": str, "bool": bool}
+        wrong = sorted(n for n, v in data.items() if type(v) is not kinds[str(known[n].type)])
+        if wrong:
+            raise ValueError(f"a config has knobs {wrong} of another type")
         return cls(**data)
+
+
+#: Knobs that leave the tile alone, and the values that tuning tries beside the schedule's own.
+EXTRA_KNOBS: dict[str, Sequence[Any]] = {"loop_order": LOOP_ORDERS, "prefetch": (0, 1)}
+
+#: Widths of a search by name: the schedule's own points, the default, and finer steps of knobs.
+WIDTHS: dict[str, dict[str, Sequence[Any]]] = {
+    "schedule": {},
+    "default": EXTRA_KNOBS,
+    "wide": {
+        "loop_order": LOOP_ORDERS,
+        "prefetch": (0, 1, 2, 4, MAX_PREFETCH),
+        "taps_per_step": (1, 2),
+    },
+}
+
+
+def knobs_of(width: str) -> dict[str, Sequence[Any]]:
+    """The values beside the schedule's own that a search of this width tries.
+
+    Raises
+    ------
+    ValueError
+        If there is no such width.
+    """
+    if width not in WIDTHS:
+        raise ValueError(f"unknown width of the space {width!r}; expected one of {sorted(WIDTHS)}")
+    return WIDTHS[width]
 
 
 def register_need(config: ConvConfig) -> int:

@@ -85,7 +85,6 @@ def _loop_nest(
     config: ConvConfig,
     buffers: Buffers,
     num_threads: int,
-    fetch_ahead: bool,
 ) -> None:
     """Distribute register_tiles over loops and threads."""
     tiles = workload.batch * tiles_per_image(workload, config)
@@ -94,7 +93,7 @@ def _loop_nest(
 
     def compute(place: Place, group: Any) -> None:
         tile = _register_tile(workload, config, buffers, place, group)
-        if fetch_ahead:
+        if config.fetch_ahead:
             fetch_outputs(workload, config, buffers, tile)
         _start_accumulators(workload, config, buffers, tile)
         KernelLoops(workload, config, buffers, tile).all_kernels()
@@ -109,7 +108,7 @@ def _loop_nest(
                 _start_accumulators(workload, config, buffers, tile)
             with T.Else():
                 blocks.resume(tile, turn)
-        if fetch_ahead:
+        if config.fetch_ahead:
             with T.If(blocks.is_last(block)), T.Then():
                 fetch_outputs(workload, config, buffers, tile)
         blocks.accumulate(buffers, tile, block, turn)
@@ -129,7 +128,7 @@ def _loop_nest(
         place = place_of(workload, config, T.Bind(task // blocks))
         first = T.Bind(task % blocks * share)
         following = None
-        if fetch_ahead and tiles > 1 and config.shift != "split":  # just written, so near
+        if config.fetch_ahead and tiles > 1 and config.shift != "split":  # just written, so near
             following = place_of(workload, config, T.Bind(T.min(task // blocks + 1, tiles - 1)))
         if config.channel_block:
             channels = ChannelBlocks(workload, config, share)
@@ -144,7 +143,7 @@ def _loop_nest(
 
 
 def schedule_pattern_conv(
-    workload: ConvWorkload, config: ConvConfig, num_threads: int = 1, fetch_ahead: bool = False
+    workload: ConvWorkload, config: ConvConfig, num_threads: int = 1
 ) -> tirx.PrimFunc:
     """Scheduled PrimFunc of a pattern-sparse convolution.
 
@@ -155,8 +154,6 @@ def schedule_pattern_conv(
         A legal config whose group is the workload's.
     num_threads : int
         1 builds serial loops; anything else distributes register_tiles over TVM's thread pool.
-    fetch_ahead : bool
-        Prefetch what the caches do not hold yet, see :mod:`.fetch_ahead`.
 
     Returns
     -------
@@ -181,5 +178,5 @@ def schedule_pattern_conv(
         buffers.geometry = geometry
         if isinstance(geometry, SplitGeometry):
             buffers.x = separate_input(workload, config, geometry, buffers.x, num_threads)
-        _loop_nest(workload, config, buffers, num_threads, fetch_ahead)
+        _loop_nest(workload, config, buffers, num_threads)
     return builder.get()

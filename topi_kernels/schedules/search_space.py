@@ -268,6 +268,7 @@ def search_space(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
                         rows,
                         cols,
                         prefetch=distance,
+                        fetch_ahead=family.fetch_ahead,
                         isa=family.isa if width == family.vector_width else "any",
                     )
                     for step in steps:

@@ -56,12 +56,13 @@ def tune(
     ] = False,
 ) -> None:
     """Tune a model's convolutions by measuring, here or on devices over RPC."""
+    from topi_kernels.schedules.config import knobs_of
+
     from ..cli import _examples
     from ..sources import open_model
     from .measure import MeasureOptions
     from .session import TuneOptions
     from .show import tune_shown
-    from .space import knobs_of
 
     measure = MeasureOptions(
         run_timeout=run_timeout,

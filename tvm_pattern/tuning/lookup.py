@@ -7,13 +7,13 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from tvm.target import Target
 
 import tuning_logs
+from topi_kernels.backend import family_of
 from topi_kernels.conv_task import ConvTask
 from topi_kernels.schedules.config import ConvConfig
 from topi_kernels.target_family import architecture, target_family
@@ -27,29 +27,21 @@ logger = logging.getLogger(__name__)
 DENSITY_TOLERANCE = 0.25
 
 
-def config_from_dict(data: dict[str, Any]) -> ConvConfig:
-    """A recorded configuration; knobs that came later take their default.
+def config_of(record: Record) -> ConvConfig:
+    """The configuration that a record measured.
+
+    Knobs that came later have the value that the code had without them.
 
     Raises
     ------
     LogError
         On knobs this program does not know, or missing ones without a default.
     """
-    known = {f.name: f for f in fields(ConvConfig)}
-    unknown = sorted(set(data) - set(known))
-    missing = sorted(name for name, f in known.items() if name not in data and f.default is MISSING)
-    if unknown or missing:
-        raise LogError(
-            f"a recorded config has unknown knobs {unknown} and lacks {missing}; tune again with"
-            " this version"
-        )
-    kinds = {"int": int, "str": str}
-    wrong = sorted(n for n, v in data.items() if not isinstance(v, kinds[str(known[n].type)]))
-    if wrong:
-        raise LogError(
-            f"a recorded config has knobs {wrong} of another type; tune again with this version"
-        )
-    return ConvConfig(**data)
+    then = {"fetch_ahead": family_of(str(record.task.get("family"))).fetch_ahead}
+    try:
+        return ConvConfig.from_dict({**then, **record.config})
+    except ValueError as error:
+        raise LogError(f"{error}; tune again with this version") from error
 
 
 def later_knobs(record: Record) -> list[str]:
@@ -242,7 +234,7 @@ def why_unusable(record: Record) -> str | None:
 def usable_config(task: ConvTask, record: Record) -> ConvConfig | str:
     """The configuration of a record for ``task``, or why this version cannot use it."""
     try:
-        config = config_from_dict(record.config)
+        config = config_of(record)
     except LogError as error:
         return str(error)
     try:

@@ -25,7 +25,7 @@ from ..threads import check_num_threads
 from .cost_model import MeasuredSet
 from .environment import device_name, target_dict, tool_versions
 from .features import config_features
-from .lookup import config_from_dict
+from .lookup import config_of
 from .measure import Measurement, MeasureOptions, Measurer
 from .records import LogError, Record, TuningLog
 from .scheduler import NetworkEstimate, TaskState, network_estimate, next_task
@@ -199,7 +199,7 @@ def _configs(records: Iterable[Record]) -> list[ConvConfig | None]:
     configs: list[ConvConfig | None] = []
     for record in records:
         try:
-            configs.append(config_from_dict(record.config))
+            configs.append(config_of(record))
         except LogError as error:
             logger.warning("skipped a record of task %s: %s", record.task_key, error)
             configs.append(None)

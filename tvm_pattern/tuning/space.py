@@ -11,37 +11,10 @@ from typing import Any
 import numpy as np
 
 from topi_kernels.conv_task import ConvTask
-from topi_kernels.schedules.config import LOOP_ORDERS, MAX_PREFETCH, ConvConfig
+from topi_kernels.schedules.config import EXTRA_KNOBS, ConvConfig
 from topi_kernels.schedules.search_space import default_config, estimate_cost, search_space
 
 from .features import config_features
-
-#: Knobs that leave the tile alone, and the values tried beside the schedule's own.
-EXTRA_KNOBS: dict[str, Sequence[Any]] = {"loop_order": LOOP_ORDERS, "prefetch": (0, 1)}
-
-#: Widths of a search by name: the schedule's own points, the default, and every knob there is.
-WIDTHS: dict[str, dict[str, Sequence[Any]]] = {
-    "schedule": {},
-    "default": EXTRA_KNOBS,
-    "wide": {
-        "loop_order": LOOP_ORDERS,
-        "prefetch": (0, 1, 2, 4, MAX_PREFETCH),
-        "taps_per_step": (1, 2),
-    },
-}
-
-
-def knobs_of(width: str) -> dict[str, Sequence[Any]]:
-    """The ``extra_knobs`` of a width.
-
-    Raises
-    ------
-    ValueError
-        If there is no such width.
-    """
-    if width not in WIDTHS:
-        raise ValueError(f"unknown width of the space {width!r}; expected one of {sorted(WIDTHS)}")
-    return WIDTHS[width]
 
 
 class EmptySpaceError(ValueError):
@@ -56,8 +29,8 @@ class Space:
     task : ConvTask
     extra_knobs : dict of str to sequence, optional
         Knob -> further values to combine with every point of the schedule's own space, such as a
-        value of :data:`WIDTHS`; default :data:`EXTRA_KNOBS`. An empty dict leaves the schedule's
-        space as it is.
+        value of :data:`~topi_kernels.schedules.config.WIDTHS`; default its ``EXTRA_KNOBS``. An
+        empty dict leaves the schedule's space as it is.
     configs : iterable of ConvConfig, optional
         Search among these only.
 
