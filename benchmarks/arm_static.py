@@ -25,10 +25,10 @@ from tvm.target import Target
 from relay_passes import targets
 from topi_kernels.backend import default_layout
 from topi_kernels.conv_task import ConvTask
+from topi_kernels.devices import DEVICES
 from topi_kernels.geometry import ConvGeometry
 from topi_kernels.operator import ConvPlan, plan_conv
 from topi_kernels.pattern import fixed8_patterns
-from topi_kernels.target_family import target_family
 from topi_kernels.workload import Epilogue
 
 from . import arm_assembly, arm_emulation
@@ -126,7 +126,7 @@ def is_pruned(layer: Layer) -> bool:
 
 def plan(layer: Layer, weight: np.ndarray, core: str) -> ConvPlan:
     """The layer as the compiler would run it on ``core``, on one thread."""
-    family = target_family(target_of(core))
+    family = DEVICES.of(target_of(core)).name
     pad = layer.kernel // 2
     task = ConvTask.from_weight(
         weight,

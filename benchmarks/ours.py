@@ -18,9 +18,9 @@ import tvm_pattern
 from relay_passes.targets import resolve
 from topi_kernels.backend import default_layout
 from topi_kernels.conv_task import ConvTask
+from topi_kernels.devices import DEVICES
 from topi_kernels.layout import PlaneLayout
 from topi_kernels.operator import ConvPlan, plan_conv
-from topi_kernels.target_family import target_family
 from topi_kernels.workload import Epilogue
 from tvm_pattern.threads import run_on
 
@@ -73,7 +73,7 @@ class LayerEngine:
             If the weights or the target cannot be used.
         """
         resolved = resolve(target)
-        family = target_family(resolved)
+        family = DEVICES.of(resolved).name
         in_layout = default_layout(*spec.size, spec.padding, family)
         out_layout = default_layout(*spec.out_size, spec.padding, family)
         task = ConvTask.from_weight(

@@ -29,7 +29,7 @@ import numpy as np
 import typer
 
 from relay_passes.targets import resolve
-from topi_kernels.target_family import target_family
+from topi_kernels.devices import DEVICES
 from tvm_pattern.rpc.client import RPCError, TrackerClient
 from tvm_pattern.rpc.server import ServerOptions, end_group, free_port
 from tvm_pattern.tuning.environment import device_name
@@ -108,7 +108,7 @@ def measure_rounds(
     """Alternate between the keys: one, two, two, one, and so on."""
     target = resolve("pattern/native")
     spec = next(s for s in load_workloads()[0] if s.name == LAYER)
-    task, weight = task_of(spec, 1, target_family(target))
+    task, weight = task_of(spec, 1, DEVICES.of(target).name)
     configs = Space(task, {}).configs[:trials]
     counts = {SINGLE: 1, FARM: servers}
     with ExitStack() as stack:

@@ -24,7 +24,7 @@ import typer
 from tvm.target import Target
 
 from relay_passes.targets import resolve
-from topi_kernels.target_family import target_family
+from topi_kernels.devices import DEVICES
 from tvm_pattern.tuning import arguments as args
 from tvm_pattern.tuning.lookup import ConfigLookup, config_of, log_folder, why_unusable
 from tvm_pattern.tuning.measure import MeasureOptions, Measurer
@@ -108,7 +108,7 @@ def main(
     options = TuneOptions(trials=trials, resume=True, measure=measure)
     for tag in target or TARGETS:
         resolved = resolve(tag)
-        family = target_family(resolved)
+        family = DEVICES.of(resolved).name
         log = TuningLog((shipped or log_folder()) / family / "networks.jsonl")
         records = log.records() if log.path.exists() else []
         lookup = None if everything else ConfigLookup(records)

@@ -29,8 +29,8 @@ from tvm.target import Target
 from relay_passes.targets import resolve
 from topi_kernels.backend import default_layout
 from topi_kernels.conv_task import ConvTask
+from topi_kernels.devices import DEVICES
 from topi_kernels.schedules.config import ConvConfig, knobs_of
-from topi_kernels.target_family import target_family
 from topi_kernels.workload import Epilogue
 from tvm_pattern.tuning import arguments as args
 from tvm_pattern.tuning.environment import device_name, tool_versions
@@ -180,7 +180,7 @@ def main(
     """Measure search spaces; call it again to continue."""
     deadline = time.monotonic() + 60 * minutes
     resolved, knobs = resolve(target), knobs_of(space)
-    family = target_family(resolved)
+    family = DEVICES.of(resolved).name
     if layers:
         jobs = listed_jobs(layers, family, knobs)
     else:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 
 import tvm
 from tvm import relax
 from tvm.ir.transform import Pass
 from tvm.target import Target
 
-from topi_kernels.backend import default_layout
-from topi_kernels.plane_ops import PlaneTarget
-from topi_kernels.target_family import CPU_FAMILIES, num_cores, target_family, why_no_float16
+from topi_kernels.backend import Backend
 
 from .fold_batch_norm import FoldBatchNorm
 from .fold_constants import FoldConstants
@@ -41,46 +38,31 @@ def normalize_passes() -> list[Pass]:
     ]
 
 
-def plane_target(target: Target, num_threads: int | None = None) -> PlaneTarget | None:
-    """Family and threads to schedule for, or None for a target without CPU schedules."""
-    family = target_family(target)
-    if family not in CPU_FAMILIES:
-        return None
-    return PlaneTarget(family, num_threads if num_threads is not None else num_cores(target))
-
-
-def marker_passes(target: Target, num_threads: int | None, report: ReportBuilder) -> list[Pass]:
+def marker_passes(backend: Backend, report: ReportBuilder) -> list[Pass]:
     """From Relax operators to ``plane_*`` markers: what a choice of configurations starts from.
 
     The one list that compiling and tuning share, so that the tuner measures the convolutions that
-    the compiler asks for. A target without CPU schedules gets its convolutions reported and left to
+    the compiler asks for. A device without schedules gets its convolutions reported and left to
     TVM.
     """
-    planes = plane_target(target, num_threads)
-    if planes is None:
-        family = target_family(target)
-        reason = f"no schedules for the family {family!r}; compiled dense by TVM"
-        return [PatternRewrite(report, reason)]
+    if backend.why_not:
+        return [PatternRewrite(report, backend.why_not)]
     return [
-        LowerMatmul(planes),
+        LowerMatmul(backend.planes()),
         *normalize_passes(),
-        PatternRewrite(report, no_float16=why_no_float16(target)),
+        PatternRewrite(report, no_float16=backend.no_float16),
         FuseEpilogue(),
         NameLayers(),
-        PlaneLayout(partial(default_layout, family=planes.family)),
+        PlaneLayout(backend.layout_for),
     ]
 
 
 def sparse_passes(
-    target: Target,
-    num_threads: int | None,
-    report: ReportBuilder,
-    config_for: ConfigFor = no_records,
+    backend: Backend, report: ReportBuilder, config_for: ConfigFor = no_records
 ) -> list[Pass]:
-    """Every pass of this project for ``target``, in order."""
-    passes = marker_passes(target, num_threads, report)
-    planes = plane_target(target, num_threads)
-    return passes if planes is None else [*passes, Schedule(planes, report, config_for)]
+    """Every pass of this project for a device, in order."""
+    passes = marker_passes(backend, report)
+    return passes if backend.why_not else [*passes, Schedule(backend, report, config_for)]
 
 
 def lower(
@@ -123,7 +105,7 @@ def lower(
     if tuning_log is not None and not os.path.exists(tuning_log):
         raise ValueError(f"tuning log {os.fspath(tuning_log)!r} does not exist; check the path")
     report = ReportBuilder()
-    passes = sparse_passes(resolved, num_threads, report, config_for)
+    passes = sparse_passes(Backend.of(resolved, num_threads), report, config_for)
     with resolved:
         mod = tvm.transform.Sequential(
             [

@@ -7,7 +7,7 @@ network that repeats a layer compiles it once. No marker is left afterwards.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,10 @@ from tvm import relax, tirx
 from tvm.ir import Call, Expr, GlobalVar, Var
 
 from topi_kernels import plane_ops, plane_windows
+from topi_kernels.backend import Backend
 from topi_kernels.conv_task import ConvTask
 from topi_kernels.geometry import ConvGeometry
-from topi_kernels.operator import ConvPlan, plan_conv
+from topi_kernels.operator import ConvPlan
 from topi_kernels.plane_ops import PlaneTarget
 
 from .dataflow import array_of, bindings_of, rebuild, relax_functions, shape_of
@@ -34,25 +35,25 @@ def no_records(_task: ConvTask) -> None:
 
 
 def plan_marker(
-    marker: Marker, batch: int, target: PlaneTarget, config_for: ConfigFor = no_records
+    marker: Marker, batch: int, backend: Backend, config_for: ConfigFor = no_records
 ) -> ConvPlan:
     """Plan of a ``plane_conv2d`` marker, with the tuned config if there is one."""
     weight = array_of(marker.tensors[1])
     params = ConvParams.from_dict(marker.params)
-    task = params.task(weight, batch, target.family)
-    return plan_conv(task, weight, config_for(task), target.num_threads)
+    task = params.task(weight, batch, backend.name)
+    return backend.plan(task, weight, config_for(task))
 
 
 class _Scheduler:
     def __init__(
         self,
         mod: tvm.IRModule,
-        target: PlaneTarget,
+        backend: Backend,
         config_for: ConfigFor,
         report: ReportBuilder,
     ) -> None:
         self.builder = relax.BlockBuilder(mod)
-        self.target = target
+        self.backend = backend
         self.config_for = config_for
         self.report = report
         self.functions: dict[Hashable, GlobalVar] = {}
@@ -74,7 +75,7 @@ class _Scheduler:
             gv, args = self.depthwise(marker, out)
         elif marker.op in _PLANE_OPS:
             batch, channels = shape_of(out)[:2]
-            target = replace(self.target, dtype=str(out.ty.dtype))
+            target = self.backend.planes(str(out.ty.dtype))
             key = (marker.op, batch, channels, target, repr(marker.params))
             make = _PLANE_OPS[marker.op]
             gv = self.function(key, lambda: make((batch, channels), marker, target))
@@ -89,7 +90,7 @@ class _Scheduler:
 
     def conv(self, marker: Marker) -> tuple[GlobalVar, list[Expr]]:
         x, _weight, *epilogue = marker.tensors
-        plan = plan_marker(marker, shape_of(x)[0], self.target, self.config_for)
+        plan = plan_marker(marker, shape_of(x)[0], self.backend, self.config_for)
         gv = self.function((plan.workload, plan.config), plan.primfunc)
         config = asdict(plan.config) if hasattr(plan.config, "__dataclass_fields__") else {}
         self.report.update(
@@ -107,7 +108,7 @@ class _Scheduler:
         x, weight, *bias = marker.tensors
         value = array_of(weight)
         (batch, in_channels), channels = shape_of(x)[:2], shape_of(out)[1]
-        target = replace(self.target, dtype=str(value.dtype))
+        target = self.backend.planes(str(value.dtype))
         window, epilogue = params.geometry, params.epilogue
         key = (batch, channels, window, target, in_layout, out_layout, epilogue)
 
@@ -183,8 +184,8 @@ class Schedule:
 
     Parameters
     ----------
-    target : PlaneTarget
-        Family and threads to schedule for.
+    backend : Backend
+        Device and threads to schedule for.
     report : ReportBuilder
         Receives pattern set, group and config of every convolution.
     config_for : callable, optional
@@ -192,14 +193,14 @@ class Schedule:
     """
 
     def __init__(
-        self, target: PlaneTarget, report: ReportBuilder, config_for: ConfigFor = no_records
+        self, backend: Backend, report: ReportBuilder, config_for: ConfigFor = no_records
     ) -> None:
-        self.target = target
+        self.backend = backend
         self.report = report
         self.config_for = config_for
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
-        scheduler = _Scheduler(mod, self.target, self.config_for, self.report)
+        scheduler = _Scheduler(mod, self.backend, self.config_for, self.report)
         for gv, func in relax_functions(mod):
             blocks = []
             for block in bindings_of(func):

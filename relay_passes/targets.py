@@ -11,12 +11,11 @@ from typing import Any
 
 from tvm.target import Target, codegen, list_tags, register_tag
 
-from topi_kernels.target_family import num_cores
+from topi_kernels.device import num_cores
+from topi_kernels.devices import DEVICES
 
 KEY = "pattern"
 PREFIX = "pattern/"
-# Equal cores of a phone's usual cluster; only the default of num_threads when cross-compiling.
-ARM_CLUSTER_CORES = 4
 # Features that choose a family or an instruction, by their names in /proc/cpuinfo and LLVM.
 _X86_FEATURES = {
     "avx2": "avx2",
@@ -72,69 +71,14 @@ def native_config() -> dict[str, Any]:
     return {**config, "mattr": attributes} if attributes else config
 
 
-def _x86(mcpu: str) -> dict[str, Any]:
-    return {
-        "kind": "llvm",
-        "mtriple": "x86_64-linux-gnu",
-        "mcpu": mcpu,
-        "keys": [KEY, "cpu"],
-    }
-
-
-def _aarch64(mcpu: str) -> dict[str, Any]:
-    return {
-        "kind": "llvm",
-        "mtriple": "aarch64-linux-gnu",
-        "mcpu": mcpu,
-        "mattr": ["+neon"],
-        "num-cores": ARM_CLUSTER_CORES,
-        "keys": [KEY, "arm_cpu", "cpu"],
-    }
-
-
-def _armv7() -> dict[str, Any]:
-    # The oldest core with fused multiply-adds; it schedules well for all in-order ones.
-    return {
-        "kind": "llvm",
-        "mtriple": "armv7l-linux-gnueabihf",
-        "mcpu": "cortex-a7",
-        "mattr": ["+neon"],
-        "mfloat-abi": "hard",
-        "keys": [KEY, "arm_cpu", "cpu"],
-    }
-
-
-def _opencl(device: str) -> dict[str, Any]:
-    return {
-        "kind": "opencl",
-        "device": device,
-        "keys": [KEY, device, "opencl", "gpu"],
-        "host": {"kind": "llvm", "mtriple": "aarch64-linux-gnu"},
-    }
-
-
-_ARM_CORES = (
-    "cortex-a53",
-    "cortex-a55",
-    "cortex-a72",
-    "cortex-a76",
-    "cortex-a78",
-    "cortex-x1",
-    "neoverse-n1",
-)
-
-
 def tag_configs() -> dict[str, dict[str, Any]]:
     """Configuration of every tag."""
-    return {
-        PREFIX + "native": native_config(),
-        PREFIX + "x86-avx2": _x86("x86-64-v3"),
-        PREFIX + "x86-avx512": _x86("x86-64-v4"),
-        **{PREFIX + core: _aarch64(core) for core in _ARM_CORES},
-        PREFIX + "armv7": _armv7(),
-        PREFIX + "mali": _opencl("mali"),
-        PREFIX + "adreno": _opencl("adreno"),
+    known = {
+        PREFIX + tag: {**config, "keys": [KEY, *config["keys"]]}
+        for device in DEVICES
+        for tag, config in device.tags.items()
     }
+    return {PREFIX + "native": native_config(), **known}
 
 
 def targets() -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import golden
 import pytest
 
-from topi_kernels import backend
+from topi_kernels.devices import DEVICES
 from topi_kernels.schedules import pattern_conv
 from topi_kernels.schedules.config import Family
 
@@ -29,12 +29,14 @@ SENSITIVE = {
 
 
 def triple(monkeypatch: pytest.MonkeyPatch, *costs: str) -> None:
-    """Every family with these cost constants three times as high."""
-    changed = {
-        name: replace(family, **{cost: 3 * getattr(family, cost) for cost in costs})
-        for name, family in backend.FAMILIES.items()
-    }
-    monkeypatch.setattr(backend, "FAMILIES", changed)
+    """Every device with these cost constants three times as high."""
+    changed = {}
+    for device in DEVICES:
+        facts = device.facts
+        if facts is not None:
+            facts = replace(facts, **{cost: 3 * getattr(facts, cost) for cost in costs})
+        changed[device.name] = replace(device, facts=facts)
+    monkeypatch.setattr(DEVICES, "_devices", changed)
 
 
 @pytest.mark.parametrize("name", golden.names())
@@ -50,7 +52,7 @@ def test_the_file_holds_these_pins_and_no_others() -> None:
 def test_pins_cover_what_they_promise() -> None:
     parts = [name.split("/") for name in golden.conv_names()]
     assert len(parts) >= 60
-    assert {p[0] for p in parts} == {*backend.FAMILIES, backend.GENERIC.name}
+    assert {p[0] for p in parts} == set(DEVICES.names(with_schedules=True))
     assert {p[1] for p in parts} == {"float32", "float16"}
     assert {int(p[3]) for p in parts} == {1, 2, 4, 8, 16}
     assert {p[2] for p in parts} == set(golden.LAYERS)

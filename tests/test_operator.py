@@ -10,7 +10,7 @@ from conv_cases import ConvCase, assert_case, pattern_weights, run_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from topi_kernels.backend import default_layout, family_of
+from topi_kernels.backend import default_layout
 from topi_kernels.conv_task import ConvTask
 from topi_kernels.geometry import ConvGeometry
 from topi_kernels.operator import plan_conv, wasted_share
@@ -18,6 +18,7 @@ from topi_kernels.pattern import builtin_pattern_set
 from topi_kernels.schedules.config import ConvConfig, illegal_reason, register_need
 from topi_kernels.schedules.pattern_conv import schedule_pattern_conv
 from topi_kernels.schedules.search_space import search_space
+from topi_kernels.schedules.x86 import AVX512
 from topi_kernels.structure import analyse
 from topi_kernels.workload import Epilogue
 
@@ -195,7 +196,7 @@ def test_illegal_configs_say_why(change, reason: str) -> None:
     config = dataclasses.replace(ConvConfig(16, 4, 1, 2, 2), **change)
     why = illegal_reason(
         config,
-        family_of("x86-avx512"),
+        AVX512,
         out_height=14,
         out_width=14,
         in_row_stride=20,
@@ -209,7 +210,7 @@ def test_illegal_configs_say_why(change, reason: str) -> None:
 def test_a_legal_config_has_no_reason_against_it() -> None:
     config = ConvConfig.from_dict(ConvConfig(16, 4, 1, 2, 2).as_dict())
     sizes = {"out_height": 14, "out_width": 14, "in_row_stride": 16, "out_row_stride": 16}
-    assert illegal_reason(config, family_of("x86-avx512"), **sizes, stride_w=1) is None
+    assert illegal_reason(config, AVX512, **sizes, stride_w=1) is None
     with pytest.raises(ValueError, match="knobs"):
         ConvConfig.from_dict({"tile_rows": 1})
 

@@ -17,7 +17,7 @@ from relay_passes.pattern_rewrite import PatternRewrite
 from relay_passes.report import ReportBuilder, RewriteReport
 from relay_passes.schedule import Schedule
 from relay_passes.targets import resolve
-from topi_kernels.plane_ops import PlaneTarget
+from topi_kernels.backend import Backend
 
 
 @pytest.fixture(autouse=True)
@@ -321,7 +321,7 @@ def test_gpu_is_reported_and_left_to_tvm():
     _, report = pipeline.lower(mod, "pattern/mali")
     (row,) = report
     assert not row.taken
-    assert "no schedules for the family 'mali'" in row.reason
+    assert "no schedules for the device 'mali'" in row.reason
 
 
 def test_lower_rejects_bad_arguments(tmp_path):
@@ -348,7 +348,7 @@ def test_markers_without_layout_are_refused():
     """Schedule says which pass is missing."""
     model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, groups=4))
     mod = import_torch(model, torch.randn(1, 4, 5, 5))
-    report, target = ReportBuilder(), PlaneTarget("generic")
+    report, target = ReportBuilder(), Backend.named("generic")
     marked = tvm.transform.Sequential([FoldConstants(), PatternRewrite(report)])(mod)
     with pytest.raises(Exception, match="'conv2d' cannot be scheduled; expected one of"):
         Schedule(target, report)(marked)

@@ -1,63 +1,70 @@
-"""Target tags, resolution and families."""
+"""Target tags, resolution and devices."""
 
 import pytest
 from tvm.target import Target
 
 from relay_passes import targets
-from topi_kernels import target_family as tf
+from topi_kernels.device import num_cores
+from topi_kernels.devices import DEVICES
 
 EXPECTED = {
-    "pattern/x86-avx2": tf.X86_AVX2,
-    "pattern/x86-avx512": tf.X86_AVX512,
-    "pattern/cortex-a53": tf.ARM_NEON_IN_ORDER,
-    "pattern/cortex-a55": tf.ARM_NEON_IN_ORDER,
-    "pattern/cortex-a72": tf.ARM_NEON,
-    "pattern/cortex-a76": tf.ARM_NEON,
-    "pattern/cortex-a78": tf.ARM_NEON,
-    "pattern/cortex-x1": tf.ARM_NEON_WIDE,
-    "pattern/neoverse-n1": tf.ARM_NEON,
-    "pattern/armv7": tf.ARMV7_NEON,
-    "pattern/mali": tf.MALI,
-    "pattern/adreno": tf.ADRENO,
+    "pattern/x86-avx2": "x86-avx2",
+    "pattern/x86-avx512": "x86-avx512",
+    "pattern/cortex-a53": "arm-neon-in-order",
+    "pattern/cortex-a55": "arm-neon-in-order",
+    "pattern/cortex-a72": "arm-neon",
+    "pattern/cortex-a76": "arm-neon",
+    "pattern/cortex-a78": "arm-neon",
+    "pattern/cortex-a520": "arm-neon-in-order",
+    "pattern/cortex-a720": "arm-neon",
+    "pattern/cortex-x1": "arm-neon-wide",
+    "pattern/cortex-x4": "arm-neon-wide",
+    "pattern/neoverse-n1": "arm-neon",
+    "pattern/neoverse-v2": "arm-neon-wide",
+    "pattern/armv7": "armv7-neon",
+    "pattern/mali": "mali",
+    "pattern/adreno": "adreno",
 }
 
 
-@pytest.mark.parametrize(("tag", "family"), EXPECTED.items())
-def test_tags(tag, family):
+@pytest.mark.parametrize(("tag", "device"), EXPECTED.items())
+def test_tags(tag, device):
     target = targets.resolve(tag)
     assert "pattern" in target.keys
-    assert tf.target_family(target) == family
+    assert DEVICES.of(target).name == device
 
 
 def test_list_of_tags():
     assert targets.targets() == sorted([*EXPECTED, "pattern/native"])
     native = targets.resolve("pattern/native")
-    assert tf.target_family(native) in tf.CPU_FAMILIES
-    assert tf.num_cores(native) >= 1
+    assert DEVICES.of(native).facts is not None
+    assert num_cores(native) >= 1
 
 
 @pytest.mark.parametrize(
-    ("config", "family"),
+    ("config", "device"),
     [
-        ({"kind": "llvm", "mcpu": "znver4"}, tf.X86_AVX512),
-        ({"kind": "llvm", "mcpu": "znver4", "mattr": ["-avx512f"]}, tf.X86_AVX2),
-        ({"kind": "llvm", "mcpu": "x86-64", "mattr": ["+avx2", "+fma"]}, tf.X86_AVX2),
-        ({"kind": "llvm", "mcpu": "x86-64"}, tf.GENERIC),
-        ({"kind": "llvm", "mtriple": "armv7l-linux-gnueabihf", "mcpu": "cortex-a9"}, tf.ARMV7_NEON),
-        ({"kind": "llvm", "mtriple": "armv6-linux-gnueabihf"}, tf.GENERIC),
-        ({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-x1"}, tf.ARM_NEON_WIDE),
-        ({"kind": "opencl"}, tf.OTHER),
-        ({"kind": "c"}, tf.OTHER),
+        ({"kind": "llvm", "mcpu": "znver4"}, "x86-avx512"),
+        ({"kind": "llvm", "mcpu": "znver4", "mattr": ["-avx512f"]}, "x86-avx2"),
+        ({"kind": "llvm", "mcpu": "x86-64", "mattr": ["+avx2", "+fma"]}, "x86-avx2"),
+        ({"kind": "llvm", "mcpu": "x86-64"}, "generic"),
+        ({"kind": "llvm", "mtriple": "armv7l-linux-gnueabihf", "mcpu": "cortex-a9"}, "armv7-neon"),
+        ({"kind": "llvm", "mtriple": "armv6-linux-gnueabihf"}, "generic"),
+        ({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-x1"}, "arm-neon-wide"),
+        ({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a77"}, "arm-neon"),
+        ({"kind": "llvm", "mtriple": "riscv64-linux-gnu"}, "generic"),
+        ({"kind": "opencl", "device": "mali"}, "mali"),
+        ({"kind": "llvm", "mcpu": "znver4", "keys": ["cpu", "x86-avx2"]}, "x86-avx2"),
     ],
 )
-def test_families(config, family):
+def test_devices(config, device):
     if config["kind"] == "llvm":
         config = {"mtriple": "x86_64-linux-gnu", **config}
-    assert tf.target_family(Target(config)) == family
+    assert DEVICES.of(Target(config)).name == device
 
 
 def test_num_cores_is_read_from_the_target():
-    assert tf.num_cores(Target({"kind": "llvm", "num-cores": 3})) == 3
+    assert num_cores(Target({"kind": "llvm", "num-cores": 3})) == 3
 
 
 def test_resolve_takes_targets_and_dicts():

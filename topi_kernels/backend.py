@@ -1,33 +1,122 @@
-"""The processor families by name, and the plane layout that each prefers."""
+"""The face of a device towards passes and tuner: made once from a Target and passed down."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from tvm.target import Target
+
+from .conv_task import ConvTask
+from .device import Device, num_cores, why_no_float16
+from .devices import DEVICES
 from .layout import PlaneLayout
-from .schedules.arm_cpu import NEON, NEON_IN_ORDER, NEON_V7, NEON_WIDE
-from .schedules.config import Family
-from .schedules.x86 import AVX2, AVX512
-
-FAMILIES: dict[str, Family] = {
-    f.name: f for f in (AVX512, AVX2, NEON, NEON_WIDE, NEON_IN_ORDER, NEON_V7)
-}
-GENERIC = Family("generic", vector_width=4, vector_registers=16, temporaries=4, prefetch=0)
-
-
-def family_of(name: str) -> Family:
-    """Family by name; unknown names get conservative 128-bit vectors."""
-    return FAMILIES.get(name, GENERIC)
+from .operator import ConvPlan, plan_conv
+from .plane_ops import PlaneTarget
+from .schedules.config import ConvConfig, Family
+from .schedules.search_space import search_space
 
 
 def default_layout(
     height: int, width: int, pad: int, family: str, dtype: str = "float32"
 ) -> PlaneLayout:
-    """Preferred plane layout of an activation.
+    """Preferred plane layout of an activation on the device of that name.
 
     Rows of wide images start at vector boundaries; those of narrow images are packed tighter, since
     more of them then share a cache line. The rows of float16 keep the whole vector, which is also
     the slack that reads beyond the last row need.
     """
-    align = family_of(family).of_dtype(dtype).vector_width
+    align = DEVICES.facts(family).of_dtype(dtype).vector_width
     while dtype == "float32" and align > 4 and align > width + pad:
         align //= 2
     return PlaneLayout.make(height, width, pad, align)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One device as a Target describes it.
+
+    Parameters
+    ----------
+    device : Device
+    num_threads : int
+        Threads to schedule for; 1 gives serial code.
+    no_float16 : str
+        Why it does not compute in float16; empty if it does.
+    """
+
+    device: Device
+    num_threads: int = 1
+    no_float16: str = ""
+
+    @classmethod
+    def of(cls, target: Target, num_threads: int | None = None) -> Backend:
+        """The backend of a Target.
+
+        Parameters
+        ----------
+        target : tvm.target.Target
+        num_threads : int, optional
+            Default: the target's ``num-cores``, else the cores that this process may use.
+
+        Raises
+        ------
+        ValueError
+            If no device matches, or two do.
+        """
+        device = DEVICES.of(target)
+        threads = num_cores(target) if num_threads is None else num_threads
+        return cls(device, threads, why_no_float16(device, target))
+
+    @classmethod
+    def named(cls, name: str, num_threads: int = 1) -> Backend:
+        """The backend of the device of that name, whatever the rest of a Target may say.
+
+        Raises
+        ------
+        ValueError
+            If there is no such device.
+        """
+        return cls(DEVICES.named(name), num_threads)
+
+    @property
+    def name(self) -> str:
+        """Name of the device: what tasks, records and reports call it."""
+        return self.device.name
+
+    @property
+    def facts(self) -> Family:
+        """What the schedules know of the device.
+
+        Raises
+        ------
+        ValueError
+            If it has no schedules.
+        """
+        return DEVICES.facts(self.name)
+
+    @property
+    def why_not(self) -> str:
+        """Why no operator of this project runs on the device; empty if they do."""
+        if self.device.facts is not None:
+            return ""
+        return f"no schedules for the device {self.name!r}; compiled dense by TVM"
+
+    def layout_for(self, height: int, width: int, pad: int, dtype: str = "float32") -> PlaneLayout:
+        """Preferred plane layout of an activation, see :func:`default_layout`."""
+        return default_layout(height, width, pad, self.name, dtype)
+
+    def planes(self, dtype: str = "float32") -> PlaneTarget:
+        """What the operators on planes need to know."""
+        return PlaneTarget(self.name, self.num_threads, dtype)
+
+    def plan(
+        self, task: ConvTask, weight: np.ndarray, config: ConvConfig | None = None
+    ) -> ConvPlan:
+        """The planned convolution, see :func:`~topi_kernels.operator.plan_conv`."""
+        return plan_conv(task, weight, config, self.num_threads)
+
+    def space(self, task: ConvTask) -> Iterator[ConvConfig]:
+        """The configurations that the device's schedules offer for a task, in a fixed order."""
+        return search_space(task.shape, task.machine)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import family_of
+from .devices import DEVICES
 from .geometry import ConvGeometry
 from .layout import PlaneLayout
 from .pattern import Pattern
@@ -46,7 +46,12 @@ class ConvTask:
     kept_kernels, kept_weights : int
     dtype : str
     family : str
-        Processor family of the target.
+        Name of the device.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device with schedules.
     """
 
     batch: int
@@ -64,6 +69,9 @@ class ConvTask:
     kept_weights: int
     dtype: str
     family: str
+
+    def __post_init__(self) -> None:
+        DEVICES.facts(self.family)
 
     @classmethod
     def from_weight(
@@ -87,7 +95,7 @@ class ConvTask:
         geometry : ConvGeometry
         in_layout, out_layout, residual_layout : PlaneLayout
         family : str
-            Name of a processor family, see :mod:`topi_kernels.target_family`.
+            Name of a device that has schedules, see :mod:`topi_kernels.devices`.
         batch : int
         epilogue : Epilogue, optional
             Default: none.
@@ -215,7 +223,7 @@ class ConvTask:
     @property
     def machine(self) -> Family:
         """The facts of the family, with the lanes that its vectors have in this dtype."""
-        return family_of(self.family).of_dtype(self.dtype)
+        return DEVICES.facts(self.family).of_dtype(self.dtype)
 
     @property
     def shape(self) -> ConvShape:

@@ -19,8 +19,8 @@ from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from .devices import DEVICES
 from .layout import PlaneLayout, round_up
-from .target_family import maximum_keeps_nan, vector_width
 from .vector_math import activate, broadcast, largest_power_of_two
 
 OPAQUE = 8  # TVM's OpPatternKind: FuseOps leaves the PrimFunc alone.
@@ -45,12 +45,13 @@ class PlaneTarget:
 
     @property
     def lanes(self) -> int:
-        return vector_width(self.family)
+        """float32 lanes of one vector register."""
+        return DEVICES.facts(self.family).vector_width
 
     @property
     def nan_maximum(self) -> bool:
-        """Whether the processor's maximum keeps NaN."""
-        return maximum_keeps_nan(self.family)
+        """Whether the processor's maximum gives NaN if either operand is NaN, as torch does."""
+        return DEVICES.facts(self.family).nan_maximum
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from conv_cases import ConvCase, pattern_weights
 
 from benchmarks import arm_assembly, arm_emulation
 from relay_passes import targets
-from topi_kernels.target_family import target_family
+from topi_kernels.devices import DEVICES
 
 CORES = ["cortex-a53", "cortex-a55", "cortex-a72", "cortex-a76", "cortex-a78", "cortex-x1"]
 
@@ -17,7 +17,7 @@ def loops_of(core: str, group: int, size: int, dtype: str = "float32"):
     """``(loops, plan)`` of a pruned 64-channel layer."""
     target = targets.resolve(f"pattern/{core}")
     weight = pattern_weights(64, 64, group=group).astype(dtype)
-    plan = ConvCase(size, size, family=target_family(target)).plan(weight)
+    plan = ConvCase(size, size, family=DEVICES.of(target).name).plan(weight)
     loops = list(arm_assembly.inner_loops(arm_emulation.assembly(plan.primfunc(), target)))
     assert len(loops) == len(plan.workload.patterns)
     return loops, plan
@@ -109,7 +109,7 @@ def test_float16_results(group, tmp_path):
 
     target = targets.resolve("pattern/cortex-a76")
     weight = (pattern_weights(16, 16, group=group) / 4).astype(np.float16)
-    case = ConvCase(12, 12, family=target_family(target), activation="hardswish")
+    case = ConvCase(12, 12, family=DEVICES.of(target).name, activation="hardswish")
     plan = case.plan(weight)
     w = plan.workload
     rng = np.random.default_rng(0)

@@ -12,7 +12,7 @@ import tvm_pattern as tp
 from benchmarks import arm_emulation as arm
 from benchmarks.arm_assembly import inner_loops
 from relay_passes import pipeline, targets
-from topi_kernels.target_family import target_family
+from topi_kernels.devices import DEVICES
 from tvm_pattern.frontend import import_model
 
 CORES = ["cortex-a53", "cortex-a55", "cortex-a76", "cortex-x1", "neoverse-n1", "armv7"]
@@ -62,7 +62,7 @@ class Network(nn.Module):
 def test_no_more_multiply_adds_than_weights(group, core, tmp_path):
     """Executed FMLA: at most 5 % above kept weights x pixels / lanes, tails apart."""
     target = targets.resolve(f"pattern/{core}")
-    case = ConvCase(28, 28, family=target_family(target))
+    case = ConvCase(28, 28, family=DEVICES.of(target).name)
     weight = pattern_weights(32, 32, group=group)
     plan = case.plan(weight)
     w, c = plan.workload, plan.config
@@ -87,7 +87,7 @@ def test_no_more_multiply_adds_than_weights(group, core, tmp_path):
 def test_stride_two_separates_columns_once(core, tmp_path):
     """Lanes over pixels read neighbours: no shuffles and no spills among the multiply-adds."""
     target = targets.resolve(f"pattern/{core}")
-    case = ConvCase(28, 26, stride=(2, 2), family=target_family(target), activation="relu")
+    case = ConvCase(28, 26, stride=(2, 2), family=DEVICES.of(target).name, activation="relu")
     weight = pattern_weights(32, 32)
     plan = case.plan(weight)
     assert plan.config.shift == "split"

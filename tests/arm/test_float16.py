@@ -10,7 +10,7 @@ from torch import nn
 import tvm_pattern as tp
 from benchmarks import arm_emulation as arm
 from relay_passes import pipeline, targets
-from topi_kernels.target_family import why_no_float16
+from topi_kernels.backend import Backend
 from tvm_pattern.frontend import import_model
 
 
@@ -88,13 +88,13 @@ def test_half_the_multiply_adds(tmp_path):
     [
         ("cortex-a53", "float16 arithmetic needs ARMv8.2 (fullfp16), which cortex-a53 lacks"),
         ("cortex-a72", "which cortex-a72 lacks; compile the model in float32"),
-        ("armv7", "float16 has no schedules for the family 'armv7-neon'"),
-        ("x86-avx512", "float16 has no schedules for the family 'x86-avx512'"),
+        ("armv7", "float16 has no schedules for the device 'armv7-neon'"),
+        ("x86-avx512", "float16 has no schedules for the device 'x86-avx512'"),
     ],
 )
 def test_cores_without_float16(core, reason):
     target = targets.resolve(f"pattern/{core}")
-    assert reason in why_no_float16(target)
+    assert reason in Backend.of(target).no_float16
     x = torch.randn(1, 3, 9, 8).half()
     _, report = pipeline.lower(import_model(network(4), (x,)).mod, target, num_threads=1)
     assert not report.taken

@@ -7,15 +7,15 @@ import numpy as np
 from relay_passes.targets import resolve
 from topi_kernels.backend import default_layout
 from topi_kernels.conv_task import ConvTask
+from topi_kernels.devices import DEVICES
 from topi_kernels.geometry import ConvGeometry
 from topi_kernels.pattern import fixed8_patterns
 from topi_kernels.schedules.config import ConvConfig
-from topi_kernels.target_family import target_family
 from topi_kernels.workload import Epilogue
 from tvm_pattern.tuning.records import Record
 from tvm_pattern.tuning.space import Space
 
-FAMILY = target_family(resolve("pattern/native"))
+FAMILY = DEVICES.of(resolve("pattern/native")).name
 
 
 def small_weight(

@@ -4,11 +4,27 @@ Weights (lanes over pixels) and inputs (lanes over output channels) come in whol
 multiply-adds take them by element, so nothing is broadcast. Out-of-order cores fill their registers
 with accumulators. For in-order cores LLVM moves loads up to cover their latency, so there the tile
 and its inputs share the registers. Prefetch instructions take slots that these narrow cores lack.
+
+SVE is left alone: on every core below whose vectors it could widen, it has the 128 bits of NEON
+(Neoverse V1's 256 are the exception, at half the pipes), so it would do the same multiply-adds in
+as many instructions, and fixed widths let the compiler unroll and shuffle.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from tvm.target import Target, codegen
+
+from ..device import Device, Registry, architecture
 from .config import Family
+
+AARCH64 = ("aarch64", "arm64")
+ARM = ("arm", "armv7", "armv7l", "armv7a", "armv8l")
+# Equal cores of a phone's usual cluster; only the default of num_threads when cross-compiling.
+CLUSTER_CORES = 4
 
 # Out-of-order cores mostly have 64 KiB of L1. A line of it holds four vectors, so there are enough
 # multiply-adds to hide most of what fetching it costs.
@@ -29,6 +45,7 @@ NEON = Family(
     near_cache_floats=NEAR_CACHE,
     loop_cost=2.0,
     isa="neon",
+    nan_maximum=True,
 )
 
 # Four 128-bit pipes: twice the accumulators in flight, and loads are what runs out.
@@ -47,6 +64,7 @@ NEON_WIDE = Family(
     near_cache_floats=NEAR_CACHE,
     loop_cost=1.0,
     isa="neon",
+    nan_maximum=True,
 )
 
 NEON_IN_ORDER = Family(
@@ -64,6 +82,7 @@ NEON_IN_ORDER = Family(
     shuffle_cost=1.0,
     isa="neon",
     early_loads=True,
+    nan_maximum=True,
 )
 
 # 32-bit ARM: 16 vector registers, and fused multiply-adds take no element of a vector.
@@ -79,4 +98,99 @@ NEON_V7 = Family(
     split_cost=0.3,
     shuffle_cost=1.0,
     early_loads=True,
+    nan_maximum=True,
 )
+
+
+@dataclass(frozen=True)
+class Core:
+    """A 64-bit core by LLVM's name, its kind, and whether it has a tag ``pattern/<name>``."""
+
+    name: str
+    facts: Family
+    tagged: bool = True
+
+
+#: Cores that are not named here are out-of-order ones with two pipes.
+CORES = (
+    Core("cortex-a34", NEON_IN_ORDER, tagged=False),
+    Core("cortex-a35", NEON_IN_ORDER, tagged=False),
+    Core("cortex-a53", NEON_IN_ORDER),
+    Core("cortex-a55", NEON_IN_ORDER),
+    Core("cortex-a510", NEON_IN_ORDER, tagged=False),
+    Core("cortex-a520", NEON_IN_ORDER),
+    Core("cortex-a72", NEON),
+    Core("cortex-a76", NEON),
+    Core("cortex-a78", NEON),
+    Core("cortex-a720", NEON),
+    Core("neoverse-n1", NEON),
+    Core("cortex-x1", NEON_WIDE),
+    Core("cortex-x2", NEON_WIDE, tagged=False),
+    Core("cortex-x3", NEON_WIDE, tagged=False),
+    Core("cortex-x4", NEON_WIDE),
+    Core("neoverse-v1", NEON_WIDE, tagged=False),
+    Core("neoverse-v2", NEON_WIDE),
+)
+_FACTS = {core.name: core.facts for core in CORES}
+
+
+def _is_neon(target: Target, architectures: tuple[str, ...]) -> bool:
+    if target.kind.name != "llvm" or architecture(target) not in architectures:
+        return False
+    return bool(codegen.llvm_cpu_has_features("neon", target))
+
+
+def is_core_of(facts: Family, target: Target) -> bool:
+    """Whether a target is a 64-bit core of this kind."""
+    core = str(target.attrs.get("mcpu", ""))
+    return _is_neon(target, AARCH64) and _FACTS.get(core, NEON) is facts
+
+
+def is_armv7(target: Target) -> bool:
+    """Whether a target is a 32-bit core with NEON."""
+    return _is_neon(target, ARM)
+
+
+def why_no_float16(target: Target) -> str:
+    """Half-precision arithmetic is an option of ARMv8.2 (LLVM's ``fullfp16``).
+
+    Cores without it would convert around every operation.
+    """
+    if codegen.llvm_cpu_has_features("fullfp16", target):
+        return ""
+    core = str(target.attrs.get("mcpu", "")) or "this processor"
+    return (
+        f"float16 arithmetic needs ARMv8.2 (fullfp16), which {core} lacks; compile the model in"
+        " float32"
+    )
+
+
+def _aarch64(core: str) -> dict[str, Any]:
+    return {
+        "kind": "llvm",
+        "mtriple": "aarch64-linux-gnu",
+        "mcpu": core,
+        "mattr": ["+neon"],
+        "num-cores": CLUSTER_CORES,
+        "keys": ["arm_cpu", "cpu"],
+    }
+
+
+# The oldest core with fused multiply-adds; it schedules well for all in-order ones.
+_ARMV7 = {
+    "kind": "llvm",
+    "mtriple": "armv7l-linux-gnueabihf",
+    "mcpu": "cortex-a7",
+    "mattr": ["+neon"],
+    "mfloat-abi": "hard",
+    "keys": ["arm_cpu", "cpu"],
+}
+
+
+def register(registry: Registry) -> None:
+    """Add the kinds of 64-bit cores, and ARMv7."""
+    for facts in (NEON, NEON_WIDE, NEON_IN_ORDER):
+        tags = {c.name: _aarch64(c.name) for c in CORES if c.tagged and c.facts is facts}
+        matches = partial(is_core_of, facts)
+        registry.add(Device(facts.name, matches, facts, why_no_float16, tags))
+    registry.add(Device(NEON_V7.name, is_armv7, NEON_V7, tags={"armv7": _ARMV7}))

@@ -57,6 +57,8 @@ class Family:
     early_loads : bool
         Whether the compiler moves the loads of a step before its multiply-adds, as it does for
         in-order cores; they then occupy registers all at once.
+    nan_maximum : bool
+        Whether maximum and minimum give NaN if either operand is NaN, as in torch.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Family:
     page_cost: float = 4.0
     isa: str = "any"
     early_loads: bool = False
+    nan_maximum: bool = False
 
     def of_dtype(self, dtype: str) -> Family:
         """The family with the lanes that its vectors have in ``dtype``."""

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from tvm.target import Target, codegen
+
+from ..device import Device, Registry, architecture
 from .config import Family
+
+ARCHITECTURES = ("x86_64", "amd64", "i686", "i386")
 
 # Cost constants: fitted to 552 measured configurations of 37 layers on a server core with two
 # 512-bit FMA ports; the pick is 1.4 % slower than the fastest of a layer's 8 to 16, on average
@@ -35,3 +42,31 @@ AVX2 = Family(
     fetch_ahead=True,
     block_floats=8_000,
 )
+
+
+def _has(target: Target, *features: str) -> bool:
+    if target.kind.name != "llvm" or architecture(target) not in ARCHITECTURES:
+        return False
+    return bool(codegen.llvm_cpu_has_features(list(features), target))
+
+
+def is_avx512(target: Target) -> bool:
+    """Whether the processor has AVX-512."""
+    return _has(target, "avx512f")
+
+
+def is_avx2(target: Target) -> bool:
+    """Whether the processor has AVX2 and FMA, but no AVX-512."""
+    return _has(target, "avx2", "fma") and not is_avx512(target)
+
+
+def _config(mcpu: str) -> dict[str, Any]:
+    return {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": mcpu, "keys": ["cpu"]}
+
+
+def register(registry: Registry) -> None:
+    """Add both devices."""
+    tags = {AVX512.name: _config("x86-64-v4")}
+    registry.add(Device(AVX512.name, is_avx512, AVX512, tags=tags))
+    tags = {AVX2.name: _config("x86-64-v3")}
+    registry.add(Device(AVX2.name, is_avx2, AVX2, tags=tags))

@@ -13,10 +13,10 @@ from pathlib import Path
 from tvm.target import Target
 
 import tuning_logs
-from topi_kernels.backend import family_of
 from topi_kernels.conv_task import ConvTask
+from topi_kernels.device import architecture
+from topi_kernels.devices import DEVICES
 from topi_kernels.schedules.config import ConvConfig
-from topi_kernels.target_family import architecture, target_family
 
 from .environment import device_name, target_dict
 from .records import BadLine, LogError, Record, TuningLog, best_records
@@ -37,8 +37,8 @@ def config_of(record: Record) -> ConvConfig:
     LogError
         On knobs this program does not know, or missing ones without a default.
     """
-    then = {"fetch_ahead": family_of(str(record.task.get("family"))).fetch_ahead}
     try:
+        then = {"fetch_ahead": DEVICES.facts(str(record.task.get("family"))).fetch_ahead}
         return ConvConfig.from_dict({**then, **record.config})
     except ValueError as error:
         raise LogError(f"{error}; tune again with this version") from error
@@ -273,7 +273,7 @@ def config_lookup(
         If the log is missing or holds lines of another schema version or damaged ones. A line that
         a killed writer left half is passed over and named in the report.
     """
-    paths = shipped_logs(target_family(target)) if tuning_log is None else [Path(tuning_log)]
+    paths = shipped_logs(DEVICES.of(target).name) if tuning_log is None else [Path(tuning_log)]
     logs = [TuningLog(path).usable() for path in paths]
     records = [record for found, _ in logs for record in found]
     device = own_device(target) if device is None else device

@@ -14,8 +14,9 @@ from relay_passes.dataflow import array_of, bindings_of, relax_functions, shape_
 from relay_passes.markers import ConvParams, Marker, parse
 from relay_passes.pipeline import marker_passes
 from relay_passes.report import ReportBuilder
+from topi_kernels.backend import Backend
 from topi_kernels.conv_task import ConvTask
-from topi_kernels.target_family import CPU_FAMILIES, target_family
+from topi_kernels.devices import DEVICES
 
 
 @dataclass
@@ -45,14 +46,15 @@ def extract_tasks(mod: tvm.IRModule, target: Target, num_threads: int = 1) -> li
     Raises
     ------
     ValueError
-        If the target's family has no search space.
+        If the target's device has no search space, or no device matches.
     """
-    family = target_family(target)
-    if family not in CPU_FAMILIES:
+    backend = Backend.of(target, num_threads)
+    if backend.why_not:
         raise ValueError(
-            f"target family {family!r} has no search space to tune; expected one of {CPU_FAMILIES}"
+            f"the device {backend.name!r} has no search space to tune; expected one of"
+            f" {DEVICES.names(with_schedules=True)}"
         )
-    passes = marker_passes(target, num_threads, ReportBuilder())
+    passes = marker_passes(backend, ReportBuilder())
     with target:
         planes = tvm.transform.Sequential(passes)(mod)
     tasks: dict[str, WeightedTask] = {}
@@ -61,7 +63,7 @@ def extract_tasks(mod: tvm.IRModule, target: Target, num_threads: int = 1) -> li
             weight = array_of(marker.tensors[1])
             batch = shape_of(marker.tensors[0])[0]
             params = ConvParams.from_dict(marker.params)
-            task = params.task(weight, batch, family)
+            task = params.task(weight, batch, backend.name)
             tasks.setdefault(task.key, WeightedTask(task, weight)).layers.append(name)
     return list(tasks.values())
 
