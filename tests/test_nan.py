@@ -14,9 +14,9 @@ from torch import nn
 
 import tvm_pattern as tp
 from topi_kernels import plane_ops, plane_windows
+from topi_kernels.geometry import ConvGeometry
 from topi_kernels.layout import PlaneLayout
 from topi_kernels.plane_ops import PlaneTarget
-from topi_kernels.plane_windows import Window
 
 NAN, INF = float("nan"), float("inf")
 SPECIALS = (NAN, INF, -INF, -0.0, 100.0, -100.0)
@@ -109,7 +109,7 @@ def test_pooling(family, kernel, stride, padding):
     x[0, 0, :5, :6], x[0, 1, :5, -6:] = NAN, -INF
     pool = {"kernel_size": kernel, "stride": stride, "padding": padding}
     images = torch.from_numpy(x)
-    window = Window(kernel, stride, (padding, padding))
+    window = ConvGeometry(kernel, stride, (padding, padding))
     in_layout = PlaneLayout.make(13, 38, max(1, padding))
     for want, emit, extra in (
         (F.max_pool2d(images, **pool), plane_windows.max_pool, ()),
