@@ -17,8 +17,9 @@ TEST_ENV := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TVM_NUM_THREADS=$${TVM_NUM_TH
 BENCH_ARGS ?=
 # Processes of `make test`: `make test WORKERS=1`. A file's tests stay together, since they share what
 # its fixtures compiled; files go in order of collection, in which the slow ones do not come last.
-WORKERS ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
-XDIST := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+WORKERS ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || \
+  getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+XDIST = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 TEST_ARGS ?=
 
 # What runs ARM code here: cross compilers, the emulator and llvm-mca. Tests say what is missing.
