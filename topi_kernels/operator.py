@@ -17,7 +17,7 @@ from .conv_task import ConvTask, check_weight
 from .fkw import FKW, pack, validate
 from .schedules.config import ConvConfig
 from .schedules.pattern_conv import schedule_pattern_conv
-from .schedules.search_space import default_config
+from .schedules.search_space import default_config, illegal_for
 from .workload import ConvWorkload
 
 
@@ -84,7 +84,7 @@ def plan_conv(
         )
     if config is None:
         config = default_config(task.shape, task.machine)
-    elif (reason := task.illegal_reason(config)) is not None:
+    elif (reason := illegal_for(task.shape, config, task.machine)) is not None:
         raise ValueError(f"config {config} is illegal here: {reason}")
     fkw = pack(weight, config.group, task.patterns, task.structure)
     validate(fkw)

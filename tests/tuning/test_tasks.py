@@ -16,6 +16,7 @@ from torch import nn
 from relay_passes import pipeline
 from relay_passes.report import ReportBuilder
 from relay_passes.targets import resolve
+from topi_kernels.backend import Backend
 from topi_kernels.conv_task import ConvTask
 from topi_kernels.operator import plan_conv
 from topi_kernels.schedules.config import ConvConfig
@@ -97,16 +98,17 @@ def test_tuning_measures_what_compiling_asks_for(dtype: str, target: str) -> Non
 
 @pytest.mark.parametrize("target", ["native", "x86-avx512", "cortex-a55", "armv7", "mali"])
 def test_compiling_schedules_what_the_shared_passes_leave(target: str) -> None:
-    resolved = resolve(f"pattern/{target}")
-    shared = pipeline.marker_passes(resolved, 1, ReportBuilder())
-    whole = pipeline.sparse_passes(resolved, 1, ReportBuilder())
+    backend = Backend.of(resolve(f"pattern/{target}"), 1)
+    shared = pipeline.marker_passes(backend, ReportBuilder())
+    whole = pipeline.sparse_passes(backend, ReportBuilder())
     last = [] if target == "mali" else ["Schedule"]
     assert [p.info.name for p in whole] == [*(p.info.name for p in shared), *last]
 
 
 def test_no_other_list_of_passes() -> None:
     """Whoever rewrites a module takes the pipeline's list; no pass is imported by itself."""
-    shared = pipeline.marker_passes(resolve("pattern/native"), 1, ReportBuilder())
+    backend = Backend.of(resolve("pattern/native"))
+    shared = pipeline.marker_passes(backend, ReportBuilder())
     names = {str(p.info.name) for p in shared} | {"Schedule"}
     assert {"LowerMatmul", "PatternRewrite", "PlaneLayout"} <= names
     found = []

@@ -178,11 +178,11 @@ class ConvConfig:
         needed = [name for name, f in known.items() if f.default is MISSING]
         missing = sorted(set(needed) - set(data))
         if unknown or missing:
-            raise ValueError(f"a config has the unknown knobs {unknown} and lacks {missing}")
+            raise ValueError(f"config has unknown knobs {unknown} and lacks {missing}")
         kinds = {"int": int, "str": str, "bool": bool}
         wrong = sorted(n for n, v in data.items() if type(v) is not kinds[str(known[n].type)])
         if wrong:
-            raise ValueError(f"a config has knobs {wrong} of another type")
+            raise ValueError(f"config has knobs {wrong} of another type")
         return cls(**data)
 
 

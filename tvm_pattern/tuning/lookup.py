@@ -42,7 +42,7 @@ def config_of(record: Record) -> ConvConfig:
         then = {"fetch_ahead": DEVICES.facts(str(record.task.get("family"))).fetch_ahead}
         return ConvConfig.from_dict({**then, **record.config})
     except ValueError as error:
-        raise LogError(f"{error}; tune again with this version") from error
+        raise LogError(f"a recorded {error}; tune again with this version") from error
 
 
 def later_knobs(record: Record) -> list[str]:
