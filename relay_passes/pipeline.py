@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import tvm
 from tvm import relax
 from tvm.ir.transform import Pass
@@ -70,7 +68,6 @@ def lower(
     target: str | dict | Target,
     *,
     num_threads: int | None = None,
-    tuning_log: str | os.PathLike | None = None,
     config_for: ConfigFor = no_records,
 ) -> tuple[tvm.IRModule, RewriteReport]:
     """Rewrite a module for ``target``; what this project does not take is legalised by TVM.
@@ -85,8 +82,6 @@ def lower(
         See :func:`relay_passes.targets.resolve`.
     num_threads : int, optional
         Threads to schedule for; 1 gives serial code. Default: the target's ``num-cores``.
-    tuning_log : str or os.PathLike, optional
-        Must exist if given. Its records are read by whoever provides ``config_for``.
     config_for : callable, optional
         ``ConvTask -> config or None``; None means the default config.
 
@@ -97,13 +92,11 @@ def lower(
     Raises
     ------
     ValueError
-        If the target is not usable, ``num_threads`` is not positive or ``tuning_log`` is missing.
+        If the target is not usable or ``num_threads`` is not positive.
     """
     resolved = resolve(target)
     if num_threads is not None and num_threads < 1:
         raise ValueError(f"num_threads must be at least 1, got {num_threads}")
-    if tuning_log is not None and not os.path.exists(tuning_log):
-        raise ValueError(f"tuning log {os.fspath(tuning_log)!r} does not exist; check the path")
     report = ReportBuilder()
     passes = sparse_passes(Backend.of(resolved, num_threads), report, config_for)
     with resolved:

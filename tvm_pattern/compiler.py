@@ -120,7 +120,6 @@ def _build(
         imported.mod,
         resolved,
         num_threads=num_threads,
-        tuning_log=tuning_log,
         config_for=config_for,
     )
     steps: tuple[Step, ...] = ()

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -400,8 +400,3 @@ def tune(
         with locked(log, "tuning into"):
             search = Search(tasks, resolved, TuningLog(log), options, threads)
             return search.run(measurer, callback)
-
-
-def options_dict(options: TuneOptions) -> dict[str, Any]:
-    """Options as plain data, for reports."""
-    return asdict(options)
