@@ -24,6 +24,7 @@ from tvm_pattern.frontend import import_model
 from tvm_pattern.pruning import oneshot
 from tvm_pattern.tuning import worker
 from tvm_pattern.tuning.features import FEATURES, config_features
+from tvm_pattern.tuning.lookup import ConfigLookup, config_of
 from tvm_pattern.tuning.measure import MeasureOptions, Measurer
 from tvm_pattern.tuning.records import TuningLog
 from tvm_pattern.tuning.session import Search, TuneOptions, warm_start_sets
@@ -158,6 +159,8 @@ def test_float16_trials_run_and_teach(half_tasks: list[WeightedTask], tmp_path: 
     records = log.records()
     assert {r.task["dtype"] for r in records} == {"float16"}
     assert 8 in {r.config["vector_width"] for r in records}
+    fastest = min(records, key=lambda record: record.seconds)
+    assert ConfigLookup(records)(task.task) == config_of(fastest)
     ((features, seconds),) = warm_start_sets(records)
     assert features.shape == (6, len(FEATURES))
     assert np.isfinite(seconds).all()
