@@ -10,11 +10,12 @@ from conv_cases import pattern_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from topi_kernels.fkw import distinct_patterns, pack, unpack, validate
+from topi_kernels.fkw import pack, unpack, validate
 from topi_kernels.pattern import Pattern, fixed8_patterns
 from topi_kernels.reorder import (
     GROUP_SIZES,
     detect_group,
+    distinct_patterns,
     filter_order,
     kernel_codes,
     padded_slots,

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .pattern import Pattern, dense_pattern, single_tap_patterns
-from .reorder import filter_order, kernel_codes
+from .reorder import distinct_patterns, filter_order
 
 LOOKAHEAD = 8
 STRUCTURES = ("pattern", "tap", "dense")
@@ -95,30 +95,10 @@ def _narrowest(limit: int) -> str:
     return "uint16" if limit <= 0xFFFF else "int32"
 
 
-def distinct_patterns(weight: np.ndarray) -> tuple[Pattern, ...]:
-    """The distinct non-empty tap sets of a layer.
-
-    Parameters
-    ----------
-    weight : numpy.ndarray
-        ``[out_channels, in_channels, kh, kw]``.
-
-    Returns
-    -------
-    tuple of Pattern
-        In an order that depends on the patterns alone, so that layers of equal shape that use the
-        same patterns share one operator.
-    """
-    kh, kw = weight.shape[2:]
-    codes, first = np.unique(kernel_codes(weight).reshape(-1), return_index=True)
-    masks = (weight != 0).reshape(-1, kh, kw)[first[codes != 0]]
-    return tuple(sorted(Pattern.from_mask(mask) for mask in masks))
-
-
-def _membership(weight: np.ndarray, patterns: tuple[Pattern, ...], structure: str) -> np.ndarray:
+def _membership(kept: np.ndarray, patterns: tuple[Pattern, ...], structure: str) -> np.ndarray:
     """Which pattern lists every kernel is filed under, bool ``[out, in, num_patterns]``."""
-    out_channels, in_channels, kh, kw = weight.shape
-    masks = (weight != 0).reshape(out_channels, in_channels, kh * kw)
+    out_channels, in_channels, kh, kw = kept.shape
+    masks = kept.reshape(out_channels, in_channels, kh * kw)
     if structure == "dense":
         return np.ones((out_channels, in_channels, 1), bool)
     if structure == "tap":
@@ -133,7 +113,7 @@ def _membership(weight: np.ndarray, patterns: tuple[Pattern, ...], structure: st
         o, i = np.argwhere(open_kernels)[0]
         raise ValueError(
             f"kernel ({o}, {i}) keeps taps that no given pattern covers; pass patterns that cover"
-            " every kernel, e.g. distinct_patterns(weight)"
+            " every kernel, e.g. distinct_patterns(kept)"
         )
     return member
 
@@ -201,13 +181,14 @@ def pack(
     group: int = 1,
     patterns: tuple[Pattern, ...] | None = None,
     structure: str = "pattern",
+    kept: np.ndarray | None = None,
 ) -> FKW:
     """Pack pruned weights.
 
     Parameters
     ----------
     weight : numpy.ndarray
-        float ``[out_channels, in_channels, kh, kw]``; zeros are removed weights.
+        float ``[out_channels, in_channels, kh, kw]``.
     group : int
         Filters of a filter_group. Filters that do not share kernels and patterns never meet in one
         group; incomplete groups get empty slots.
@@ -234,14 +215,20 @@ def pack(
     if group < 1:
         raise ValueError(f"group must be >= 1, got {group}")
     out_channels, in_channels, kh, kw = weight.shape
+    kept = weight.astype(bool) if kept is None else kept
+    if kept.shape != weight.shape or np.any(weight[~kept]):
+        raise ValueError(
+            f"kept is {kept.shape} for weights {weight.shape}, or leaves out weights that are not"
+            " zero; give the structure of these weights"
+        )
     if structure == "pattern":
-        patterns = distinct_patterns(weight) if patterns is None else tuple(patterns)
+        patterns = distinct_patterns(kept) if patterns is None else tuple(patterns)
         patterns = patterns or (Pattern((kh, kw), ((0, 0),)),)
     else:
         whole = dense_pattern((kh, kw))
         patterns = (whole,) if structure == "dense" else single_tap_patterns((kh, kw))
-    member = _membership(weight, patterns, structure)
-    order = filter_order(weight, group, share_all=structure == "dense")
+    member = _membership(kept, patterns, structure)
+    order = filter_order(kept, group, share_all=structure == "dense")
     num_groups = len(order) // group
     lists = []
     for g in range(num_groups):

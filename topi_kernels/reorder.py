@@ -12,16 +12,18 @@ from collections import defaultdict
 
 import numpy as np
 
+from .pattern import Pattern
+
 GROUP_SIZES = (32, 16, 8, 4, 2, 1)
 
 
-def kernel_codes(weight: np.ndarray) -> np.ndarray:
+def kernel_codes(kept: np.ndarray) -> np.ndarray:
     """Which taps each kernel keeps, as one number per kernel.
 
     Parameters
     ----------
-    weight : numpy.ndarray
-        ``[out_channels, in_channels, kh, kw]``; taps with weight 0 count as removed.
+    kept : numpy.ndarray
+        bool ``[out_channels, in_channels, kh, kw]``; of weights, those that are zero are removed.
 
     Returns
     -------
@@ -29,9 +31,9 @@ def kernel_codes(weight: np.ndarray) -> np.ndarray:
         ``[out_channels, in_channels]``: equal numbers are equal tap sets, 0 is the empty kernel.
         Up to 64 taps the bits are the taps, row-major from the lowest.
     """
-    out_channels, in_channels, kh, kw = weight.shape
-    kept = (weight != 0).reshape(out_channels * in_channels, kh * kw)
-    packed = np.packbits(kept, axis=1, bitorder="little")
+    out_channels, in_channels, kh, kw = kept.shape
+    taps = kept.astype(bool).reshape(out_channels * in_channels, kh * kw)
+    packed = np.packbits(taps, axis=1, bitorder="little")
     if packed.shape[1] <= 8:
         wide = np.zeros((len(packed), 8), np.uint8)
         wide[:, : packed.shape[1]] = packed
@@ -41,7 +43,27 @@ def kernel_codes(weight: np.ndarray) -> np.ndarray:
     return inverse.reshape(-1)[1:].reshape(out_channels, in_channels)
 
 
-def sharing_classes(weight: np.ndarray) -> list[np.ndarray]:
+def distinct_patterns(kept: np.ndarray) -> tuple[Pattern, ...]:
+    """The distinct non-empty tap sets of a layer.
+
+    Parameters
+    ----------
+    kept : numpy.ndarray
+        bool ``[out_channels, in_channels, kh, kw]``.
+
+    Returns
+    -------
+    tuple of Pattern
+        In an order that depends on the patterns alone, so that layers of equal shape that use the
+        same patterns share one operator.
+    """
+    kh, kw = kept.shape[2:]
+    codes, first = np.unique(kernel_codes(kept).reshape(-1), return_index=True)
+    masks = kept.reshape(-1, kh, kw)[first[codes != 0]]
+    return tuple(sorted(Pattern.from_mask(mask) for mask in masks))
+
+
+def sharing_classes(kept: np.ndarray) -> list[np.ndarray]:
     """Filters with identical kernels and patterns, longest filters first.
 
     Returns
@@ -49,7 +71,7 @@ def sharing_classes(weight: np.ndarray) -> list[np.ndarray]:
     list of numpy.ndarray
         Disjoint sorted filter indices; together they are all filters.
     """
-    codes = kernel_codes(weight)
+    codes = kernel_codes(kept)
     classes: dict[bytes, list[int]] = defaultdict(list)
     for o, row in enumerate(codes):
         classes[row.tobytes()].append(o)
@@ -63,25 +85,25 @@ def padded_slots(classes: list[np.ndarray], group: int) -> int:
     return sum(-len(c) % group for c in classes)
 
 
-def detect_group(weight: np.ndarray, max_waste: float = 0.1) -> int:
-    """Largest filter_group size whose sharing the weights really have.
+def detect_group(kept: np.ndarray, max_waste: float = 0.1) -> int:
+    """Largest filter_group size whose sharing the kept weights really have.
 
     Parameters
     ----------
-    weight : numpy.ndarray
-        ``[out_channels, in_channels, kh, kw]``.
+    kept : numpy.ndarray
+        bool ``[out_channels, in_channels, kh, kw]``.
     max_waste : float
         Largest tolerated fraction of empty filter slots (tails of the classes).
     """
-    classes = sharing_classes(weight)
-    out_channels = weight.shape[0]
+    classes = sharing_classes(kept)
+    out_channels = kept.shape[0]
     for group in GROUP_SIZES:
         if padded_slots(classes, group) <= max_waste * out_channels:
             return group
     return 1
 
 
-def filter_order(weight: np.ndarray, group: int, share_all: bool = False) -> np.ndarray:
+def filter_order(kept: np.ndarray, group: int, share_all: bool = False) -> np.ndarray:
     """Order of filters for filter_groups of ``group``.
 
     With ``share_all`` any filters may meet in a group, as in a dense layer.
@@ -92,9 +114,9 @@ def filter_order(weight: np.ndarray, group: int, share_all: bool = False) -> np.
         int32 ``[num_groups * group]``; ``out_channels`` marks an empty slot. Filters of one group
         share their kernels and patterns; groups are ordered by filter_length, longest first.
     """
-    out_channels = weight.shape[0]
+    out_channels = kept.shape[0]
     order: list[int] = []
-    classes = [np.arange(out_channels)] if share_all else sharing_classes(weight)
+    classes = [np.arange(out_channels)] if share_all else sharing_classes(kept)
     for members in classes:
         order.extend(members.tolist())
         order.extend([out_channels] * (-len(members) % group))
