@@ -7,10 +7,10 @@ packed function of that name exists: ``schedule`` replaces all markers.
 ==================== ===================================== =========================================
 op                   tensors                               parameters
 ==================== ===================================== =========================================
-conv2d               x, weight[, bias][, residual]         :class:`ConvParams`, layouts unset
+conv2d               x, weight[, kept][, bias][, residual] :class:`ConvParams`, layouts unset
 depthwise_conv2d     x, weight[, bias]                     :class:`ConvParams`
 activation           x                                     activation, bounds
-plane_conv2d         planes, weight[, bias][, residual]    :class:`ConvParams`, layouts set
+plane_conv2d         as conv2d, of planes                  :class:`ConvParams`, layouts set
 plane_depthwise      planes, weight[, bias]                :class:`ConvParams`, layouts set
 plane_pack           x                                     out_layout
 plane_unpack         planes                                in_layout
@@ -19,6 +19,9 @@ plane_max_pool       planes                                window, layouts
 plane_avg_pool       planes                                window, count_include_pad, layouts
 plane_global_pool    planes                                in_layout, keep_dims
 ==================== ===================================== =========================================
+
+``kept`` are the bits of the layer's :class:`~topi_kernels.structure.Structure`, there when the
+parameter ``structure`` says where it is known from.
 """
 
 from __future__ import annotations
@@ -34,9 +37,10 @@ from tvm.ir import Call, Expr, StringImm, Type
 from topi_kernels.conv_task import ConvTask
 from topi_kernels.geometry import ConvGeometry
 from topi_kernels.layout import PlaneLayout
+from topi_kernels.structure import Structure, determine
 from topi_kernels.workload import Epilogue
 
-from .dataflow import op_name
+from .dataflow import array_of, op_name
 
 PREFIX = "pattern_sparse."
 
@@ -70,13 +74,15 @@ def parse(expr: Any) -> Marker | None:
 class ConvParams:
     """Parameters of a convolution marker.
 
-    ``layer`` is the row of the report, ``end_padding`` the padding ``(bottom, right)``.
+    ``layer`` is the row of the report, ``end_padding`` the padding ``(bottom, right)``,
+    ``structure`` the source of the structure that the marker carries; empty if it carries none.
     """
 
     layer: str
     geometry: ConvGeometry
     end_padding: tuple[int, int] = (0, 0)
     epilogue: Epilogue = field(default_factory=Epilogue)
+    structure: str = ""
     in_layout: PlaneLayout | None = None
     out_layout: PlaneLayout | None = None
     residual_layout: PlaneLayout | None = None
@@ -99,7 +105,9 @@ class ConvParams:
             data[key] = None if data[key] is None else layout_from_list(data[key])
         return cls(**data)
 
-    def task(self, weight: np.ndarray, batch: int, family: str) -> ConvTask:
+    def task(
+        self, weight: np.ndarray, batch: int, family: str, structure: Structure | None = None
+    ) -> ConvTask:
         """The task of a ``plane_conv2d`` marker with these weights.
 
         Raises
@@ -120,7 +128,22 @@ class ConvParams:
             batch=batch,
             epilogue=self.epilogue,
             residual_layout=self.residual_layout,
+            structure=structure,
         )
+
+
+def structure_of(marker: Marker) -> Structure:
+    """The structure that a convolution marker carries; of one without, what its weights say."""
+    weight = array_of(marker.tensors[1])
+    source = marker.params["structure"]
+    if not source:
+        return determine(weight)
+    return Structure.from_bits(array_of(marker.tensors[2]), weight.shape, source)
+
+
+def epilogue_tensors(marker: Marker) -> list[Expr]:
+    """Bias and residual of a convolution marker, as far as it has them."""
+    return list(marker.tensors[3 if marker.params["structure"] else 2 :])
 
 
 def layout_to_list(layout: PlaneLayout | None) -> list[int] | None:

@@ -7,6 +7,8 @@ the report here; nothing is skipped silently.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,11 @@ from tvm.ir import Call, Expr
 
 from topi_kernels.eligibility import is_depthwise, why_dense
 from topi_kernels.geometry import ConvGeometry
+from topi_kernels.structure import Structure, determine
 
 from .dataflow import (
     FLOATS,
+    array_of,
     bindings_of,
     constant,
     map_functions,
@@ -83,12 +87,18 @@ def _pair(values: Any) -> Any:
     return tuple(int(v) for v in values)
 
 
-def describe(call: Call, out: Expr, layer: str, reason: str) -> LayerRow:
+def describe(
+    call: Call, out: Expr, layer: str, reason: str, structure: Structure | None = None
+) -> LayerRow:
     """The report's row of a convolution, before it is planned."""
     in_shape, out_shape = static_shape(call.args[0]) or (), static_shape(out) or ()
     weight_shape = static_shape(call.args[1]) or ()
     value = constant(call.args[1])
-    density = float(np.count_nonzero(value)) / value.size if value is not None else 1.0
+    density = 1.0
+    if structure is not None:
+        density = structure.kept_weights / structure.kept.size
+    elif value is not None:
+        density = float(np.count_nonzero(value)) / value.size
     flops = 0
     if weight_shape and out_shape:
         # Every weight is used once per output pixel of a convolution; per input pixel of a
@@ -108,19 +118,24 @@ def describe(call: Call, out: Expr, layer: str, reason: str) -> LayerRow:
         sparsity=1.0 - density,
         dense_equivalent_gflop=flops / 1e9,
         effective_gflop=flops * density / 1e9,
+        structure="" if structure is None else structure.source,
     )
 
 
-def marker_of(call: Call, layer: str) -> Marker:
-    """The marker of an accepted convolution."""
+def marker_of(call: Call, layer: str, structure: Structure | None = None) -> Marker:
+    """The marker of an accepted convolution; it carries the structure of its weights."""
     attrs = call.attrs
     depthwise = is_depthwise(int(attrs.groups), shape_of(call.args[0])[1])
     top, left, bottom, right = (int(p) for p in attrs.padding)
     kh, kw = shape_of(call.args[1])[2:]
     geometry = ConvGeometry((kh, kw), _pair(attrs.strides), (top, left), _pair(attrs.dilation))
     params = ConvParams(layer, geometry, (bottom, right))
-    op = "depthwise_conv2d" if depthwise else "conv2d"
-    return Marker(op, tuple(call.args), params.to_dict())
+    if depthwise or structure is None:
+        op = "depthwise_conv2d" if depthwise else "conv2d"
+        return Marker(op, tuple(call.args), params.to_dict())
+    params = replace(params, structure=structure.source)
+    kept = relax.const(structure.to_bits())
+    return Marker("conv2d", (*call.args, kept), params.to_dict())
 
 
 @tvm.transform.module_pass(opt_level=0, name="PatternRewrite")
@@ -135,6 +150,9 @@ class PatternRewrite:
         Non-empty: no convolution is rewritten, for this reason (a target without schedules).
     no_float16 : str
         Non-empty: no float16 convolution is rewritten, for this reason.
+    structures : mapping, optional
+        What the pruner assigned, by the name of the variable that a convolution is bound to. The
+        others, and those that their weights contradict, get what the weights say.
     """
 
     def __init__(
@@ -142,7 +160,9 @@ class PatternRewrite:
         report: ReportBuilder,
         unsupported: str = "",
         no_float16: str = "no target is known to compute in float16",
+        structures: Mapping[str, Structure] | None = None,
     ) -> None:
+        self.structures = structures or {}
         self.report = report
         self.unsupported = unsupported
         self.no_float16 = no_float16
@@ -158,9 +178,14 @@ class PatternRewrite:
                     continue
                 reason = self.unsupported or rejection(binding.value, binding.var, self.no_float16)
                 name = str(binding.var.name)
-                layer = self.report.add(describe(binding.value, binding.var, name, reason))
+                structure = None
                 if not reason:
-                    marker = marker_of(binding.value, layer)
+                    value = array_of(binding.value.args[1])
+                    structure = determine(value, self.structures.get(name))
+                row = describe(binding.value, binding.var, name, reason, structure)
+                layer = self.report.add(row)
+                if not reason:
+                    marker = marker_of(binding.value, layer, structure)
                     block[i] = relax.VarBinding(binding.var, marker.call(binding.var.ty))
             blocks.append(block)
         return rebuild(func, blocks)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import tvm
 from tvm import relax
 from tvm.ir.transform import Pass
 from tvm.target import Target
 
 from topi_kernels.backend import Backend
+from topi_kernels.structure import Structure
 
 from .fold_batch_norm import FoldBatchNorm
 from .fold_constants import FoldConstants
@@ -36,7 +39,11 @@ def normalize_passes() -> list[Pass]:
     ]
 
 
-def marker_passes(backend: Backend, report: ReportBuilder) -> list[Pass]:
+def marker_passes(
+    backend: Backend,
+    report: ReportBuilder,
+    structures: Mapping[str, Structure] | None = None,
+) -> list[Pass]:
     """From Relax operators to ``plane_*`` markers: what a choice of configurations starts from.
 
     The one list that compiling and tuning share, so that the tuner measures the convolutions that
@@ -48,7 +55,7 @@ def marker_passes(backend: Backend, report: ReportBuilder) -> list[Pass]:
     return [
         LowerMatmul(backend.planes()),
         *normalize_passes(),
-        PatternRewrite(report, no_float16=backend.no_float16),
+        PatternRewrite(report, no_float16=backend.no_float16, structures=structures),
         FuseEpilogue(),
         NameLayers(),
         PlaneLayout(backend.layout_for),
@@ -56,10 +63,13 @@ def marker_passes(backend: Backend, report: ReportBuilder) -> list[Pass]:
 
 
 def sparse_passes(
-    backend: Backend, report: ReportBuilder, config_for: ConfigFor = no_records
+    backend: Backend,
+    report: ReportBuilder,
+    config_for: ConfigFor = no_records,
+    structures: Mapping[str, Structure] | None = None,
 ) -> list[Pass]:
     """Every pass of this project for a device, in order."""
-    passes = marker_passes(backend, report)
+    passes = marker_passes(backend, report, structures)
     return passes if backend.why_not else [*passes, Schedule(backend, report, config_for)]
 
 
@@ -69,6 +79,7 @@ def lower(
     *,
     num_threads: int | None = None,
     config_for: ConfigFor = no_records,
+    structures: Mapping[str, Structure] | None = None,
 ) -> tuple[tvm.IRModule, RewriteReport]:
     """Rewrite a module for ``target``; what this project does not take is legalised by TVM.
 
@@ -84,6 +95,9 @@ def lower(
         Threads to schedule for; 1 gives serial code. Default: the target's ``num-cores``.
     config_for : callable, optional
         ``ConvTask -> config or None``; None means the default config.
+    structures : mapping, optional
+        What the pruner assigned, by the name of the variable of a convolution; the others are
+        analysed.
 
     Returns
     -------
@@ -98,7 +112,7 @@ def lower(
     if num_threads is not None and num_threads < 1:
         raise ValueError(f"num_threads must be at least 1, got {num_threads}")
     report = ReportBuilder()
-    passes = sparse_passes(Backend.of(resolved, num_threads), report, config_for)
+    passes = sparse_passes(Backend.of(resolved, num_threads), report, config_for, structures)
     with resolved:
         mod = tvm.transform.Sequential(
             [

@@ -30,7 +30,7 @@ class LayerRow:
     in_shape, out_shape, kernel_size, stride : tuple of int
         Empty where the shape is not static.
     sparsity : float
-        Fraction of zero weights.
+        Fraction of removed weights.
     pattern_set : tuple of str
         The distinct patterns, as rows of taps (``xx./.x./...``).
     group : int
@@ -38,7 +38,10 @@ class LayerRow:
     config : dict
         Chosen point of the search space.
     dense_equivalent_gflop, effective_gflop : float
-        Work of the dense layer, and of its non-zero weights only.
+        Work of the dense layer, and of its kept weights only.
+    structure : str
+        Where the kept weights are known from: the pruner's ``assignment``, ``zeros`` of the
+        weights, or ``covering``; empty for a layer that was left dense.
     """
 
     layer: str
@@ -55,6 +58,7 @@ class LayerRow:
     config: dict[str, Any] = field(default_factory=dict)
     dense_equivalent_gflop: float = 0.0
     effective_gflop: float = 0.0
+    structure: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ class RewriteReport:
         table = Table(title="Convolutions")
         for name in ("layer", "op", "taken", "input", "output", "kernel", "stride"):
             table.add_column(name)
+        table.add_column("structure")
         for name in ("sparsity", "patterns", "group", "dense-eq. GFLOP", "effective GFLOP"):
             table.add_column(name, justify="right")
         table.add_column("reason")
@@ -112,6 +117,7 @@ class RewriteReport:
                 row.op,
                 "yes" if row.taken else "no",
                 *("x".join(map(str, shape)) for shape in shapes),
+                row.structure,
                 f"{row.sparsity:.1%}",
                 str(len(row.pattern_set)),
                 str(row.group),

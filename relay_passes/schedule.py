@@ -23,7 +23,14 @@ from topi_kernels.operator import ConvPlan
 from topi_kernels.plane_ops import PlaneTarget
 
 from .dataflow import array_of, bindings_of, rebuild, relax_functions, shape_of
-from .markers import ConvParams, Marker, layout_from_list, parse
+from .markers import (
+    ConvParams,
+    Marker,
+    epilogue_tensors,
+    layout_from_list,
+    parse,
+    structure_of,
+)
 from .report import ReportBuilder
 
 #: Tuned config of a task, or None for the default.
@@ -38,10 +45,10 @@ def plan_marker(
     marker: Marker, batch: int, backend: Backend, config_for: ConfigFor = no_records
 ) -> ConvPlan:
     """Plan of a ``plane_conv2d`` marker, with the tuned config if there is one."""
-    weight = array_of(marker.tensors[1])
+    weight, structure = array_of(marker.tensors[1]), structure_of(marker)
     params = ConvParams.from_dict(marker.params)
-    task = params.task(weight, batch, backend.name)
-    return backend.plan(task, weight, config_for(task))
+    task = params.task(weight, batch, backend.name, structure)
+    return backend.plan(task, weight, config_for(task), structure)
 
 
 class _Scheduler:
@@ -89,7 +96,7 @@ class _Scheduler:
         return self.builder.normalize(relax.call_tir(gv, args, out_ty=out.ty))
 
     def conv(self, marker: Marker) -> tuple[GlobalVar, list[Expr]]:
-        x, _weight, *epilogue = marker.tensors
+        x = marker.tensors[0]
         plan = plan_marker(marker, shape_of(x)[0], self.backend, self.config_for)
         gv = self.function((plan.workload, plan.config), plan.primfunc)
         config = asdict(plan.config) if hasattr(plan.config, "__dataclass_fields__") else {}
@@ -99,7 +106,8 @@ class _Scheduler:
             group=plan.group,
             config=config,
         )
-        return gv, [x, *(relax.const(array) for array in plan.arrays), *epilogue]
+        constants = (relax.const(array) for array in plan.arrays)
+        return gv, [x, *constants, *epilogue_tensors(marker)]
 
     def depthwise(self, marker: Marker, out: Var) -> tuple[GlobalVar, list[Expr]]:
         params = ConvParams.from_dict(marker.params)

@@ -66,5 +66,6 @@ def conv_text(layer, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), **cha
         },
         end_padding=padding[2:],
         epilogue={name: changes.pop(name, value) for name, value in epilogue.items()},
+        structure=changes.pop("structure", ""),
         **{**layouts, **changes},
     )

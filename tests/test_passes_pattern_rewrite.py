@@ -144,17 +144,23 @@ def test_single_in_channel_is_an_ordinary_convolution():
 def test_before_and_expected():
     value = weight(4, 4, 3, 3)
     before = conv_module(value, padding=(1, 2, 3, 4), dilation=2)
-    expected_text = conv_text("layer", padding=(1, 2, 3, 4), dilation=(2, 2))
+    expected_text = conv_text("layer", padding=(1, 2, 3, 4), dilation=(2, 2), structure="zeros")
+    kept = np.packbits(value.reshape(-1) != 0, bitorder="little")
 
     @I.ir_module
     class Expected:
         @R.function
-        def main(x: R.Tensor((1, 4, 8, 9), "float32"), w: R.Tensor((4, 4, 3, 3), "float32")):
+        def main(
+            x: R.Tensor((1, 4, 8, 9), "float32"),
+            w: R.Tensor((4, 4, 3, 3), "float32"),
+            k: R.Tensor((18,), "uint8"),
+        ):
             with R.dataflow():
                 y = R.call_pure_packed(
                     "pattern_sparse.conv2d",
                     x,
                     w,
+                    k,
                     R.str(expected_text),
                     ty_args=R.Tensor((1, 4, 8, 11), "float32"),
                 )
@@ -163,7 +169,7 @@ def test_before_and_expected():
 
     # The output variable of `before` only renames the layer's.
     after = relax.transform.CanonicalizeBindings()(rewrite(before)[0])
-    expected = relax.transform.BindParams("main", {"w": value})(Expected)
+    expected = relax.transform.BindParams("main", {"w": value, "k": kept})(Expected)
     tvm.ir.assert_structural_equal(after, expected)
 
 

@@ -16,6 +16,7 @@ from .operator import ConvPlan, plan_conv
 from .plane_ops import PlaneTarget
 from .schedules.config import ConvConfig, Family
 from .schedules.search_space import search_space
+from .structure import Structure
 
 
 def default_layout(
@@ -112,10 +113,14 @@ class Backend:
         return PlaneTarget(self.name, self.num_threads, dtype)
 
     def plan(
-        self, task: ConvTask, weight: np.ndarray, config: ConvConfig | None = None
+        self,
+        task: ConvTask,
+        weight: np.ndarray,
+        config: ConvConfig | None = None,
+        structure: Structure | None = None,
     ) -> ConvPlan:
         """The planned convolution, see :func:`~topi_kernels.operator.plan_conv`."""
-        return plan_conv(task, weight, config, self.num_threads)
+        return plan_conv(task, weight, config, self.num_threads, structure)
 
     def space(self, task: ConvTask) -> Iterator[ConvConfig]:
         """The configurations that the device's schedules offer for a task, in a fixed order."""

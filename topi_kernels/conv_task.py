@@ -20,7 +20,7 @@ from .layout import PlaneLayout
 from .pattern import Pattern
 from .schedules.config import ConvConfig, Family
 from .schedules.search_space import ConvShape, illegal_for
-from .structure import analyse
+from .structure import Structure, determine
 from .workload import Epilogue
 
 MAX_ELEMENTS = 2**31 - 1
@@ -38,7 +38,7 @@ class ConvTask:
     residual_layout : PlaneLayout or None
     epilogue : Epilogue
     structure : str
-        Kind found by :func:`topi_kernels.structure.analyse`.
+        Kind of the :class:`topi_kernels.structure.Structure`.
     patterns : tuple of Pattern
         Distinct patterns in canonical order.
     max_group : int
@@ -85,13 +85,14 @@ class ConvTask:
         batch: int = 1,
         epilogue: Epilogue | None = None,
         residual_layout: PlaneLayout | None = None,
+        structure: Structure | None = None,
     ) -> ConvTask:
         """The task of a convolution with these weights.
 
         Parameters
         ----------
         weight : numpy.ndarray
-            float32 or float16 ``[out_channels, in_channels, kh, kw]``, zeros are removed weights.
+            float32 or float16 ``[out_channels, in_channels, kh, kw]``.
         geometry : ConvGeometry
         in_layout, out_layout, residual_layout : PlaneLayout
         family : str
@@ -99,6 +100,8 @@ class ConvTask:
         batch : int
         epilogue : Epilogue, optional
             Default: none.
+        structure : Structure, optional
+            Which weights are kept; default: what the weights say.
 
         Raises
         ------
@@ -118,7 +121,7 @@ class ConvTask:
             raise ValueError(
                 f"an activation of {largest} elements exceeds 32-bit indexing; reduce the batch"
             )
-        found = analyse(weight)
+        found = structure or determine(weight)
         return cls(
             batch=batch,
             out_channels=out_channels,

@@ -18,6 +18,7 @@ from .fkw import FKW, pack, validate
 from .schedules.config import ConvConfig
 from .schedules.pattern_conv import schedule_pattern_conv
 from .schedules.search_space import default_config, illegal_for
+from .structure import Structure, determine
 from .workload import ConvWorkload
 
 
@@ -56,7 +57,11 @@ class ConvPlan:
 
 
 def plan_conv(
-    task: ConvTask, weight: np.ndarray, config: ConvConfig | None = None, num_threads: int = 1
+    task: ConvTask,
+    weight: np.ndarray,
+    config: ConvConfig | None = None,
+    num_threads: int = 1,
+    structure: Structure | None = None,
 ) -> ConvPlan:
     """Choose and pack.
 
@@ -64,11 +69,13 @@ def plan_conv(
     ----------
     task : ConvTask
     weight : numpy.ndarray
-        ``[out_channels, in_channels, kh, kw]`` of the task's dtype, zeros are removed weights.
+        ``[out_channels, in_channels, kh, kw]`` of the task's dtype.
     config : ConvConfig, optional
         Default: the level-0 configuration.
     num_threads : int
         1 for a serial operator.
+    structure : Structure, optional
+        Which weights are kept, as the task was made with; default: what the weights say.
 
     Raises
     ------
@@ -86,7 +93,8 @@ def plan_conv(
         config = default_config(task.shape, task.machine)
     elif (reason := illegal_for(task.shape, config, task.machine)) is not None:
         raise ValueError(f"config {config} is illegal here: {reason}")
-    fkw = pack(weight, config.group, task.patterns, task.structure)
+    kept = (structure or determine(weight)).kept
+    fkw = pack(weight, config.group, task.patterns, task.structure, kept)
     validate(fkw)
     workload = ConvWorkload(
         batch=task.batch,

@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from typing import Any
 
 from relay_passes.report import RewriteReport
+from topi_kernels.structure import ASSIGNMENT, Structure
 
 
 class LostPruningWarning(UserWarning):
     """A layer that was pruned is compiled as if it were dense."""
 
 
-def assigned_sparsity(model: Any) -> dict[str, float]:
-    """Fraction of pruned weights by layer name, of a torch module that carries its patterns.
+def assigned_structures(model: Any) -> dict[str, Structure]:
+    """Structures of the layers of a torch module that carries its patterns, by layer name.
 
     Raises
     ------
     ValueError
         If the weights contradict the patterns: a pruned position is not zero.
     """
-    torch = sys.modules.get("torch")
-    if torch is None or not isinstance(model, torch.nn.Module):
-        return {}
-    from .pruning.carried import carried_assignment
+    from .pruning.carried import carried_assignment, carried_layers
 
+    carried_assignment(model)
     return {
-        name: 1.0 - layer.nonzeros() / layer.removed().numel()
-        for name, layer in carried_assignment(model).items()
+        name: Structure.from_assignment(layer.pattern_id.cpu().numpy(), layer.pattern_set.patterns)
+        for name, layer in carried_layers(model).items()
     }
 
 
-def lost_pruning(report: RewriteReport, assigned: dict[str, float]) -> list[str]:
+def lost_pruning(report: RewriteReport, assigned: dict[str, Structure]) -> list[str]:
     """A line for every layer that was pruned and that the compiler finds dense.
 
     Parameters
@@ -40,25 +38,26 @@ def lost_pruning(report: RewriteReport, assigned: dict[str, float]) -> list[str]
     report : RewriteReport
         With the model's own layer names.
     assigned : dict
-        Of :func:`assigned_sparsity`.
+        Of :func:`assigned_structures`.
     """
     rows = {row.layer: row for row in report.rows}
     lines = []
-    for name, sparsity in assigned.items():
+    for name, structure in assigned.items():
         row = rows.get(name)
         if row is None:
             lines.append(f"{name}: no convolution of that name arrived")
         elif not row.taken:
             lines.append(f"{name}: compiled dense: {row.reason}")
-        elif row.sparsity < sparsity - 0.005:
+        elif row.structure != ASSIGNMENT:
+            pruned = 1 - structure.kept_weights / structure.kept.size
             lines.append(
-                f"{name}: {row.sparsity:.0%} of the weights are zero, {sparsity:.0%} were pruned;"
-                " its forward computes the weight (see tvm_pattern.pruning.bake_weights)"
+                f"{name}: {row.sparsity:.0%} of the weights that arrive are zero, {pruned:.0%} were"
+                " pruned; its forward computes the weight (see tvm_pattern.pruning.bake_weights)"
             )
     return lines
 
 
-def warn_of_lost_pruning(report: RewriteReport, assigned: dict[str, float]) -> None:
+def warn_of_lost_pruning(report: RewriteReport, assigned: dict[str, Structure]) -> None:
     """Warn, once for the whole model, of the layers that :func:`lost_pruning` names."""
     lines = lost_pruning(report, assigned)
     if lines:

@@ -15,7 +15,7 @@ from relay_passes import pipeline
 from relay_passes import targets as target_tags
 from relay_passes.report import RewriteReport
 
-from .assigned import assigned_sparsity, warn_of_lost_pruning
+from .assigned import warn_of_lost_pruning
 from .frontend import ImportedModel, import_model, output_specs
 from .library import Library, describe
 from .linking import CompiledCode
@@ -93,7 +93,6 @@ tvm.IRModule
     check_verify(verify)
     num_threads = check_num_threads(num_threads)
     resolved = target_tags.resolve(target)
-    assigned = assigned_sparsity(model)
     imported = import_model(model, example_inputs)
 
     def build(mod: tvm.IRModule) -> Library:
@@ -102,7 +101,7 @@ tvm.IRModule
 
     library = _build(imported, resolved, num_threads, tuning_log)
     if imported.layer_names:  # else the importer changed the convolutions, and names are unknown
-        warn_of_lost_pruning(library.report, assigned)
+        warn_of_lost_pruning(library.report, imported.assigned)
     result = _verified(library, model, imported, example_inputs, verify, build)
     library.record_verification(result.as_dict())
     return library
@@ -121,6 +120,7 @@ def _build(
         resolved,
         num_threads=num_threads,
         config_for=config_for,
+        structures=imported.structures,
     )
     steps: tuple[Step, ...] = ()
     if resolved.kind.name == "llvm":

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import tvm
 
+from ..assigned import assigned_structures
 from .onnx_models import from_onnx_model, read_onnx
 from .relax_models import from_ir_module
 from .shared import (
@@ -55,7 +57,7 @@ tvm.IRModule
         If ``model`` is none of the above.
     ValueError
         If it cannot be read or traced, has dynamic shapes, is in training mode, holds NaN or Inf,
-        or does not fit ``example_inputs``.
+        does not fit ``example_inputs``, or its weights contradict the patterns that it carries.
     """
     if isinstance(model, tvm.IRModule):
         imported = from_ir_module(model)
@@ -66,7 +68,8 @@ tvm.IRModule
     elif is_instance_of(model, "torch.export", "ExportedProgram"):
         imported = from_program(model)
     elif is_instance_of(model, "torch.nn", "Module"):
-        imported = from_module(model, example_inputs)
+        assigned = assigned_structures(model)
+        imported = replace(from_module(model, example_inputs), assigned=assigned)
     else:
         raise TypeError(
             f"cannot compile a {type(model).__module__}.{type(model).__name__}; expected a"

@@ -16,6 +16,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from relay_passes.dataflow import op_name
 from relay_passes.fold_batch_norm import check_variances
+from topi_kernels.structure import Structure
 
 # TVM's importers say "not supported" in many ways, assertions included.
 IMPORTER_ERRORS = (
@@ -48,13 +49,24 @@ class TensorSpec:
 class ImportedModel:
     """A Relax module with static shapes and what goes in and out of its ``main``.
 
-    ``layer_names`` maps the Relax variable of a convolution's result to the layer's own name.
+    ``layer_names`` maps the Relax variable of a convolution's result to the layer's own name,
+    ``assigned`` the layers that the pruner assigned patterns to, to their structure.
     """
 
     mod: tvm.IRModule
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     layer_names: dict[str, str] = field(default_factory=dict)
+    assigned: dict[str, Structure] = field(default_factory=dict)
+
+    @property
+    def structures(self) -> dict[str, Structure]:
+        """The assigned structures by Relax variable, as the passes take them."""
+        return {
+            variable: self.assigned[layer]
+            for variable, layer in self.layer_names.items()
+            if layer in self.assigned
+        }
 
 
 def as_input_tuple(example_inputs: Any) -> tuple[Any, ...]:

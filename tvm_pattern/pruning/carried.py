@@ -52,6 +52,15 @@ def forget_assignment(model: nn.Module) -> None:
             delattr(conv, ATTRIBUTE)
 
 
+def carried_layers(model: nn.Module) -> Assignment:
+    """The patterns by the names that the modules have inside this model, wrappers included."""
+    return {
+        name: getattr(module, ATTRIBUTE)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) and hasattr(module, ATTRIBUTE)
+    }
+
+
 @torch.no_grad()
 def carried_assignment(model: nn.Module) -> Assignment:
     """The patterns that a model carries, by layer name; empty if it was not pruned.

@@ -29,6 +29,7 @@ from topi_kernels.conv_task import ConvTask
 from topi_kernels.layout import PlaneLayout
 from topi_kernels.operator import ConvPlan, plan_conv
 from topi_kernels.schedules.config import ConvConfig
+from topi_kernels.structure import Structure
 
 from ..machine import (
     machine_architecture,
@@ -145,9 +146,19 @@ class TaskInputs:
     num_threads : int
     folder : Path
         Where workers find the inputs.
+    structure : Structure, optional
+        Which weights are kept.
     """
 
-    def __init__(self, task: ConvTask, weight: np.ndarray, num_threads: int, folder: Path) -> None:
+    def __init__(
+        self,
+        task: ConvTask,
+        weight: np.ndarray,
+        num_threads: int,
+        folder: Path,
+        structure: Structure | None = None,
+    ) -> None:
+        self.structure = structure
         self.task = task
         self.weight = weight
         self.num_threads = num_threads
@@ -168,7 +179,9 @@ class TaskInputs:
     def plan(self, config: ConvConfig) -> ConvPlan:
         """The plan of a configuration; packed weights depend on its group only."""
         if config.group not in self._plans:
-            self._plans[config.group] = plan_conv(self.task, self.weight, config, self.num_threads)
+            self._plans[config.group] = plan_conv(
+                self.task, self.weight, config, self.num_threads, self.structure
+            )
         return replace(self._plans[config.group], config=config)
 
     def arguments(self, plan: ConvPlan) -> list[np.ndarray]:
@@ -279,18 +292,26 @@ class Measurer:
             self._runner.pool.shutdown()
         self._directory.cleanup()
 
-    def inputs(self, task: ConvTask, weight: np.ndarray) -> TaskInputs:
+    def inputs(
+        self, task: ConvTask, weight: np.ndarray, structure: Structure | None = None
+    ) -> TaskInputs:
         """The inputs of a task, prepared at the first call."""
         if task.key not in self._inputs:
-            self._inputs[task.key] = TaskInputs(task, weight, self.num_threads, self.folder)
+            self._inputs[task.key] = TaskInputs(
+                task, weight, self.num_threads, self.folder, structure
+            )
         return self._inputs[task.key]
 
     def measure(
-        self, task: ConvTask, weight: np.ndarray, configs: Sequence[ConvConfig]
+        self,
+        task: ConvTask,
+        weight: np.ndarray,
+        configs: Sequence[ConvConfig],
+        structure: Structure | None = None,
     ) -> list[Measurement]:
-        """Outcome of every configuration, in order."""
+        """Outcome of every configuration, in order; ``structure`` says which weights are kept."""
         start = time.monotonic()
-        inputs = self.inputs(task, weight)
+        inputs = self.inputs(task, weight, structure)
         candidates = []
         for config in configs:
             plan = inputs.plan(config)

@@ -327,7 +327,8 @@ class Search:
         indices += state.tuner.propose(count - len(indices))
         configs = [state.space.configs[i] for i in indices]
         task = state.weighted.task
-        outcomes = measurer.measure(task, state.weighted.weight, configs)
+        weighted = state.weighted
+        outcomes = measurer.measure(task, weighted.weight, configs, weighted.structure)
         seconds = []
         for config, outcome in zip(configs, outcomes, strict=True):
             record = make_record(
@@ -396,7 +397,7 @@ def tune(
     # First, so that a device that is missing or of another kind is known at once.
     with Measurer(resolved, threads, options.measure) as measurer:
         imported = import_model(model, example_inputs)
-        tasks = extract_tasks(imported.mod, resolved, threads)
+        tasks = extract_tasks(imported.mod, resolved, threads, imported.structures)
         with locked(log, "tuning into"):
             search = Search(tasks, resolved, TuningLog(log), options, threads)
             return search.run(measurer, callback)

@@ -81,7 +81,8 @@ def network_tasks(
         group=group,
     )
     imported = import_model(model, torch.zeros(network.input))
-    return [extract_tasks(imported.mod, target, num_threads) for target in targets]
+    structures = imported.structures
+    return [extract_tasks(imported.mod, target, num_threads, structures) for target in targets]
 
 
 #: How a log serves a task: by a record of the task, by one from before there were as many knobs, by

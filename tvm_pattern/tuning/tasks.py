@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,21 +11,26 @@ from tvm import relax
 from tvm.target import Target
 
 from relay_passes.dataflow import array_of, bindings_of, relax_functions, shape_of
-from relay_passes.markers import ConvParams, Marker, parse
+from relay_passes.markers import ConvParams, Marker, parse, structure_of
 from relay_passes.pipeline import marker_passes
 from relay_passes.report import ReportBuilder
 from topi_kernels.backend import Backend
 from topi_kernels.conv_task import ConvTask
 from topi_kernels.devices import DEVICES
+from topi_kernels.structure import Structure
 
 
 @dataclass
 class WeightedTask:
-    """A task, the weights it is measured with, and the layers it stands for."""
+    """A task, the weights it is measured with, and the layers it stands for.
+
+    ``structure`` says which weights are kept; None: those that are not zero.
+    """
 
     task: ConvTask
     weight: np.ndarray = field(repr=False)
     layers: list[str] = field(default_factory=list)
+    structure: Structure | None = field(default=None, repr=False)
 
     @property
     def count(self) -> int:
@@ -33,7 +38,12 @@ class WeightedTask:
         return len(self.layers)
 
 
-def extract_tasks(mod: tvm.IRModule, target: Target, num_threads: int = 1) -> list[WeightedTask]:
+def extract_tasks(
+    mod: tvm.IRModule,
+    target: Target,
+    num_threads: int = 1,
+    structures: Mapping[str, Structure] | None = None,
+) -> list[WeightedTask]:
     """The distinct convolutions of a module, in order of first occurrence.
 
     Parameters
@@ -42,6 +52,8 @@ def extract_tasks(mod: tvm.IRModule, target: Target, num_threads: int = 1) -> li
         Relax module with its parameters bound as constants; it is not changed.
     target : tvm.target.Target
     num_threads : int
+    structures : mapping, optional
+        What the pruner assigned; see :func:`relay_passes.pipeline.lower`.
 
     Raises
     ------
@@ -54,17 +66,18 @@ def extract_tasks(mod: tvm.IRModule, target: Target, num_threads: int = 1) -> li
             f"the device {backend.name!r} has no search space to tune; expected one of"
             f" {DEVICES.names(with_schedules=True)}"
         )
-    passes = marker_passes(backend, ReportBuilder())
+    passes = marker_passes(backend, ReportBuilder(), structures)
     with target:
         planes = tvm.transform.Sequential(passes)(mod)
     tasks: dict[str, WeightedTask] = {}
     for _, func in relax_functions(planes):
         for name, marker in _convolutions(func):
-            weight = array_of(marker.tensors[1])
+            weight, structure = array_of(marker.tensors[1]), structure_of(marker)
             batch = shape_of(marker.tensors[0])[0]
             params = ConvParams.from_dict(marker.params)
-            task = params.task(weight, batch, backend.name)
-            tasks.setdefault(task.key, WeightedTask(task, weight)).layers.append(name)
+            task = params.task(weight, batch, backend.name, structure)
+            weighted = WeightedTask(task, weight, structure=structure)
+            tasks.setdefault(task.key, weighted).layers.append(name)
     return list(tasks.values())
 
 
