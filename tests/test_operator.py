@@ -19,7 +19,7 @@ from topi_kernels.schedules.config import ConvConfig, illegal_reason, register_n
 from topi_kernels.schedules.pattern_conv import schedule_pattern_conv
 from topi_kernels.schedules.search_space import search_space
 from topi_kernels.schedules.x86 import AVX512
-from topi_kernels.structure import analyse
+from topi_kernels.structure import Structure
 from topi_kernels.workload import Epilogue
 
 RNG = np.random.default_rng(0)
@@ -88,7 +88,7 @@ def test_empty_filters_are_only_bias() -> None:
 @pytest.mark.parametrize("group", [1, 4, 16])
 def test_incomplete_groups_get_empty_slots(group: int) -> None:
     weight = pattern_weights(10 * group + 1, 4, group=group)
-    assert analyse(weight).max_group == group
+    assert Structure.from_zeros(weight).max_group == group
     assert_case(ConvCase(10, 10, residual=True), weight)
     assert_case(ConvCase(10, 10), dense_weights(19, 4, 3, 3))
 

@@ -1,5 +1,7 @@
 """PatternRewrite and its report: every convolution has a row, every refusal a reason."""
 
+import json
+
 import numpy as np
 import pytest
 import tvm
@@ -186,6 +188,14 @@ def test_report_names_stay_unique_and_survive_json():
     assert "conv.1" in str(report)
     with pytest.raises(KeyError):
         builder.update("missing", group=2)
+
+
+def test_reports_of_before_the_structure_was_named_are_read():
+    row = LayerRow("conv", "nn.conv2d", True, structure="assignment")
+    assert RewriteReport.from_json(RewriteReport((row,)).to_json()).rows[0] == row
+    older = json.loads(RewriteReport((row,)).to_json())
+    del older[0]["structure"]
+    assert RewriteReport.from_json(json.dumps(older)).rows[0].structure == ""
 
 
 def test_marker_round_trip():

@@ -31,6 +31,7 @@ class ConvPlan:
     config: ConvConfig
     fkw: FKW
     num_threads: int
+    structure: Structure
 
     @property
     def arrays(self) -> list[np.ndarray]:
@@ -93,8 +94,8 @@ def plan_conv(
         config = default_config(task.shape, task.machine)
     elif (reason := illegal_for(task.shape, config, task.machine)) is not None:
         raise ValueError(f"config {config} is illegal here: {reason}")
-    kept = (structure or determine(weight)).kept
-    fkw = pack(weight, config.group, task.patterns, task.structure, kept)
+    structure = structure or determine(weight)
+    fkw = pack(weight, config.group, task.patterns, task.structure, structure.kept)
     validate(fkw)
     workload = ConvWorkload(
         batch=task.batch,
@@ -115,7 +116,7 @@ def plan_conv(
         residual_layout=task.residual_layout,
         dtype=task.dtype,
     )
-    return ConvPlan(task, workload, config, fkw, num_threads)
+    return ConvPlan(task, workload, config, fkw, num_threads, structure)
 
 
 def wasted_share(plan: ConvPlan) -> float:

@@ -236,8 +236,3 @@ def determine(weight: np.ndarray, assigned: Structure | None = None) -> Structur
     if weight.dtype.kind == "f":
         return Structure.from_zeros(weight)
     return Structure.by_covering(weight)
-
-
-def analyse(weight: np.ndarray) -> Structure:
-    """The structure that the zeros of float weights have."""
-    return Structure.from_zeros(weight)

@@ -83,7 +83,7 @@ def test_tasks_of_rounded_weights_are_the_same():
     tasks = extract_tasks(imported.mod, TARGET, 1, imported.structures)
     assert [t.task.key for t in tasks] == [t.task.key for t in wanted]
     assert [t.structure for t in tasks] == [t.structure for t in wanted]
-    assert {t.structure.source for t in tasks} == {ASSIGNMENT}
+    assert {t.structure.source for t in tasks} == {t.source for t in tasks} == {ASSIGNMENT}
     ids = assignment["3"].pattern_id.numpy()
     assert tasks[1].task.kept_kernels == int((ids != 255).sum())
     assert tasks[1].task.max_group >= 4

@@ -38,6 +38,7 @@ def test_unmeasured_layers_are_said_to_be_estimated(states):
     progress = Progress(states, states[0], 0, 10, 0, 1.0)
     rows = show._rows(progress)
     assert rows["best"] == "none worked so far"
+    assert rows["structure"].endswith("filters share; known from zeros")
     assert rows["network"].startswith("about ")
     assert rows["network"].endswith("ms in tuned convolutions, 3 of 3 layers estimated")
     assert "inf" not in rows["network"]

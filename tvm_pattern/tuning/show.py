@@ -29,6 +29,8 @@ def _rows(progress: Progress) -> dict[str, str]:
         best = f"{state.best_seconds * 1e3:.3f} ms, {gflops:.1f} effective GFLOP/s"
     return {
         "task": f"{task.label} ({state.weighted.count} x), {state.trials} of {len(state.space)}",
+        "structure": f"{task.structure}, up to {task.max_group} filters share; known from"
+        f" {state.weighted.source}",
         "best": best,
         "trials": f"{progress.trials} of {progress.total_trials}, {progress.failed} failed",
         "network": _network(progress.network, len(progress.states)),

@@ -17,7 +17,7 @@ from relay_passes.report import ReportBuilder
 from topi_kernels.backend import Backend
 from topi_kernels.conv_task import ConvTask
 from topi_kernels.devices import DEVICES
-from topi_kernels.structure import Structure
+from topi_kernels.structure import ZEROS, Structure
 
 
 @dataclass
@@ -31,6 +31,11 @@ class WeightedTask:
     weight: np.ndarray = field(repr=False)
     layers: list[str] = field(default_factory=list)
     structure: Structure | None = field(default=None, repr=False)
+
+    @property
+    def source(self) -> str:
+        """Where the kept weights are known from."""
+        return ZEROS if self.structure is None else self.structure.source
 
     @property
     def count(self) -> int:
