@@ -43,10 +43,11 @@ class VMPool(Generic[Machine]):
     def first(self) -> Machine:
         """The machine that serves while one thread calls."""
         with self._lock:
-            if self._first is None:
-                self._idle.put(self._grow())
-            assert self._first is not None
-            return self._first
+            if self._first is not None:
+                return self._first
+            machine = self._grow()
+            self._idle.put(machine)
+            return machine
 
     def _grow(self) -> Machine:
         with self._lock:
