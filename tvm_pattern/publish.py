@@ -87,12 +87,13 @@ def copy_checked(path: Path, destination: BinaryIO | None) -> Manifest:
                     destination.seek(0)
                     destination.truncate()
                 digest = digest_of(source, destination)
-            was_replaced = not _is_same(before, path.stat())
         except OSError as error:
             raise ArtifactError(f"cannot read or copy {path}: {error.strerror or error}") from None
         try:
             return _matching(path, digest)
         except ArtifactError:
+            # Asked only now: a writer may have put a new pair while the manifest was looked for.
+            was_replaced = not path.is_file() or not _is_same(before, path.stat())
             if not was_replaced or attempt == _ATTEMPTS:
                 raise
     raise AssertionError("not reached")
