@@ -19,7 +19,7 @@ from relay_passes.targets import resolve
 from topi_kernels.backend import default_layout
 from topi_kernels.conv_task import ConvTask
 from topi_kernels.devices import DEVICES
-from topi_kernels.layout import PlaneLayout
+from topi_kernels.layout import from_planes, to_planes
 from topi_kernels.operator import ConvPlan, plan_conv
 from topi_kernels.workload import Epilogue
 from tvm_pattern.threads import run_on
@@ -27,21 +27,6 @@ from tvm_pattern.threads import run_on
 from .workloads import LayerSpec, NetworkSpec
 
 TARGET = "pattern/native"
-
-
-def to_planes(image: np.ndarray, layout: PlaneLayout) -> np.ndarray:
-    """``[N, C, H, W]`` -> ``[N, C, size]``, zeros outside the image."""
-    planes = np.zeros((*image.shape[:2], layout.size), image.dtype)
-    for y in range(layout.height):
-        start = layout.offset(y, 0)
-        planes[..., start : start + layout.width] = image[..., y, :]
-    return planes
-
-
-def from_planes(planes: np.ndarray, layout: PlaneLayout) -> np.ndarray:
-    """Inverse of :func:`to_planes`."""
-    starts = [layout.offset(y, 0) for y in range(layout.height)]
-    return np.stack([planes[..., s : s + layout.width] for s in starts], axis=-2)
 
 
 class LayerEngine:

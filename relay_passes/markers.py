@@ -147,8 +147,8 @@ def epilogue_tensors(marker: Marker) -> list[Expr]:
 
 
 def layout_to_list(layout: PlaneLayout | None) -> list[int] | None:
-    """``[height, width, pad, row_stride, origin, size]``; None as long as there is no layout."""
-    return None if layout is None else list(asdict(layout).values())
+    """:meth:`PlaneLayout.as_values`; None as long as there is no layout."""
+    return None if layout is None else layout.as_values()
 
 
 def layout_from_list(values: list[int] | None) -> PlaneLayout:

@@ -58,7 +58,7 @@ def marker_passes(
         PatternRewrite(report, no_float16=backend.no_float16, structures=structures),
         FuseEpilogue(),
         NameLayers(),
-        PlaneLayout(backend.layout_for),
+        PlaneLayout(backend.layout_for, backend.lane_order_for),
     ]
 
 
@@ -80,6 +80,7 @@ def lower(
     num_threads: int | None = None,
     config_for: ConfigFor = no_records,
     structures: Mapping[str, Structure] | None = None,
+    interleaved_lanes: bool = False,
 ) -> tuple[tvm.IRModule, RewriteReport]:
     """Rewrite a module for ``target``; what this project does not take is legalised by TVM.
 
@@ -98,6 +99,9 @@ def lower(
     structures : mapping, optional
         What the pruner assigned, by the name of the variable of a convolution; the others are
         analysed.
+    interleaved_lanes : bool
+        Let tensors have interleaved lanes where the cost model expects a gain, see
+        :mod:`topi_kernels.layout`.
 
     Returns
     -------
@@ -112,7 +116,8 @@ def lower(
     if num_threads is not None and num_threads < 1:
         raise ValueError(f"num_threads must be at least 1, got {num_threads}")
     report = ReportBuilder()
-    passes = sparse_passes(Backend.of(resolved, num_threads), report, config_for, structures)
+    backend = Backend.of(resolved, num_threads, interleaved_lanes)
+    passes = sparse_passes(backend, report, config_for, structures)
     with resolved:
         mod = tvm.transform.Sequential(
             [

@@ -3,15 +3,18 @@
 Preconditions: FuseEpilogue has run. A convolution marker always works on planes. Addition and
 multiplication of images, activations, pooling and the global mean join the island if one of their
 inputs is there. A tensor's padding is the largest that any of its readers on planes needs, so no
-layer copies to pad. A value that is also used outside (another operator, another block, the
-function's output) is unpacked once. Activation markers outside every island become Relax
-operators again; after this pass only ``plane_*`` markers are left.
+layer copies to pad. Tensors that convolutions of stride 1, additions and activations connect have
+their pixels in one order, which is chosen for all of them; an operator that needs plain rows gets
+or leaves these, and a copy changes the order. A value that is also used outside (another operator,
+another block, the function's output) is unpacked once. Activation markers outside every island
+become Relax operators again; after this pass only ``plane_*`` markers are left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from enum import Enum
 from typing import Any
 
 import tvm
@@ -20,10 +23,12 @@ from tvm.ir import Call, Expr, Var
 
 from topi_kernels.geometry import ConvGeometry
 from topi_kernels.layout import PlaneLayout as Layout
+from topi_kernels.layout_choice import ConvNeed, LaneOrder
 
 from .dataflow import (
     Uses,
     bindings_of,
+    constant,
     is_float_image,
     map_functions,
     op_name,
@@ -31,9 +36,25 @@ from .dataflow import (
     shape_of,
     static_shape,
 )
-from .markers import ConvParams, Marker, layout_to_list, parse
+from .markers import ConvParams, Marker, layout_to_list, parse, structure_of
 
 LayoutChooser = Callable[..., Layout]
+LaneChooser = Callable[..., LaneOrder | None]
+
+
+def plain_rows(*_needs: Any, **_options: Any) -> None:
+    """The lane chooser that leaves all tensors in plain rows."""
+
+
+class Order(Enum):
+    """What an operator asks of the order of the pixels in its planes."""
+
+    #: Any order in, any order out.
+    ANY = "any"
+    #: All its planes in one order.
+    SAME = "same"
+    #: Plain rows in and out.
+    PLAIN = "plain"
 
 
 @dataclass(frozen=True)
@@ -42,16 +63,29 @@ class _PlaneOp:
 
     ``images`` are the inputs that come as planes, ``pads`` the padding each of them needs;
     ``build`` makes the marker from the planes, their layouts and the layout of the output (None
-    where the output is no plane).
+    where the output is no plane). ``need`` describes a convolution whose order can be chosen.
     """
 
     images: tuple[Expr, ...]
     pads: tuple[int, ...]
     build: Callable[[list[Expr], list[Layout], Layout | None], Marker]
     makes_plane: bool = True
+    order: Order = Order.ANY
+    need: ConvNeed | None = None
 
 
-def _conv(marker: Marker) -> _PlaneOp:
+def _need(marker: Marker, params: ConvParams, out: Expr) -> ConvNeed | None:
+    """The convolution, if its pixels may lie in any order: stride 1, output as large as input."""
+    x, weight = marker.tensors[:2]
+    if params.geometry.stride != (1, 1) or shape_of(x)[2:] != shape_of(out)[2:]:
+        return None
+    if constant(weight) is None:
+        return None
+    out_channels, in_channels = shape_of(weight)[:2]
+    return ConvNeed(params.geometry, (out_channels, in_channels), structure_of(marker), 0)
+
+
+def _conv(marker: Marker, out: Expr) -> _PlaneOp:
     params = ConvParams.from_dict(marker.params)
     x, weight, *rest = marker.tensors
     residual = rest.pop() if params.epilogue.residual else None
@@ -68,7 +102,14 @@ def _conv(marker: Marker) -> _PlaneOp:
         op = "plane_conv2d" if marker.op == "conv2d" else "plane_depthwise"
         return Marker(op, (planes[0], weight, *rest, *planes[1:]), placed.to_dict())
 
-    return _PlaneOp(images, (pad, 0)[: len(images)], build)
+    need = _need(marker, params, out) if marker.op == "conv2d" else None
+    return _PlaneOp(
+        images,
+        (pad, 0)[: len(images)],
+        build,
+        order=Order.SAME if need is not None else Order.PLAIN,
+        need=need,
+    )
 
 
 def _elementwise(images: tuple[Expr, ...], params: dict[str, Any]) -> _PlaneOp:
@@ -80,7 +121,7 @@ def _elementwise(images: tuple[Expr, ...], params: dict[str, Any]) -> _PlaneOp:
         }
         return Marker("plane_elementwise", tuple(planes), placed)
 
-    return _PlaneOp(images, (0,) * len(images), build)
+    return _PlaneOp(images, (0,) * len(images), build, order=Order.SAME)
 
 
 def _windows_see_pixels(call: Call, out: Expr) -> bool:
@@ -135,7 +176,7 @@ def plane_op(value: Expr, out: Expr) -> _PlaneOp | None:
     marker = parse(value)
     if marker is not None:
         if marker.op in ("conv2d", "depthwise_conv2d"):
-            return _conv(marker)
+            return _conv(marker, out)
         return _elementwise(marker.tensors, dict(marker.params, operator="add"))
     name = op_name(value)
     if name in ("relax.add", "relax.multiply"):
@@ -178,13 +219,22 @@ def _relax_activation(marker: Marker) -> Expr:
 class _Block:
     """Rewrites the bindings of one dataflow block."""
 
-    def __init__(self, bindings: list[relax.Binding], uses: Uses, choose: LayoutChooser) -> None:
+    def __init__(
+        self,
+        bindings: list[relax.Binding],
+        uses: Uses,
+        choose: LayoutChooser,
+        choose_lanes: LaneChooser,
+    ) -> None:
         self.bindings = bindings
         self.uses = uses
         self.choose = choose
+        self.choose_lanes = choose_lanes
         self.ops = self._islands()
-        self.layouts = self._layouts()
-        self.planes: dict[Expr, Expr] = {}
+        self.pads = self._pads()
+        self.orders = self._orders()
+        self.layouts = {image: self._layout(image) for image in self.pads}
+        self.planes: dict[tuple[Expr, bool], Expr] = {}
         self.result: list[relax.Binding] = []
 
     def _islands(self) -> dict[Var, _PlaneOp]:
@@ -200,16 +250,67 @@ class _Block:
                 ops[binding.var] = op
         return ops
 
-    def _layouts(self) -> dict[Expr, Layout]:
-        """Layout of every tensor that lives as planes."""
+    def _pads(self) -> dict[Expr, int]:
+        """Padding of every tensor that lives as planes."""
         pads: dict[Expr, int] = {var: 0 for var, op in self.ops.items() if op.makes_plane}
         for op in self.ops.values():
             for image, pad in zip(op.images, op.pads, strict=True):
                 pads[image] = max(pads.get(image, 0), pad)
-        return {
-            image: self.choose(*_height_width(image), pad, dtype=str(image.ty.dtype))
-            for image, pad in pads.items()
-        }
+        return pads
+
+    def _connected(self) -> list[list[Expr]]:
+        """Tensors that have their pixels in one order."""
+        set_of: dict[Expr, list[Expr]] = {image: [image] for image in self.pads}
+        for var, op in self.ops.items():
+            if op.order is not Order.SAME:
+                continue
+            for image in op.images:
+                ours, others = set_of[var], set_of[image]
+                if ours is others:
+                    continue
+                ours.extend(others)
+                set_of.update((member, ours) for member in others)
+        return list({id(members): members for members in set_of.values()}.values())
+
+    def _orders(self) -> dict[Expr, LaneOrder | None]:
+        """Order of the pixels of every tensor; None for plain rows."""
+        orders: dict[Expr, LaneOrder | None] = {}
+        for members in self._connected():
+            needs = [
+                replace(op.need, out_pad=self.pads[var])
+                for var in members
+                if (op := self.ops.get(var)) is not None and op.need is not None
+            ]
+            changed = sum(shape_of(m)[0] * shape_of(m)[1] for m in members if self._is_changed(m))
+            order = self.choose_lanes(
+                needs,
+                _height_width(members[0]),
+                max(self.pads[member] for member in members),
+                changed,
+                dtype=str(members[0].ty.dtype),
+            )
+            orders.update((member, order) for member in members)
+        return orders
+
+    def _is_changed(self, image: Expr) -> bool:
+        """Whether an operator that needs plain rows writes or reads a tensor."""
+        ops = [self.ops.get(image), *(self.ops.get(u) for u in self.uses.users.get(image, []))]
+        return any(op is not None and op.order is Order.PLAIN for op in ops)
+
+    def _border(self, image: Expr) -> int:
+        """Vectors beside a row that the readers of a tensor want."""
+        readers = (self.ops.get(user) for user in self.uses.users.get(image, []))
+        needs = (op.need for op in readers if op is not None and op.images[0].same_as(image))
+        return max((need.reach for need in needs if need is not None), default=0)
+
+    def _layout(self, image: Expr) -> Layout:
+        order, pad = self.orders[image], self.pads[image]
+        if order is None:
+            return self._plain_layout(image)
+        return order.layout(*_height_width(image), pad, self._border(image))
+
+    def _plain_layout(self, image: Expr) -> Layout:
+        return self.choose(*_height_width(image), self.pads[image], dtype=str(image.ty.dtype))
 
     def run(self) -> list[relax.Binding]:
         for binding in self.bindings:
@@ -224,18 +325,29 @@ class _Block:
                 self.result.append(binding)
         return self.result
 
-    def _plane_type(self, image: Expr) -> relax.TensorType:
-        batch, channels = shape_of(image)[:2]
-        return relax.TensorType((batch, channels, self.layouts[image].size), image.ty.dtype)
+    def _layout_for(self, image: Expr, plain: bool) -> Layout:
+        return self._plain_layout(image) if plain else self.layouts[image]
 
-    def _planes_of(self, image: Expr) -> Expr:
-        """Planes of a tensor; packed at its first use if it comes from outside."""
-        if image not in self.planes:
-            params = {"out_layout": layout_to_list(self.layouts[image])}
-            self.planes[image] = self._emit(
-                Marker("plane_pack", (image,), params), _name(image), self._plane_type(image)
+    def _plane_type(self, image: Expr, layout: Layout) -> relax.TensorType:
+        batch, channels = shape_of(image)[:2]
+        return relax.TensorType((batch, channels, layout.size), image.ty.dtype)
+
+    def _planes_of(self, image: Expr, plain: bool) -> Expr:
+        """Planes of a tensor, in plain rows or its own order.
+
+        Packed at the first use if it comes from outside, copied where the order changes.
+        """
+        plain = plain and self.orders[image] is not None
+        if (image, plain) not in self.planes:
+            layout = self._layout_for(image, plain)
+            other = self.planes.get((image, not plain))
+            marker = Marker("plane_pack", (image,), {"out_layout": layout_to_list(layout)})
+            if other is not None:
+                marker = _change(other, self._layout_for(image, not plain), layout)
+            self.planes[image, plain] = self._emit(
+                marker, _name(image), self._plane_type(image, layout)
             )
-        return self.planes[image]
+        return self.planes[image, plain]
 
     def _emit(self, marker: Marker, name: str, ty: relax.TensorType) -> Var:
         var = relax.DataflowVar(name, ty)
@@ -243,21 +355,35 @@ class _Block:
         return var
 
     def _emit_plane_op(self, var: Var, op: _PlaneOp) -> None:
-        planes = [self._planes_of(image) for image in op.images]
-        layouts = [self.layouts[image] for image in op.images]
+        plain = op.order is Order.PLAIN
+        planes = [self._planes_of(image, plain) for image in op.images]
+        layouts = [self._layout_for(image, plain) for image in op.images]
         if not op.makes_plane:
             marker = op.build(planes, layouts, None)
             self.result.append(relax.VarBinding(var, marker.call(var.ty)))
             return
-        layout = self.layouts[var]
+        layout = self._layout_for(var, plain)
         marker = op.build(planes, layouts, layout)
-        self.planes[var] = self._emit(marker, _name(var), self._plane_type(var))
+        written = plain and self.orders[var] is not None
+        self.planes[var, written] = self._emit(marker, _name(var), self._plane_type(var, layout))
         outside = [u for u in self.uses.users.get(var, []) if u not in self.ops]
         if outside:
             unpack = Marker(
-                "plane_unpack", (self.planes[var],), {"in_layout": layout_to_list(layout)}
+                "plane_unpack", (self.planes[var, written],), {"in_layout": layout_to_list(layout)}
             )
             self.result.append(relax.VarBinding(var, unpack.call(var.ty)))
+
+
+def _change(planes: Expr, before: Layout, after: Layout) -> Marker:
+    """A copy in another order."""
+    params = {
+        "operator": "add",
+        "activation": "none",
+        "bounds": [0.0, 0.0],
+        "in_layouts": [layout_to_list(before)],
+        "out_layout": layout_to_list(after),
+    }
+    return Marker("plane_elementwise", (planes,), params)
 
 
 class _Normal:
@@ -297,16 +423,22 @@ class PlaneLayout:
     Parameters
     ----------
     choose : callable
-        ``(height, width, pad, dtype=...) -> topi_kernels.layout.PlaneLayout``.
+        ``(height, width, pad, dtype=...) -> topi_kernels.layout.PlaneLayout`` of plain rows.
+    choose_lanes : callable, optional
+        ``(needs, (height, width), pad, changed_channels, dtype=...) -> LaneOrder or None``, see
+        :func:`topi_kernels.layout_choice.choose_lane_order`. By default all rows are plain.
     """
 
-    def __init__(self, choose: LayoutChooser) -> None:
+    def __init__(self, choose: LayoutChooser, choose_lanes: LaneChooser = plain_rows) -> None:
         self.choose = choose
+        self.choose_lanes = choose_lanes
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         return map_functions(mod, self._transform)
 
     def _transform(self, func: relax.Function) -> relax.Function:
         uses = Uses(func)
-        blocks = [_Block(block, uses, self.choose).run() for block in bindings_of(func)]
+        blocks = [
+            _Block(block, uses, self.choose, self.choose_lanes).run() for block in bindings_of(func)
+        ]
         return rebuild(func, blocks)

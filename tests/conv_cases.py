@@ -8,10 +8,10 @@ import numpy as np
 import torch
 import tvm
 
-from topi_kernels.backend import default_layout
 from topi_kernels.conv_task import ConvTask
 from topi_kernels.geometry import ConvGeometry
 from topi_kernels.layout import PlaneLayout
+from topi_kernels.layout_choice import MAX_BORDER, LaneOrder, default_layout
 from topi_kernels.operator import ConvPlan, plan_conv
 from topi_kernels.pattern import fixed8_patterns
 from topi_kernels.schedules.config import ConvConfig
@@ -51,23 +51,44 @@ def pattern_weights(
     return weight
 
 
+def pixels_of(layout: PlaneLayout) -> dict[int, tuple[int, int]]:
+    """Element of a plane -> pixel that it holds, written down from the layout's definition.
+
+    Interleaved lanes: band ``b`` holds rows ``b * band_height ...``, its lane ``j`` of vector ``c``
+    pixel ``j * columns + c``; rows and vectors beyond the band hold what lies there in the image.
+    """
+    places = {}
+    if layout.lanes == 1:
+        for y in range(layout.height):
+            for x in range(layout.width):
+                places[layout.origin + y * layout.row_stride + x] = (y, x)
+        return places
+    lanes = layout.lanes // layout.bands
+    height, columns = -(-layout.height // layout.bands), -(-layout.width // lanes)
+    for band in range(layout.bands):
+        for row in range(-layout.pad, height + layout.pad):
+            for c in range(-layout.border, columns + layout.border):
+                for j in range(lanes):
+                    y, x = band * height + row, j * columns + c
+                    start = layout.origin + row * layout.row_stride + c * layout.lanes
+                    if 0 <= y < layout.height and 0 <= x < layout.width:
+                        places[start + band * lanes + j] = (y, x)
+    return places
+
+
 def to_planes(images: np.ndarray, layout: PlaneLayout) -> np.ndarray:
     """``[n, c, h, w]`` -> ``[n, c, size]``, zeros outside the image."""
-    n, c, height, width = images.shape
-    planes = np.zeros((n, c, layout.size), np.float32)
-    for y in range(height):
-        for x in range(width):
-            planes[:, :, layout.origin + y * layout.row_stride + x] = images[:, :, y, x]
+    planes = np.zeros((*images.shape[:2], layout.size), np.float32)
+    for element, (y, x) in pixels_of(layout).items():
+        planes[:, :, element] = images[:, :, y, x]
     return planes
 
 
 def from_planes(planes: np.ndarray, layout: PlaneLayout) -> np.ndarray:
     """Inverse of :func:`to_planes`."""
-    n, c, _ = planes.shape
-    images = np.zeros((n, c, layout.height, layout.width), np.float32)
-    for y in range(layout.height):
-        for x in range(layout.width):
-            images[:, :, y, x] = planes[:, :, layout.origin + y * layout.row_stride + x]
+    images = np.zeros((*planes.shape[:2], layout.height, layout.width), np.float32)
+    for element, (y, x) in pixels_of(layout).items():
+        images[:, :, y, x] = planes[:, :, element]
     return images
 
 
@@ -88,6 +109,7 @@ class ConvCase:
     threads: int = 1
     config: ConvConfig | None = None
     out_pad: int = 1
+    lanes: LaneOrder | None = None
 
     def out_size(self, kernel: tuple[int, int]) -> tuple[int, int]:
         sizes = zip(
@@ -98,18 +120,21 @@ class ConvCase:
 
     def plan(self, weight: np.ndarray) -> ConvPlan:
         height, width = self.out_size(weight.shape[2:])
-        in_layout = default_layout(self.height, self.width, max(self.padding), self.family)
+
+        def layout(height: int, width: int, pad: int, border: int = 0) -> PlaneLayout:
+            if self.lanes is None:
+                return default_layout(height, width, pad, self.family)
+            return self.lanes.layout(height, width, pad, border)
+
         task = ConvTask.from_weight(
             weight,
             ConvGeometry(weight.shape[2:], self.stride, self.padding, self.dilation),
-            in_layout,
-            default_layout(height, width, self.out_pad, self.family),
+            layout(self.height, self.width, max(self.padding), MAX_BORDER),
+            layout(height, width, self.out_pad, MAX_BORDER),
             family=self.family,
             batch=self.batch,
             epilogue=Epilogue(self.bias, self.residual, self.activation),
-            residual_layout=default_layout(height, width, 2, self.family)
-            if self.residual
-            else None,
+            residual_layout=layout(height, width, self.out_pad) if self.residual else None,
         )
         config = self.config and replace(self.config, fetch_ahead=task.machine.fetch_ahead)
         return plan_conv(task, weight, config, self.threads)
@@ -163,7 +188,8 @@ def assert_case(case: ConvCase, weight: np.ndarray, *, naive: bool = False) -> C
     length = max(1, int(np.count_nonzero(weight.reshape(len(weight), -1), axis=1).max()))
     scale = max(1.0, float(np.abs(expected).max()))
     tolerance = 8 * np.sqrt(length) * 2.0**-24 * scale + 1e-6
-    np.testing.assert_allclose(from_planes(got, layout), expected, rtol=0, atol=tolerance)
+    # All elements: pixels, their copies at the edges of interleaved lanes, and zeros elsewhere.
+    np.testing.assert_allclose(got, to_planes(expected, layout), rtol=0, atol=tolerance)
     outside = to_planes(np.ones_like(expected), layout) == 0
     assert np.array_equal(got[outside], np.zeros(int(outside.sum()), np.float32))
     return plan

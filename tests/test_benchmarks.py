@@ -506,14 +506,6 @@ def test_our_layer_engine(group: int | None) -> None:
     assert "filters" in engine.describe()
 
 
-def test_planes_round_trip(rng: np.random.Generator) -> None:
-    layout = ours.default_layout(5, 7, 1, "x86-avx2")
-    image = rng.standard_normal((1, 3, 5, 7)).astype(np.float32)
-    planes = ours.to_planes(image, layout)
-    np.testing.assert_array_equal(ours.from_planes(planes, layout), image)
-    assert np.count_nonzero(planes) == np.count_nonzero(image)
-
-
 # -- the TensorFlow Lite writer ----------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,26 +12,12 @@ from .conv_task import ConvTask
 from .device import Device, num_cores, why_no_float16
 from .devices import DEVICES
 from .layout import PlaneLayout
+from .layout_choice import ConvNeed, LaneOrder, choose_lane_order, default_layout
 from .operator import ConvPlan, plan_conv
 from .plane_ops import PlaneTarget
 from .schedules.config import ConvConfig, Family
 from .schedules.search_space import search_space
 from .structure import Structure
-
-
-def default_layout(
-    height: int, width: int, pad: int, family: str, dtype: str = "float32"
-) -> PlaneLayout:
-    """Preferred plane layout of an activation on the device of that name.
-
-    Rows of wide images start at vector boundaries; those of narrow images are packed tighter, since
-    more of them then share a cache line. The rows of float16 keep the whole vector, which is also
-    the slack that reads beyond the last row need.
-    """
-    align = DEVICES.facts(family).of_dtype(dtype).vector_width
-    while dtype == "float32" and align > 4 and align > width + pad:
-        align //= 2
-    return PlaneLayout.make(height, width, pad, align)
 
 
 @dataclass(frozen=True)
@@ -45,14 +31,19 @@ class Backend:
         Threads to schedule for; 1 gives serial code.
     no_float16 : str
         Why it does not compute in float16; empty if it does.
+    interleaved_lanes : bool
+        Whether tensors may have interleaved lanes, see :mod:`topi_kernels.layout`.
     """
 
     device: Device
     num_threads: int = 1
     no_float16: str = ""
+    interleaved_lanes: bool = False
 
     @classmethod
-    def of(cls, target: Target, num_threads: int | None = None) -> Backend:
+    def of(
+        cls, target: Target, num_threads: int | None = None, interleaved_lanes: bool = False
+    ) -> Backend:
         """The backend of a Target.
 
         Parameters
@@ -60,6 +51,7 @@ class Backend:
         target : tvm.target.Target
         num_threads : int, optional
             Default: the target's ``num-cores``, else the cores that this process may use.
+        interleaved_lanes : bool
 
         Raises
         ------
@@ -68,7 +60,7 @@ class Backend:
         """
         device = DEVICES.of(target)
         threads = num_cores(target) if num_threads is None else num_threads
-        return cls(device, threads, why_no_float16(device, target))
+        return cls(device, threads, why_no_float16(device, target), interleaved_lanes)
 
     @classmethod
     def named(cls, name: str, num_threads: int = 1) -> Backend:
@@ -107,6 +99,19 @@ class Backend:
     def layout_for(self, height: int, width: int, pad: int, dtype: str = "float32") -> PlaneLayout:
         """Preferred plane layout of an activation, see :func:`default_layout`."""
         return default_layout(height, width, pad, self.name, dtype)
+
+    def lane_order_for(
+        self,
+        needs: Sequence[ConvNeed],
+        size: tuple[int, int],
+        pad: int,
+        changed_channels: int,
+        dtype: str = "float32",
+    ) -> LaneOrder | None:
+        """Order of the pixels of connected tensors, see :func:`choose_lane_order`."""
+        if not self.interleaved_lanes:
+            return None
+        return choose_lane_order(needs, size, pad, changed_channels, self.name, dtype)
 
     def planes(self, dtype: str = "float32") -> PlaneTarget:
         """What the operators on planes need to know."""

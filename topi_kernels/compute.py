@@ -38,12 +38,12 @@ def _output_element(w: ConvWorkload, b: Buffers, where: tuple[Any, Any, Any, Any
             with T.serial(begin, end) as k:
                 code = T.Cast("int32", b.in_channel[k])
                 T.buffer_store(channel, channel[0] + code if delta else code, [0])
-                plane = (n * w.in_channels + channel[0]) * w.in_layout.size + w.in_layout.origin
+                plane = (n * w.in_channels + channel[0]) * w.in_layout.size
                 first = k if uniform else k - begin
                 base = first * (len(pattern) * w.group) + (0 if uniform else weight)
                 for t, (kh, kw) in enumerate(pattern.taps):
-                    row = (y * sh + kh * dh - pt) * w.in_layout.row_stride
-                    value = b.x[plane + row + x * sw + kw * dw - pl]
+                    row, column = y * sh + kh * dh - pt, x * sw + kw * dw - pl
+                    value = _input(w, b, plane, row, column)
                     product = b.weights[base + t * w.group + j] * value
                     T.buffer_store(total, total[0] + product, [0])
             if not uniform:
@@ -52,13 +52,42 @@ def _output_element(w: ConvWorkload, b: Buffers, where: tuple[Any, Any, Any, Any
         value = total[0]
         if w.residual_layout is not None and b.residual is not None:
             r = w.residual_layout
-            inside = r.origin + y * r.row_stride + x
-            value = value + b.residual[(n * w.out_channels + slot) * r.size + inside]
+            value = value + b.residual[(n * w.out_channels + slot) * r.size + r.element(y, x)]
         o = w.out_layout
-        inside = o.origin + y * o.row_stride + x
         # Activations are written for float32, also where the sum is of a narrower type.
         result = activate(value.astype("float32"), w.epilogue.activation, 1).astype(w.dtype)
-        T.buffer_store(b.out, result, [(n * w.out_channels + slot) * o.size + inside])
+        T.buffer_store(b.out, result, [(n * w.out_channels + slot) * o.size + o.element(y, x)])
+
+
+def _input(w: ConvWorkload, b: Buffers, plane: Any, row: Any, column: Any) -> Any:
+    """One input; the padding of plain rows is there to be read, that of others is a zero."""
+    layout = w.in_layout
+    if not layout.is_interleaved:
+        return b.x[plane + layout.element(row, column)]
+    inside = tirx.all(row >= 0, row < layout.height, column >= 0, column < layout.width)
+    # The condition keeps the address in the plane, whatever is evaluated first.
+    safe = layout.element(T.Select(inside, row, 0), T.Select(inside, column, 0))
+    return T.Select(inside, b.x[plane + safe], tirx.const(0.0, w.dtype))
+
+
+def _copy_edges(w: ConvWorkload, b: Buffers) -> None:
+    """Interleaved lanes: the copies above and below bands, and beside rows."""
+    o = w.out_layout
+    rows, columns = o.band_height + 2 * o.pad, o.columns + 2 * o.border
+    with (
+        T.serial(0, w.batch * w.out_channels) as plane,
+        T.serial(0, rows) as i,
+        T.serial(0, columns) as j,
+        T.serial(0, o.lanes) as lane,
+    ):
+        row, column = i - o.pad, j - o.border
+        y = lane // o.band_lanes * o.band_height + row
+        x = lane % o.band_lanes * o.columns + column
+        inside = tirx.all(y >= 0, y < o.height, x >= 0, x < o.width)
+        at_home = tirx.all(row >= 0, row < o.band_height, column >= 0, column < o.columns)
+        with T.If(tirx.all(inside, tirx.Not(at_home))), T.Then():
+            target = plane * o.size + o.vector_offset(row, column) + lane
+            T.buffer_store(b.out, b.out[plane * o.size + o.element(y, x)], [target])
 
 
 def naive_pattern_conv(workload: ConvWorkload) -> tirx.PrimFunc:
@@ -84,4 +113,6 @@ def naive_pattern_conv(workload: ConvWorkload) -> tirx.PrimFunc:
             T.serial(0, w.out_layout.width) as x,
         ):
             _output_element(w, b, (n, g, j, y, x))
+        if w.out_layout.is_interleaved:
+            _copy_edges(w, b)
     return builder.get()

@@ -291,4 +291,4 @@ def _pattern(kernel_size: tuple[int, int], bits: int) -> Pattern:
 
 
 def _layout(layout: PlaneLayout | None) -> list[int] | None:
-    return None if layout is None else list(asdict(layout).values())
+    return None if layout is None else layout.as_values()

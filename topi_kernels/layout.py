@@ -1,14 +1,31 @@
 """Plane layout: how one activation lies in memory between the operators of an island.
 
 An activation of ``channels`` planes is a tensor ``[batch, channels, size]``. Every plane is the
-zero-padded image, flattened: pixel ``(y, x)`` is element ``origin + y * row_stride + x``, so each
-tap of a convolution is a constant offset. Everything outside the image is zero, which makes it the
-halo of the next layer; whoever writes a plane writes these zeros too.
+zero-padded image. Two orders of its pixels are known here, and only here:
+
+- **plain rows** (``lanes`` = 1): pixel ``(y, x)`` is element ``origin + y * row_stride + x``, so
+  each tap of a convolution is a constant offset. The columns right of a row are the halo of the
+  next one.
+- **interleaved lanes**: the image is cut into ``bands`` of rows, and every band gets ``lanes /
+  bands`` lanes of a vector. Inside a band pixel ``x`` lies in lane ``x // columns`` of vector ``x %
+  columns``, so the neighbour along the row is the next vector: no shuffle and no unaligned load.
+  (Stencil codes call it the dimension-lifted transposition: Henretty et al., CC'11.) Only beyond
+  the first and the last vector of a row a vector is needed whose lanes are moved by one; with
+  ``border`` the producer stores it beside the row. The rows above and below a band are copies of
+  its neighbours' rows, which the producer writes too.
+
+Everything outside the image is zero, which makes it the halo of the next layer; whoever writes a
+plane writes these zeros too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -25,14 +42,21 @@ class PlaneLayout:
     height, width : int
         Image size.
     pad : int
-        Rows above and below, and columns left and right of the image, that are readable zeros. The
-        columns right of a row and left of the next one share their memory.
+        Rows above and below, and columns left and right of the image, that are readable zeros. In
+        plain rows the columns right of a row and left of the next one share their memory;
+        interleaved, ``pad`` counts the rows alone.
     row_stride : int
-        Distance of two rows; at least ``width + pad``.
+        Distance of two rows (of a band); plain rows: at least ``width + pad``.
     origin : int
         Offset of pixel (0, 0).
     size : int
         Elements of a plane, slack for vector over-reads included.
+    lanes : int
+        Lanes of an interleaved vector; 1 for plain rows.
+    bands : int
+        Bands of rows that share a vector; they divide ``lanes``.
+    border : int
+        Vectors stored on either side of an interleaved row.
     """
 
     height: int
@@ -41,8 +65,16 @@ class PlaneLayout:
     row_stride: int
     origin: int
     size: int
+    lanes: int = 1
+    bands: int = 1
+    border: int = 0
 
     def __post_init__(self) -> None:
+        if self.lanes > 1:
+            self._check_interleaved()
+            return
+        if self.bands != 1 or self.border:
+            raise ValueError("bands and border belong to interleaved lanes; got plain rows")
         if self.row_stride < self.width + self.pad:
             raise ValueError(
                 f"row_stride {self.row_stride} < width + pad = {self.width + self.pad}"
@@ -52,13 +84,139 @@ class PlaneLayout:
         if self.size < self.offset(self.height + self.pad - 1, self.width + self.pad):
             raise ValueError(f"size {self.size} is smaller than the padded image")
 
+    def _check_interleaved(self) -> None:
+        if self.bands < 1 or self.lanes % self.bands:
+            raise ValueError(f"{self.bands} bands do not divide {self.lanes} lanes")
+        if self.rows_of_last_band < 1:
+            raise ValueError(f"{self.bands} bands leave one of {self.height} rows empty")
+        if self.bands > 1 and self.pad > self.band_height:
+            raise ValueError(f"bands of {self.band_height} rows are lower than the pad {self.pad}")
+        if not 0 <= self.border <= self.columns:
+            raise ValueError(f"border {self.border} is not in 0..{self.columns} columns")
+        if self.row_stride < (self.columns + 2 * self.border) * self.lanes:
+            raise ValueError(f"row_stride {self.row_stride} is shorter than a row")
+        if self.origin < self.pad * self.row_stride + self.border * self.lanes:
+            raise ValueError(f"origin {self.origin} leaves no room for {self.pad} rows of padding")
+        end = self.origin + (self.band_height + self.pad) * self.row_stride
+        if self.size < end - self.border * self.lanes:
+            raise ValueError(f"size {self.size} is smaller than the rows of a band")
+
+    @property
+    def is_interleaved(self) -> bool:
+        return self.lanes > 1
+
+    @property
+    def band_lanes(self) -> int:
+        """Lanes of one band."""
+        return self.lanes // self.bands
+
+    @property
+    def band_height(self) -> int:
+        """Rows of one band; the last one may hold fewer."""
+        return -(-self.height // self.bands)
+
+    @property
+    def columns(self) -> int:
+        """Vectors of a row, border excluded; pixels of a plain row."""
+        return -(-self.width // self.band_lanes)
+
     def offset(self, y: int, x: int) -> int:
-        """Offset of pixel ``(y, x)`` in its plane; negative coordinates name the padding."""
-        return self.origin + y * self.row_stride + x
+        """Offset of pixel ``(y, x)`` in its plane.
+
+        In plain rows negative coordinates name the padding, and ``y`` may be an expression.
+        """
+        if not self.is_interleaved:
+            return self.origin + y * self.row_stride + x
+        if not (0 <= y < self.height and 0 <= x < self.width):
+            raise ValueError(f"({y}, {x}) is no pixel of {self.height}x{self.width}")
+        band, row = divmod(y, self.band_height)
+        lane, column = divmod(x, self.columns)
+        return self.vector_offset(row, column) + band * self.band_lanes + lane
+
+    def vector_offset(self, row: Any, column: Any) -> Any:
+        """Offset of vector ``column`` of row ``row`` of the bands; both may be expressions."""
+        return self.origin + row * self.row_stride + column * self.lanes
+
+    def element(self, y: Any, x: Any) -> Any:
+        """Offset of pixel ``(y, x)`` of the image, both of which may be expressions."""
+        if not self.is_interleaved:
+            return self.origin + y * self.row_stride + x
+        band, row = y // self.band_height, y % self.band_height
+        place, column = x // self.columns, x % self.columns
+        return self.vector_offset(row, column) + band * self.band_lanes + place
+
+    def pixel(self, lane: int, row: int, column: int) -> tuple[int, int] | None:
+        """The pixel in a lane of a vector, or None where it lies outside the image.
+
+        ``row`` may name the rows above and below a band, ``column`` those left and right of it.
+        """
+        band, place = divmod(lane, self.band_lanes)
+        y, x = band * self.band_height + row, place * self.columns + column
+        return (y, x) if 0 <= y < self.height and 0 <= x < self.width else None
+
+    def moved_lanes(self, by: int) -> list[int | None]:
+        """For each lane the one ``by`` places further in its band, None beyond the band."""
+        moved = range(by, self.band_lanes + by)
+        inside = [place if 0 <= place < self.band_lanes else None for place in moved]
+        return [
+            None if place is None else band * self.band_lanes + place
+            for band in range(self.bands)
+            for place in inside
+        ]
+
+    def turned(self, column: int, reach: int = 0) -> tuple[int, list[int | None]]:
+        """Where vector ``column`` beyond a row comes from: a vector of the row, and its lanes.
+
+        None stands for a zero. A kernel that reaches no further than the zeros at the end of a
+        band's row (``reach`` columns) may take the row in a circle: what it gets from the other end
+        is one of these zeros, or goes into an output that is none.
+        """
+        turns, source = divmod(column, self.columns)
+        moved = self.moved_lanes(turns)
+        if 0 < reach <= self.spare_columns:
+            size = self.band_lanes
+            moved = [
+                lane // size * size + (lane + turns) % size if origin is None else origin
+                for lane, origin in enumerate(moved)
+            ]
+        return source, moved
+
+    def moved_bands(self, by: int) -> list[int | None]:
+        """For each lane the same one ``by`` bands further, None beyond the image."""
+        step = by * self.band_lanes
+        moved = range(step, self.lanes + step)
+        return [lane if 0 <= lane < self.lanes else None for lane in moved]
+
+    def pixel_lanes(self, column: int) -> list[bool]:
+        """Which lanes of vector ``column`` hold pixels of the row, whatever the row."""
+        return [self._x(lane, column) < self.width for lane in range(self.lanes)]
+
+    def _x(self, lane: int, column: int) -> int:
+        return lane % self.band_lanes * self.columns + column
+
+    @property
+    def rows_of_last_band(self) -> int:
+        """Rows of the last band that lie in the image."""
+        return self.height - (self.bands - 1) * self.band_height
+
+    @property
+    def spare_columns(self) -> int:
+        """Places at the end of a band's row that hold no pixel and are zero."""
+        return self.band_lanes * self.columns - self.width
+
+    @property
+    def same_lanes(self) -> tuple[int, int, int, int]:
+        """Equal for layouts whose vectors hold the same pixels; pad and border may differ."""
+        return self.height, self.width, self.lanes, self.bands
+
+    def as_values(self) -> list[int]:
+        """Plain data; plain rows have six figures, interleaved lanes nine."""
+        values = [self.height, self.width, self.pad, self.row_stride, self.origin, self.size]
+        return values + [self.lanes, self.bands, self.border] if self.is_interleaved else values
 
     @classmethod
     def make(cls, height: int, width: int, pad: int, align: int = 16) -> PlaneLayout:
-        """The default layout: rows start at multiples of ``align`` elements.
+        """The default layout of plain rows: rows start at multiples of ``align`` elements.
 
         ``align`` is the vector width of the target in elements; a pixel vector that starts at a
         multiple of ``align`` is then aligned in every row and may run over the image's right border
@@ -72,3 +230,60 @@ class PlaneLayout:
         if (size // align) % 2 == 0:
             size += align
         return cls(height, width, pad, row_stride, origin, size)
+
+    @classmethod
+    def interleave(
+        cls, height: int, width: int, pad: int, lanes: int, bands: int, border: int = 0
+    ) -> PlaneLayout:
+        """Interleaved lanes; the planes hold an odd number of vectors, see :meth:`make`."""
+        columns = -(-width // (lanes // bands))
+        row_stride = (columns + 2 * border) * lanes
+        rows = -(-height // bands) + 2 * pad
+        size = rows * row_stride
+        if (size // lanes) % 2 == 0:
+            size += lanes
+        origin = pad * row_stride + border * lanes
+        return cls(height, width, pad, row_stride, origin, size, lanes, bands, border)
+
+
+def band_choices(height: int, width: int, pad: int, lanes: int) -> Iterator[int]:
+    """Numbers of bands that an image of this size can be cut into."""
+    bands = 1
+    while bands <= lanes:
+        rows = -(-height // bands)
+        if height > (bands - 1) * rows and (bands == 1 or rows >= pad):
+            yield bands
+        bands *= 2
+
+
+@lru_cache(maxsize=64)
+def _pixel_of_element(layout: PlaneLayout) -> np.ndarray:
+    """Pixel (row-major) that every element of a plane holds, -1 where it is zero."""
+    pixels = np.full(layout.size, -1)
+    width = layout.width
+    if not layout.is_interleaved:
+        for y in range(layout.height):
+            start = layout.offset(y, 0)
+            pixels[start : start + width] = range(y * width, (y + 1) * width)
+        return pixels
+    for row in range(-layout.pad, layout.band_height + layout.pad):
+        for column in range(-layout.border, layout.columns + layout.border):
+            start = layout.vector_offset(row, column)
+            for lane in range(layout.lanes):
+                pixel = layout.pixel(lane, row, column)
+                if pixel is not None:
+                    pixels[start + lane] = pixel[0] * width + pixel[1]
+    return pixels
+
+
+def to_planes(images: np.ndarray, layout: PlaneLayout) -> np.ndarray:
+    """``[batch, channels, height, width]`` -> planes ``[batch, channels, size]``."""
+    pixels = _pixel_of_element(layout)
+    flat = images.reshape(*images.shape[:2], -1)
+    return np.where(pixels < 0, 0, flat[..., np.maximum(pixels, 0)]).astype(images.dtype)
+
+
+def from_planes(planes: np.ndarray, layout: PlaneLayout) -> np.ndarray:
+    """Inverse of :func:`to_planes`."""
+    offsets = [[layout.offset(y, x) for x in range(layout.width)] for y in range(layout.height)]
+    return planes[..., np.array(offsets)]

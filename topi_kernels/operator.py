@@ -6,7 +6,6 @@ purpose.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +17,7 @@ from .fkw import FKW, pack, validate
 from .schedules.config import ConvConfig
 from .schedules.pattern_conv import schedule_pattern_conv
 from .schedules.search_space import default_config, illegal_for
+from .schedules.tile import tiles_per_image
 from .structure import Structure, determine
 from .workload import ConvWorkload
 
@@ -122,7 +122,6 @@ def plan_conv(
 def wasted_share(plan: ConvPlan) -> float:
     """Fraction of a plan's multiply-adds that fall on tile overlaps and over-run columns."""
     w, c = plan.workload, plan.config
-    columns = math.ceil(w.out_layout.width / c.pixel_lanes)
-    tiles = math.ceil(w.out_layout.height / c.tile_rows) * math.ceil(columns / c.tile_cols)
+    tiles = tiles_per_image(w, c)
     computed = tiles * c.tile_rows * c.tile_cols * c.pixel_lanes
     return 1.0 - w.out_layout.height * w.out_layout.width / computed

@@ -34,6 +34,16 @@ def shuffle(vectors: Sequence[Any], indices: Sequence[int]) -> Any:
     return tirx.Shuffle(list(vectors), [tirx.IntImm("int32", int(i)) for i in indices])
 
 
+def pick_or_zero(vector: Any, picks: Sequence[int | None], width: int, dtype: str) -> Any:
+    """Lanes ``picks`` of a vector of ``width`` lanes, zero where a pick is None."""
+    if all(pick == lane for lane, pick in enumerate(picks)):
+        return vector
+    if None not in picks:
+        return shuffle([vector], [int(pick) for pick in picks if pick is not None])
+    places = [width + lane if pick is None else pick for lane, pick in enumerate(picks)]
+    return shuffle([vector, constant(0.0, width, dtype)], places)
+
+
 class Locality(IntEnum):
     """How near a prefetched line is brought; LLVM's numbers."""
 

@@ -7,14 +7,13 @@ import pytest
 
 from relay_passes.targets import resolve
 from topi_kernels.conv_task import ConvTask
-from topi_kernels.layout import PlaneLayout
+from topi_kernels.layout import PlaneLayout, to_planes
 from topi_kernels.operator import plan_conv
 from topi_kernels.schedules.config import knobs_of
 from tvm_pattern.tuning.measure import (
     MeasureOptions,
     Measurer,
     classify_run_error,
-    image_planes,
     linker_for,
 )
 from tvm_pattern.tuning.space import Space
@@ -96,10 +95,10 @@ def test_a_build_failure_is_a_failed_trial(measurer):
     assert outcomes[1].error_kind == "ok"
 
 
-def test_image_planes_are_zero_outside(rng):
+def test_planes_are_zero_outside(rng):
     layout = PlaneLayout.make(3, 5, 1, 8)
     images = rng.standard_normal((1, 2, 3, 5)).astype(np.float32)
-    planes = image_planes(images, layout)
+    planes = to_planes(images, layout)
     assert np.count_nonzero(planes) == images.size
     assert planes[0, 1, layout.offset(2, 4)] == images[0, 1, 2, 4]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 LOOP_ORDERS = ("tile_outer", "filter_outer")
-SHIFTS = ("load", "rotate", "split")
+SHIFTS = ("load", "rotate", "split", "lanes")
 SPLIT_STRIDE = 2
 MAX_PREFETCH = 8
 ISAS = ("any", "neon")
@@ -116,6 +116,7 @@ class ConvConfig:
         How an input vector shifted along the row is had: ``load`` reads it again unaligned,
         ``rotate`` builds it from two aligned vectors in registers. ``split`` is for stride 2: the
         input is first separated into even and odd rows and columns, see :mod:`.input_geometry`.
+        ``lanes`` is for planes of interleaved lanes, where it is the neighbouring vector.
     loop_order : str
         ``tile_outer`` keeps an input tile in cache over all filter_groups, ``filter_outer`` the
         weights of a group over all tiles.
@@ -150,6 +151,11 @@ class ConvConfig:
     @property
     def pixel_lanes(self) -> int:
         return self.vector_width // self.filter_lanes
+
+    @property
+    def column_step(self) -> int:
+        """Distance in memory of two neighbouring pixels of an input row."""
+        return self.vector_width if self.shift == "lanes" else 1
 
     @property
     def group(self) -> int:

@@ -37,8 +37,9 @@ def fetch_next_input(
     rows = (config.tile_rows - 1) * sh + (kh - 1) * dh + 1
     whole_row = row_vectors(workload, config) == config.tile_cols
     fresh = min(rows, config.tile_rows * sh) if whole_row else rows
-    first_col = 0 if whole_row else -pl
-    span = config.tile_cols * config.pixel_lanes * sw + (0 if whole_row else (kw - 1) * dw)
+    step = config.column_step
+    first_col = 0 if whole_row else -pl * step
+    span = config.tile_cols * config.pixel_lanes * sw + (0 if whole_row else (kw - 1) * dw * step)
     lines = -(-span // CACHE_LINE_FLOATS) + (0 if whole_row else 1)
     corner = T.Bind(
         place.batch * (workload.in_channels * layout.size)

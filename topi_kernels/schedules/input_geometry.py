@@ -8,13 +8,16 @@ kept; from there on every tap reads neighbouring elements, as with stride 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from ..layout import round_up
+from ..geometry import ConvGeometry
+from ..layout import PlaneLayout, round_up
+from ..pattern import Pattern
 from ..vector import CACHE_LINE_FLOATS, lanes, shuffle
 from ..workload import ConvWorkload
 from .config import SPLIT_STRIDE, ConvConfig
@@ -32,6 +35,10 @@ class InputGeometry:
         Distance of the inputs of two neighbouring outputs.
     row_stride : int
         Distance of two rows.
+    layout : PlaneLayout
+        Of the plane as it came.
+    reach : int
+        Furthest column of a tap, left or right of the output's own.
     """
 
     size: int
@@ -39,6 +46,8 @@ class InputGeometry:
     row_step: int
     col_step: int
     row_stride: int
+    layout: PlaneLayout
+    reach: int
 
     def offset(self, row: int, col: int) -> int:
         """Offset of the input ``(row, col)`` away from that of an output."""
@@ -81,7 +90,14 @@ class SplitGeometry(InputGeometry):
 def plain_geometry(workload: ConvWorkload) -> InputGeometry:
     """The input plane as its producer wrote it."""
     layout, (sh, sw) = workload.in_layout, workload.geometry.stride
-    return InputGeometry(layout.size, layout.origin, sh * layout.row_stride, sw, layout.row_stride)
+    stride, reach = layout.row_stride, column_reach(workload.patterns, workload.geometry)
+    return InputGeometry(layout.size, layout.origin, sh * stride, sw, stride, layout, reach)
+
+
+def column_reach(patterns: Sequence[Pattern], geometry: ConvGeometry) -> int:
+    """Furthest column of a tap, left or right of the output's own."""
+    taps = (tap for pattern in patterns for tap in pattern.taps)
+    return max(abs(kw * geometry.dilation[1] - geometry.padding[1]) for _, kw in taps)
 
 
 def split_geometry(workload: ConvWorkload, vector_width: int) -> SplitGeometry:
@@ -113,6 +129,8 @@ def split_geometry(workload: ConvWorkload, vector_width: int) -> SplitGeometry:
         row_stride,
         1,
         row_stride,
+        workload.in_layout,
+        column_reach(workload.patterns, workload.geometry),
         stride=(sh, sw),
         row_phases=row_phases,
         col_phases=col_phases,

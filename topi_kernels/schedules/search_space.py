@@ -16,6 +16,7 @@ from ..layout import PlaneLayout
 from ..pattern import Pattern
 from ..reorder import GROUP_SIZES
 from .config import MAX_PREFETCH, SHIFTS, ConvConfig, Family, illegal_reason
+from .input_geometry import column_reach
 
 MIN_VECTOR_WIDTH = 4
 MAX_FILTER_VECTORS = 4
@@ -49,14 +50,27 @@ def _input_rows(
     (sh, sw), (dh, dw) = shape.geometry.stride, shape.geometry.dilation
     pl = shape.geometry.padding[1]
     apart = sw if config.shift == "split" else 1
+    step = config.column_step
     rows: dict[tuple[int, int], set[int]] = {}
     for kh, kw in taps:
         for r in range(config.tile_rows):
             for c in range(config.tile_cols):
-                col = c * config.pixel_lanes * sw + kw * dw - pl
+                col = c * config.pixel_lanes * sw + (kw * dw - pl) * step
                 row = rows.setdefault((r * sh + kh * dh, col % apart), set())
                 row.add(col // apart)
     return rows
+
+
+def _row_vectors(shape: ConvShape, config: ConvConfig) -> int:
+    """Vectors of an output row."""
+    layout = shape.out_layout
+    return layout.columns if layout.is_interleaved else -(-layout.width // config.pixel_lanes)
+
+
+def tile_count(shape: ConvShape, config: ConvConfig) -> int:
+    """Register_tiles of one image."""
+    row_blocks = -(-shape.out_layout.band_height // config.tile_rows)
+    return row_blocks * -(-_row_vectors(shape, config) // config.tile_cols)
 
 
 def _column_step(shape: ConvShape, config: ConvConfig) -> int:
@@ -110,7 +124,8 @@ def _channel_floats(shape: ConvShape, config: ConvConfig, family: Family) -> int
     step = 1 if config.shift == "split" and kh == 1 else shape.geometry.stride[0]
     rows = (config.tile_rows - 1) * step + (kh - 1) * shape.geometry.dilation[0] + 1
     step = 1 if config.shift == "split" and kw == 1 else shape.geometry.stride[1]
-    columns = config.tile_cols * config.pixel_lanes * step + (kw - 1) * shape.geometry.dilation[1]
+    reach = (kw - 1) * shape.geometry.dilation[1] * config.column_step
+    columns = config.tile_cols * config.pixel_lanes * step + reach
     return rows * min(columns + family.cache_line_floats, shape.in_layout.row_stride)
 
 
@@ -162,6 +177,14 @@ def _page_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
     return (pages - 1) * family.page_cost
 
 
+def _interleaved_loads(layout: PlaneLayout, vectors: set[int]) -> tuple[int, int]:
+    """Shuffles and loads for some vectors of a row, counted from the tile's first."""
+    if layout.border:
+        return 0, len(vectors)
+    beyond = sum(1 for v in vectors if not 0 <= v < layout.columns)
+    return beyond, len({v % layout.columns for v in vectors})
+
+
 def _step_cost(
     shape: ConvShape, config: ConvConfig, family: Family, taps: Sequence[tuple[int, int]]
 ) -> float:
@@ -172,6 +195,12 @@ def _step_cost(
     loads, splits, shuffles = float(weights), 0.0, 0.0
     lines, deinterleaves = 0.0, 0
     for columns in _input_rows(shape, config, taps).values():
+        if config.shift == "lanes":
+            moved, count = _interleaved_loads(shape.in_layout, {c // width for c in columns})
+            loads += count
+            shuffles += moved
+            lines += count * width / line
+            continue
         if config.shift == "rotate":
             vectors = {v for col in columns for v in (col // width, -(-col // width))}
             wraps = config.tile_cols * width == shape.in_layout.row_stride
@@ -203,8 +232,7 @@ def _step_cost(
 def estimate_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
     """Estimated cost of the whole layer in FMA slots of one core; only its order matters."""
     layout = shape.out_layout
-    columns = -(-layout.width // config.pixel_lanes)
-    tiles = -(-layout.height // config.tile_rows) * -(-columns // config.tile_cols)
+    tiles = tile_count(shape, config)
     groups = -(-shape.out_channels // config.group)
     per_kernel = 0.0
     for pattern in shape.patterns:
@@ -222,6 +250,8 @@ def estimate_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float
     pieces = float(config.accumulators * config.filter_lanes)
     if config.pixel_lanes == 1 and config.tile_cols >= 4:
         pieces /= 4
+    if layout.is_interleaved:  # rows at the edges of bands are stored twice, and so are borders
+        pieces *= 1 + 2 * layout.pad / layout.band_height + 2 * layout.border / layout.columns
     tile = config.accumulators * family.tile_cost + pieces * family.store_cost
     tile += _block_cost(shape, config, family)
     work = tiles * groups * (shape.kernels_per_group * per_kernel + tile)
@@ -257,9 +287,11 @@ def search_space(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
         if group > shape.max_group or (group > shape.out_channels and group > 1):
             continue
         for width, filter_lanes, filter_vectors in _filter_splits(family, group):
-            pixels = width // filter_lanes
-            columns = -(-layout.width // pixels)
-            for rows in range(1, min(layout.height, budget) + 1):
+            if layout.is_interleaved and (filter_lanes > 1 or width != layout.lanes):
+                continue
+            columns = -(-layout.width // (width // filter_lanes))
+            columns = layout.columns if layout.is_interleaved else columns
+            for rows in range(1, min(layout.band_height, budget) + 1):
                 for cols in range(1, min(columns, budget // rows) + 1):
                     base = ConvConfig(
                         width,
@@ -284,15 +316,47 @@ def search_space(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
 
 def illegal_for(shape: ConvShape, config: ConvConfig, family: Family) -> str | None:
     """Why ``config`` can't be used for a convolution, or None when it can."""
+    layout = shape.out_layout
+    if layout.is_interleaved or shape.in_layout.is_interleaved:
+        reason = _interleaved_reason(shape, config)
+        if reason is not None:
+            return reason
+    elif config.shift == "lanes":
+        return "shift lanes needs planes of interleaved lanes"
     return illegal_reason(
         config,
         family,
-        out_height=shape.out_layout.height,
-        out_width=shape.out_layout.width,
+        out_height=layout.band_height,
+        out_width=layout.columns * layout.lanes if layout.is_interleaved else layout.width,
         in_row_stride=shape.in_layout.row_stride,
         out_row_stride=shape.out_layout.row_stride,
         stride_w=shape.geometry.stride[1],
     )
+
+
+def _interleaved_registers(shape: ConvShape, config: ConvConfig, family: Family) -> str | None:
+    """Why the inputs of a row and the weights do not fit beside the accumulators, or None."""
+    kw = shape.patterns[0].kernel_size[1]
+    inputs = min(kw, 3) if kw == 1 or shape.in_layout.border else config.tile_cols + 2
+    need = config.accumulators + inputs + weight_loads(config, config.taps_per_step)
+    if need <= family.vector_registers:
+        return None
+    return f"{need} registers are wanted, there are {family.vector_registers}"
+
+
+def _interleaved_reason(shape: ConvShape, config: ConvConfig) -> str | None:
+    """Why ``config`` can't be used on interleaved lanes, or None."""
+    source, layout = shape.in_layout, shape.out_layout
+    if source.same_lanes != layout.same_lanes or shape.geometry.stride != (1, 1):
+        return "input and output with interleaved lanes hold the same pixels in the same lanes"
+    if config.shift != "lanes" or config.filter_lanes != 1 or config.vector_width != layout.lanes:
+        return f"interleaved lanes need shift lanes and vectors of {layout.lanes} pixels"
+    reach = column_reach(shape.patterns, shape.geometry)
+    if config.tile_cols < layout.columns and reach > 0 and source.border < reach:
+        return f"a tile of part of a row needs {reach} vectors stored beside the row"
+    if source.border and source.border < reach:
+        return f"the input stores {source.border} vectors beside a row, {reach} are read"
+    return None
 
 
 def _why_not(shape: ConvShape, config: ConvConfig, family: Family) -> str | None:
@@ -309,6 +373,8 @@ def _why_not(shape: ConvShape, config: ConvConfig, family: Family) -> str | None
     extra = weight_loads(config, config.taps_per_step)
     if config.shift == "rotate":
         extra += 2 * config.tile_cols
+    if config.shift == "lanes":  # a row that goes in a circle is held while it is used
+        return _interleaved_registers(shape, config, family)
     extra += family.temporaries // 2
     if 1 < config.filter_lanes < config.vector_width:
         extra += 1  # the index vector that spreads weights over pixels

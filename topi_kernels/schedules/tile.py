@@ -55,11 +55,12 @@ class Tile(Place):
 
 
 def row_vectors(workload: ConvWorkload, config: ConvConfig) -> int:
-    return -(-workload.out_layout.width // config.pixel_lanes)
+    layout = workload.out_layout
+    return layout.columns if layout.is_interleaved else -(-layout.width // config.pixel_lanes)
 
 
 def tiles_per_image(workload: ConvWorkload, config: ConvConfig) -> int:
-    row_blocks = -(-workload.out_layout.height // config.tile_rows)
+    row_blocks = -(-workload.out_layout.band_height // config.tile_rows)
     return row_blocks * -(-row_vectors(workload, config) // config.tile_cols)
 
 
@@ -74,7 +75,7 @@ def place_of(workload: ConvWorkload, config: ConvConfig, number: Any) -> Place:
     within = T.Bind(number % per_image)
     row_block = T.Bind(within // col_blocks)
     col_block = T.Bind(within % col_blocks)
-    last_row = workload.out_layout.height - config.tile_rows
+    last_row = workload.out_layout.band_height - config.tile_rows
     last_col = (columns - config.tile_cols) * config.pixel_lanes
     y0 = T.Bind(T.min(row_block * config.tile_rows, last_row))
     x0 = T.Bind(T.min(col_block * (config.tile_cols * config.pixel_lanes), last_col))

@@ -12,7 +12,7 @@ from typing import Any
 
 from tvm.tirx.script import builder as T
 
-from ..vector import constant, lanes, prefetch, shuffle, splat
+from ..vector import constant, lanes, pick_or_zero, prefetch, shuffle, splat
 from ..workload import ConvWorkload
 from .config import ConvConfig
 from .input_geometry import InputGeometry
@@ -24,16 +24,18 @@ def input_uses(
     """Distinct input vectors of a step and who uses them.
 
     Returns ``(row, column) of the vector, relative to the tile's origin in the input -> list of
-    (tap number, tile row, tile column)``.
+    (tap number, tile row, tile column)``. Columns are elements; the neighbouring pixels of
+    interleaved lanes are a vector apart.
     """
     window = workload.geometry
     (sh, sw), (dh, dw), (pt, pl) = window.stride, window.dilation, window.padding
+    step = config.column_step
     uses: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
     for number, (kh, kw) in taps:
         for r in range(config.tile_rows):
             for c in range(config.tile_cols):
                 row = r * sh + kh * dh - pt
-                col = c * config.pixel_lanes * sw + kw * dw - pl
+                col = c * config.pixel_lanes * sw + (kw * dw - pl) * step
                 uses.setdefault((row, col), []).append((number, r, c))
     return uses
 
@@ -108,17 +110,29 @@ class InputLoader:
     def _row_vector(self, row: int, index: int) -> Any:
         """Aligned vector ``index`` of an input row.
 
-        A tile as wide as the row needs no neighbours: what lies beyond the row is padding, zeros.
+        A tile as wide as the row needs no neighbours: what lies beyond it are zeros. A row of one
+        vector ends with them, so that turning it serves as well, in one shuffle of one vector.
         """
         width, columns = self.config.vector_width, self.config.tile_cols
-        whole_row = columns * width == self.geometry.row_stride
-        if whole_row and not 0 <= index < columns:
-            return constant(0.0, width, str(self.x.dtype))
+        layout = self.geometry.layout
+        if columns * width == self.geometry.row_stride and not layout.is_interleaved:
+            if columns == 1:
+                index = 0
+            elif not 0 <= index < columns:
+                return constant(0.0, width, str(self.x.dtype))
         if (row, index) not in self._raw:
             self._fetch_next(row, index * width)
             start = self._start(row, index * width)
             self._raw[row, index] = T.Bind(self.x[lanes(start, width)])
         return self._raw[row, index]
+
+    def _neighbour(self, row: int, index: int) -> Any:
+        """Vector ``index`` of a row of interleaved lanes; beyond the row its lanes move on."""
+        layout, width = self.geometry.layout, self.config.vector_width
+        if layout.border or 0 <= index < layout.columns:
+            return self._row_vector(row, index)
+        source, picks = layout.turned(index, self.geometry.reach)
+        return T.Bind(pick_or_zero(self._row_vector(row, source), picks, width, str(self.x.dtype)))
 
     def load(self, row: int, col: int) -> Any:
         """``pixel_lanes`` inputs from ``(row, col)`` on, repeated for every filter lane."""
@@ -131,6 +145,8 @@ class InputLoader:
                 return first
             second = self._row_vector(row, index + 1)
             return T.Bind(shuffle([first, second], range(shift, shift + width)))
+        if config.shift == "lanes":
+            return self._neighbour(row, col // width)
         self._fetch_next(row, col)
         if pixels == 1 and config.isa == "neon" and width > 1:
             return T.Bind(splat(self._element(row, col), width))

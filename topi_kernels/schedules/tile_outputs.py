@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from ..row_writer import RowWriter, when
 from ..vector import constant, lanes, shuffle, transpose_blocks
 from ..vector_math import activate
 from ..workload import ConvWorkload
 from .config import ConvConfig
-from .tile import Buffers, Tile, row_vectors
+from .tile import Buffers, Tile, row_vectors, tiles_per_image
 
 
 def activated(value: Any, workload: ConvWorkload, config: ConvConfig, count: int) -> Any:
@@ -66,6 +68,10 @@ def store_tile(workload: ConvWorkload, config: ConvConfig, buffers: Buffers, til
         with T.If(slot < workload.out_channels), T.Then():
             emit()
 
+    if workload.out_layout.is_interleaved:
+        for f, slot_expr in enumerate(tile.slots):
+            guarded(slot_expr, partial(_store_interleaved, workload, config, buffers, tile, f))
+        return
     for f in range(config.filter_vectors):
         for r in range(config.tile_rows):
             values = []
@@ -84,6 +90,32 @@ def store_tile(workload: ConvWorkload, config: ConvConfig, buffers: Buffers, til
                 )
     for slot_expr in tile.slots:
         guarded(slot_expr, lambda n=slot_expr: _zero_halo(workload, config, buffers, tile, n))
+
+
+def _store_interleaved(
+    workload: ConvWorkload, config: ConvConfig, buffers: Buffers, tile: Tile, f: int
+) -> None:
+    """Epilogue and stores of filter ``f`` of a register_tile over interleaved lanes."""
+    layout, width, slot = workload.out_layout, config.vector_width, tile.slots[f]
+    plane = T.Bind((tile.batch * workload.out_channels + slot) * layout.size)
+    writer = RowWriter(buffers.out, plane, layout)
+    whole_row = config.tile_cols == layout.columns
+    first = 0 if whole_row else T.Bind(tile.x0 // width)
+    for r in range(config.tile_rows):
+        row = T.Bind(tile.y0 + r)
+        for c in range(config.tile_cols):
+            value = tile.acc[f, r, c][lanes(0, width)]
+            residual = workload.residual_layout
+            if residual is not None and buffers.residual is not None:
+                other = (tile.batch * workload.out_channels + slot) * residual.size
+                start = other + residual.vector_offset(row, first + c)
+                value = value + buffers.residual[lanes(start, width)]
+            value = activated(value, workload, config, width)
+            writer.store(row, first + c, writer.zero_beyond_image(value, first + c, row))
+    blocks = tiles_per_image(workload, config)
+    col_blocks = -(-layout.columns // config.tile_cols)
+    number = tile.row_block * col_blocks + tile.col_block
+    when(True if blocks == 1 else number == blocks - 1, writer.clear_slack)
 
 
 def _split_row(config: ConvConfig, values: list[Any]) -> list[tuple[int, int, int, Any]]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from topi_kernels.conv_task import ConvTask
 from topi_kernels.schedules.config import ConvConfig, register_need
+from topi_kernels.schedules.search_space import tile_count
 
 FEATURES = (
     "issue_share",
@@ -91,8 +92,7 @@ def config_features(task: ConvTask, config: ConvConfig, estimate: float) -> np.n
     family, itemsize = task.machine, np.dtype(task.dtype).itemsize
     c, layout = config, task.out_layout
     pixels, (filters, channels) = c.pixel_lanes, task.weight_shape[:2]
-    columns = -(-layout.width // pixels)
-    tiles = -(-layout.height // c.tile_rows) * -(-columns // c.tile_cols)
+    tiles = tile_count(task.shape, c)
     groups = -(-filters // c.group)
     outputs = layout.height * layout.width * filters
     # Outputs computed, tails and over-run columns included, to outputs wanted.
@@ -104,9 +104,9 @@ def config_features(task: ConvTask, config: ConvConfig, estimate: float) -> np.n
     rotate = c.shift == "rotate"
     patterns = tuple(p.taps for p in task.patterns)
     tile = (c.tile_rows, c.tile_cols)
-    loads = _input_loads(
-        patterns, task.geometry.stride, task.geometry.dilation, tile, pixels, rotate
-    )
+    # Of interleaved lanes the neighbouring pixel is the next vector.
+    step = 1 if c.shift == "lanes" else pixels
+    loads = _input_loads(patterns, task.geometry.stride, task.geometry.dilation, tile, step, rotate)
     (sh, sw), (kh, kw) = task.geometry.stride, task.geometry.kernel_size
     if sw > 1 and pixels > 1 and c.shift != "split":
         loads *= 2  # neighbouring outputs have their inputs in two vectors

@@ -26,7 +26,7 @@ from tvm.support.popen_pool import MapResult, PopenPoolExecutor, StatusKind
 from tvm.target import Target
 
 from topi_kernels.conv_task import ConvTask
-from topi_kernels.layout import PlaneLayout
+from topi_kernels.layout import PlaneLayout, to_planes
 from topi_kernels.operator import ConvPlan, plan_conv
 from topi_kernels.schedules.config import ConvConfig
 from topi_kernels.structure import Structure
@@ -125,16 +125,6 @@ def linker_for(target: Target) -> str:
     return name
 
 
-def image_planes(images: np.ndarray, layout: PlaneLayout) -> np.ndarray:
-    """``[n, c, h, w]`` -> planes ``[n, c, size]`` with zeros around the images."""
-    n, c, height, width = images.shape
-    planes = np.zeros((n, c, layout.size), images.dtype)
-    for y in range(height):
-        start = layout.offset(y, 0)
-        planes[:, :, start : start + width] = images[:, :, y]
-    return planes
-
-
 class TaskInputs:
     """Arguments of a task's operator, the right answer, and plans that are packed once per group.
 
@@ -222,7 +212,7 @@ def _random_planes(
     rng: np.random.Generator, batch: int, channels: int, layout: PlaneLayout, dtype: str
 ) -> np.ndarray:
     images = rng.standard_normal((batch, channels, layout.height, layout.width), np.float32)
-    return image_planes(images.astype(dtype), layout)
+    return to_planes(images.astype(dtype), layout)
 
 
 class Measurer:
@@ -489,6 +479,5 @@ __all__ = [
     "TaskInputs",
     "TrackerUnreachableError",
     "classify_run_error",
-    "image_planes",
     "linker_for",
 ]

@@ -1,0 +1,182 @@
+"""Which order of pixels a set of tensors gets: plain rows, or interleaved lanes in some bands.
+
+Convolutions with stride 1 read and write the same order, so the tensors that they connect choose
+together. Every order is tried on all of these convolutions by the cost model of
+:mod:`topi_kernels.schedules.search_space`; changing the order at the edge of the set costs extra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from .conv_task import ConvTask
+from .devices import DEVICES
+from .geometry import ConvGeometry
+from .layout import PlaneLayout, band_choices
+from .schedules.input_geometry import column_reach
+from .schedules.search_space import default_config, estimate_cost
+from .structure import Structure
+from .workload import Epilogue
+
+# Slots per vector whose order is changed: read and written through L2, a few shuffles.
+CHANGE_COST = 12.0
+# A new order must promise this much; the model is no better than that.
+LEAST_GAIN = 0.97
+MAX_BORDER = 2
+
+
+@dataclass(frozen=True)
+class LaneOrder:
+    """Interleaved lanes, see :class:`topi_kernels.layout.PlaneLayout`."""
+
+    lanes: int
+    bands: int
+    border: int = 0
+
+    def layout(self, height: int, width: int, pad: int, border: int) -> PlaneLayout:
+        """Layout of a tensor; ``border`` is what its readers want at most."""
+        used = min(self.border, border)
+        return PlaneLayout.interleave(height, width, pad, self.lanes, self.bands, used)
+
+
+@dataclass(frozen=True)
+class ConvNeed:
+    """A convolution of stride 1 whose output has the size of its input.
+
+    Parameters
+    ----------
+    geometry : ConvGeometry
+    channels : tuple of (int, int)
+        Out_channels and in_channels.
+    structure : Structure
+        What was found in its weights.
+    out_pad : int
+        Padding that the readers of its output want.
+    """
+
+    geometry: ConvGeometry
+    channels: tuple[int, int]
+    structure: Structure
+    out_pad: int
+
+    @property
+    def pad(self) -> int:
+        """Padding of its input."""
+        return max(self.geometry.padding)
+
+    @property
+    def reach(self) -> int:
+        """Columns that a tap reaches to the left or right."""
+        return column_reach(self.structure.patterns, self.geometry)
+
+    def task(
+        self, in_layout: PlaneLayout, out_layout: PlaneLayout, family: str, dtype: str = "float32"
+    ) -> ConvTask:
+        """The convolution with these layouts, without an epilogue."""
+        found = self.structure
+        return ConvTask(
+            batch=1,
+            out_channels=self.channels[0],
+            in_channels=self.channels[1],
+            geometry=self.geometry,
+            in_layout=in_layout,
+            out_layout=out_layout,
+            residual_layout=None,
+            epilogue=Epilogue(),
+            structure=found.kind,
+            patterns=tuple(sorted(found.patterns)),
+            max_group=found.max_group,
+            kept_kernels=found.kept_kernels,
+            kept_weights=found.kept_weights,
+            dtype=dtype,
+            family=family,
+        )
+
+
+def _cost(task: ConvTask) -> float | None:
+    """Estimated slots of a convolution, None where no configuration is legal."""
+    shape, machine = task.shape, task.machine
+    try:
+        config = default_config(shape, machine)
+    except ValueError:
+        return None
+    return estimate_cost(shape, config, machine)
+
+
+def lane_orders(size: tuple[int, int], pad: int, reach: int, lanes: int) -> Iterator[LaneOrder]:
+    """Every order of interleaved lanes for images of a size, padded by ``pad`` rows."""
+    height, width = size
+    for bands in band_choices(height, width, pad, lanes):
+        for border in {0, reach}:
+            columns = -(-width // (lanes // bands))
+            if border <= min(columns, MAX_BORDER):
+                yield LaneOrder(lanes, bands, border)
+
+
+def choose_lane_order(
+    needs: Sequence[ConvNeed],
+    size: tuple[int, int],
+    pad: int,
+    changed_channels: int,
+    family: str,
+    dtype: str = "float32",
+) -> LaneOrder | None:
+    """The order for the tensors that ``needs`` connect, None for plain rows.
+
+    Parameters
+    ----------
+    needs : sequence of ConvNeed
+    size : tuple of (int, int)
+        Height and width of the images.
+    pad : int
+        Largest padding of the tensors.
+    changed_channels : int
+        Planes that would have to change their order for operators which need plain rows.
+    family : str
+        Name of a processor family.
+    dtype : str
+    """
+    reach = max((need.reach for need in needs), default=0)
+    if not reach:  # nothing reads a neighbour along the row
+        return None
+    machine = DEVICES.facts(family).of_dtype(dtype)
+    height, width = size
+
+    def plain(pad: int) -> PlaneLayout:
+        return default_layout(height, width, pad, family, dtype)
+
+    tasks = [need.task(plain(need.pad), plain(need.out_pad), family, dtype) for need in needs]
+    costs = [_cost(task) for task in tasks]
+    if None in costs:
+        return None
+    best = sum(cost for cost in costs if cost is not None) * LEAST_GAIN
+    chosen = None
+    vectors = changed_channels * -(-height * width // machine.vector_width)
+    for order in lane_orders(size, pad, reach, machine.vector_width):
+        total = vectors * CHANGE_COST
+        for need, task in zip(needs, tasks, strict=True):
+            border = column_reach(task.patterns, task.geometry)
+            layouts = [order.layout(height, width, p, border) for p in (need.pad, need.out_pad)]
+            cost = _cost(replace(task, in_layout=layouts[0], out_layout=layouts[1]))
+            total = float("inf") if cost is None else total + cost
+            if total >= best:
+                break
+        if total < best:
+            best, chosen = total, order
+    return chosen
+
+
+def default_layout(
+    height: int, width: int, pad: int, family: str, dtype: str = "float32"
+) -> PlaneLayout:
+    """Preferred layout of plain rows on the device of that name.
+
+    Rows of wide images start at vector boundaries; those of narrow images are packed tighter, since
+    more of them then share a cache line. The rows of float16 keep the whole vector, which is also
+    the slack that reads beyond the last row need.
+    """
+    align = DEVICES.facts(family).of_dtype(dtype).vector_width
+    while dtype == "float32" and align > 4 and align > width + pad:
+        align //= 2
+    return PlaneLayout.make(height, width, pad, align)
