@@ -9,8 +9,7 @@ A convolution thus gets its input in the lanes it wants from an operator that is
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import Any
 
@@ -32,331 +31,16 @@ from .plane_ops import (
     primfunc_builder,
     store,
 )
+from .row_gather import Plane, RowOperator
 from .row_writer import RowWriter
-from .vector_math import activate, broadcast, largest_power_of_two, maximum_of
+from .vector_math import activate, broadcast, maximum_of
 
-#: A place in the vectors of a row: number of the vector, lane.
-Place = tuple[int, int]
-#: A row of a plane: band (0 for plain rows) and row in the band.
-Row = tuple[int, Any]
-
-
-@dataclass(frozen=True)
-class Plane:
-    """One plane of a tensor: its buffer, where it begins in it, and how its rows lie."""
-
-    buffer: tirx.Buffer
-    index: tuple[Index, Index]
-    layout: PlaneLayout
-    lanes: int
-
-    @property
-    def vector_lanes(self) -> int:
-        """Lanes of the vectors that a row is read in."""
-        layout = self.layout
-        if layout.is_interleaved:
-            return layout.lanes
-        return min(self.lanes, largest_power_of_two(layout.width))
-
-    @property
-    def starts(self) -> list[int]:
-        """First pixels of the vectors of a plain row; the last one overlaps its predecessor."""
-        width, lanes = self.layout.width, self.vector_lanes
-        return [min(i * lanes, width - lanes) for i in range(-(-width // lanes))]
-
-    def row_of(self, y: int) -> tuple[int, int]:
-        """Band and row in it of image row ``y``."""
-        layout = self.layout
-        return divmod(y, layout.band_height) if layout.is_interleaved else (0, y)
-
-    def place_of(self, band: int, x: int) -> Place:
-        """Where pixel ``x`` of a row lies in its vectors."""
-        layout = self.layout
-        if layout.is_interleaved:
-            lane, column = divmod(x, layout.columns)
-            return column, band * layout.band_lanes + lane
-        vector = min(x // self.vector_lanes, len(self.starts) - 1)
-        return vector, x - self.starts[vector]
-
-    def vectors(self, row: Any) -> list[Expr]:
-        """All vectors of a row of the bands, as float32."""
-        layout, lanes = self.layout, self.vector_lanes
-        if layout.is_interleaved:
-            offsets = [layout.vector_offset(row, c) for c in range(layout.columns)]
-        else:
-            offsets = [layout.offset(row, x) for x in self.starts]
-        return [T.Bind(load(self.buffer, [*self.index, o], lanes)) for o in offsets]
-
-
-def gather(sources: dict[int, Expr], lanes: int, picks: Sequence[Place | None], width: int) -> Expr:
-    """A float32 vector of ``width`` lanes, each picked from one of several vectors; None is zero.
-
-    ``sources`` are vectors of ``lanes``. Each of them costs one shuffle, or two where the widths
-    differ.
-    """
-    wanted = sorted({pick[0] for pick in picks if pick is not None})
-    result = broadcast(0.0, width) if None in picks or not wanted else None
-    for number in wanted:
-        mine = [pick[1] if pick is not None and pick[0] == number else None for pick in picks]
-        source = sources[number]
-        if result is None:
-            # Lanes of later sources hold anything until their turn comes.
-            result = _shuffle([source], lanes, [place or 0 for place in mine])
-            continue
-        if width != lanes:
-            source = _shuffle([source], lanes, [place or 0 for place in mine])
-            mine = [lane if place is not None else None for lane, place in enumerate(mine)]
-        both = [lane if place is None else width + place for lane, place in enumerate(mine)]
-        result = _shuffle([result, source], width, both)
-    return result
-
-
-def _shuffle(vectors: list[Expr], lanes: int, places: list[int]) -> Expr:
-    """Lanes ``places`` of vectors of ``lanes``; the first vector itself if nothing moves."""
-    if places == list(range(lanes)):
-        return vectors[0]
-    if len(places) == 1 and lanes == 1:
-        return vectors[places[0]]
-    copies = -(-len(places) // (lanes * len(vectors)))  # no more lanes come out than go in
-    vectors = vectors * copies
-    return T.Bind(tirx.Shuffle(vectors, [tirx.IntImm("int32", place) for place in places]))
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Rows ``first .. first + count - 1`` of the output's bands whose sources move evenly.
-
-    ``rows[n]`` is ``(band, first row, rows per output row)`` of the n-th source row, or None for
-    one outside the image.
-    """
-
-    first: int
-    count: int
-    rows: tuple[tuple[int, int, int] | None, ...]
-
-
-def segments(rows: Sequence[Sequence[tuple[int, int] | None]]) -> Iterator[Segment]:
-    """Cut output rows into runs; ``rows[r]`` names the source rows of row ``r``."""
-    first = 0
-    while first < len(rows):
-        end = first + 1
-        steps: list[int] | None = None
-        while end < len(rows):
-            moved = _steps(rows[end - 1], rows[end])
-            if moved is None or (steps is not None and moved != steps):
-                break
-            steps = moved
-            end += 1
-        entries = zip(rows[first], steps or [0] * len(rows[first]), strict=True)
-        yield Segment(
-            first,
-            end - first,
-            tuple(None if row is None else (*row, step) for row, step in entries),
-        )
-        first = end
-
-
-def _steps(
-    before: Sequence[tuple[int, int] | None], after: Sequence[tuple[int, int] | None]
-) -> list[int] | None:
-    """By how much every source row moves, or None where one changes its band."""
-    steps = []
-    for a, b in zip(before, after, strict=True):
-        if (a is None) != (b is None) or (a is not None and b is not None and a[0] != b[0]):
-            return None
-        steps.append(0 if a is None or b is None else b[1] - a[1])
-    return steps
-
-
-class RowOperator:
-    """Computes output rows, vector by vector, from whole rows of the inputs.
-
-    Parameters
-    ----------
-    out : Plane
-    window : ConvGeometry
-        Which input pixels an output pixel sees; 1x1 for elementwise operators.
-    clamp : bool
-        Rows and columns beyond the image become the nearest ones (maximum); else they are zero.
-    """
-
-    def __init__(
-        self, inputs: Sequence[Plane], out: Plane, window: ConvGeometry, clamp: bool
-    ) -> None:
-        self.inputs, self.out, self.window, self.clamp = inputs, out, window, clamp
-
-    @property
-    def bands(self) -> int:
-        return self.out.layout.bands
-
-    def _source_row(self, source: Plane, y: int, tap: int) -> tuple[int, int] | None:
-        """Row of ``source`` that tap row ``tap`` of output row ``y`` reads."""
-        layout, window = source.layout, self.window
-        row = y * window.stride[0] - window.padding[0] + tap
-        if self.clamp:
-            row = min(max(row, 0), layout.height - 1)
-        inside = y < self.out.layout.height and 0 <= row < layout.height
-        return source.row_of(row) if inside else None
-
-    def _rows(self) -> list[list[tuple[int, int] | None]]:
-        """Source rows of every output row: input by input, band by band, tap by tap."""
-        height = self.out.layout.band_height
-        return [
-            [
-                self._source_row(source, band * height + r, tap)
-                for source in self.inputs
-                for band in range(self.bands)
-                for tap in range(self.window.kernel_size[0])
-            ]
-            for r in range(height)
-        ]
-
-    def _picks(
-        self, source: Plane, bands: Sequence[int | None], column: int, tap: int
-    ) -> list[Place | None]:
-        """Where output vector ``column`` finds tap column ``tap``.
-
-        ``bands`` are the source's band for every band of the output. Vectors are numbered band by
-        band.
-        """
-        layout, count = source.layout, _vectors_of(source)
-        picks: list[Place | None] = []
-        for pixel in self._pixels(column):
-            if pixel is None:
-                picks.append(None)
-                continue
-            band, x = pixel
-            x = x * self.window.stride[1] - self.window.padding[1] + tap
-            if self.clamp:
-                x = min(max(x, 0), layout.width - 1)
-            at = bands[band]
-            if at is None or not 0 <= x < layout.width:
-                picks.append(None)
-                continue
-            vector, lane = source.place_of(at, x)
-            picks.append((band * count + vector, lane))
-        return picks
-
-    def _pixels(self, column: int) -> list[tuple[int, int] | None]:
-        """``(band, x)`` of the lanes of output vector ``column``; None for no pixel."""
-        layout = self.out.layout
-        if not layout.is_interleaved:
-            first = self.out.starts[column]
-            return [(0, first + lane) for lane in range(self.out.vector_lanes)]
-        places = [divmod(lane, layout.band_lanes) for lane in range(layout.lanes)]
-        held = layout.pixel_lanes(column)
-        return [
-            (band, place * layout.columns + column) if kept else None
-            for (band, place), kept in zip(places, held, strict=True)
-        ]
-
-    def emit(self, combine: Callable, value: Callable) -> None:
-        """All rows: ``value(taps, counts, pixels)`` makes an output vector.
-
-        ``combine(vectors, lanes)`` folds the rows of a window; ``taps[input][tap column]`` are
-        vectors, ``counts`` the rows inside the image of every lane's window.
-        """
-        for segment in segments(self._rows()):
-            if segment.count == 1:
-                self._emit_row(segment, 0, combine, value)
-                continue
-            with T.serial(0, segment.count) as i:
-                self._emit_row(segment, i, combine, value)
-
-    def _emit_row(self, segment: Segment, i: Any, combine: Callable, value: Callable) -> None:
-        width, (kh, kw) = self.out.vector_lanes, self.window.kernel_size
-        per_input = self.bands * kh
-        counts = [0] * self.bands
-        groups = []
-        for n, source in enumerate(self.inputs):
-            rows = segment.rows[n * per_input : (n + 1) * per_input]
-            by_band = [rows[band * kh : (band + 1) * kh] for band in range(self.bands)]
-            counts = [sum(row is not None for row in taps) for taps in by_band]
-            groups.append(self._fold(source, by_band, i, combine))
-        for column in range(_vectors_of(self.out)):
-            taps: list[list[Expr]] = []
-            for source, parts in zip(self.inputs, groups, strict=True):
-                taps.append([])
-                for tap in range(kw):
-                    seen = [
-                        gather(
-                            vectors,
-                            source.vector_lanes,
-                            self._picks(source, bands, column, tap),
-                            width,
-                        )
-                        for vectors, bands in parts
-                    ]
-                    taps[-1].append(combine(seen, width))
-            pixels = self._pixels(column)
-            result = value(taps, [0 if p is None else counts[p[0]] for p in pixels], pixels)
-            self._store(segment.first + i, column, result)
-
-    def _fold(
-        self,
-        source: Plane,
-        by_band: Sequence[Sequence[tuple[int, int, int] | None]],
-        i: Any,
-        combine: Callable,
-    ) -> list[tuple[dict[int, Expr], list[int | None]]]:
-        """The rows of a window, folded vector by vector in the order that the source has.
-
-        Rows that lie in different bands of the source have their pixels in different lanes, so each
-        band is folded by itself: one ``(vectors, band of the source per band of the output)``
-        each.
-        """
-        count = _vectors_of(source)
-        parts: list[list[tuple[int, list[Expr]]]] = []
-        for taps in by_band:
-            rows: dict[int, list[tuple[int, int]]] = {}
-            for entry in taps:
-                if entry is not None:
-                    rows.setdefault(entry[0], []).append(entry[1:])
-            parts.append([(band, self._read(source, at, i, combine)) for band, at in rows.items()])
-        result = []
-        for number in range(max(1, *map(len, parts))):
-            vectors: dict[int, Expr] = {}
-            bands: list[int | None] = []
-            for band, part in enumerate(parts):
-                if number >= len(part) and not (self.clamp and part):
-                    bands.append(None)
-                    continue
-                home, folded = part[number] if number < len(part) else part[0]
-                bands.append(home)
-                vectors.update({band * count + n: vector for n, vector in enumerate(folded)})
-            result.append((vectors, bands))
-        return result
-
-    def _read(
-        self, source: Plane, rows: Sequence[tuple[int, int]], i: Any, combine: Callable
-    ) -> list[Expr]:
-        distinct = dict.fromkeys(rows) if self.clamp else rows
-        read = [source.vectors(row + step * i) for row, step in distinct]
-        if len(read) == 1:
-            return read[0]
-        lanes = source.vector_lanes
-        return [T.Bind(combine(column, lanes)) for column in zip(*read, strict=True)]
-
-    def _store(self, row: Any, column: int, value: Expr) -> None:
-        """One output vector; lanes without a pixel become zero."""
-        out = self.out
-        if not out.layout.is_interleaved:
-            offset = out.layout.offset(row, out.starts[column])
-            store(out.buffer, value, [*out.index, offset], out.vector_lanes)
-            return
-        dtype = str(out.buffer.dtype)
-        if dtype != "float32":
-            value = T.Cast(f"{dtype}x{out.vector_lanes}", value)
-        writer = RowWriter(out.buffer, 0, out.layout, out.index)
-        writer.store(row, column, writer.zero_beyond_image(value, column, row))
+PLANES, IMAGE = "planes", "image"
+ONE_PIXEL = ConvGeometry((1, 1))
 
 
 def _sum(vectors: Sequence[Expr], _lanes: int) -> Expr:
     return reduce(operator.add, vectors)
-
-
-def _vectors_of(plane: Plane) -> int:
-    return plane.layout.columns if plane.layout.is_interleaved else len(plane.starts)
 
 
 def _emit(
@@ -406,10 +90,6 @@ def _emit(
     return ib.get()
 
 
-PLANES, IMAGE = "planes", "image"
-ONE_PIXEL = ConvGeometry((1, 1))
-
-
 def _argument(
     name: str, batch: int, channels: int, kind: str, layout: PlaneLayout, target: PlaneTarget
 ) -> tirx.Buffer:
@@ -433,30 +113,31 @@ def image_layout(layout: PlaneLayout) -> PlaneLayout:
 
 def pack(batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget) -> tirx.PrimFunc:
     """``(x[batch, channels, height, width], out planes)``."""
-    image = (IMAGE, image_layout(layout))
-    return _emit(
-        "pack_planes",
-        batch,
-        channels,
-        [image],
-        (PLANES, layout),
-        target,
-        ONE_PIXEL,
-        False,
-        _sum,
-        lambda taps, _counts, _pixels: taps[0][0],
-    )
+    tensors = (IMAGE, image_layout(layout)), (PLANES, layout)
+    return _copy("pack_planes", batch, channels, tensors, target)
 
 
 def unpack(batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget) -> tirx.PrimFunc:
     """``(x planes, out[batch, channels, height, width])``."""
-    image = (IMAGE, image_layout(layout))
+    tensors = (PLANES, layout), (IMAGE, image_layout(layout))
+    return _copy("unpack_planes", batch, channels, tensors, target)
+
+
+def _copy(
+    name: str,
+    batch: int,
+    channels: int,
+    tensors: tuple[tuple[str, PlaneLayout], tuple[str, PlaneLayout]],
+    target: PlaneTarget,
+) -> tirx.PrimFunc:
+    """The same pixels in another order."""
+    source, result = tensors
     return _emit(
-        "unpack_planes",
+        name,
         batch,
         channels,
-        [(PLANES, layout)],
-        image,
+        [source],
+        result,
         target,
         ONE_PIXEL,
         False,

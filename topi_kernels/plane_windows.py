@@ -308,7 +308,6 @@ def depthwise_conv(
     target: PlaneTarget,
     bias: bool = False,
     activation: str = "none",
-    bounds: tuple[float, float] = (0.0, 6.0),
     multiplier: int = 1,
     config: DepthwiseConfig | None = None,
 ) -> tirx.PrimFunc:
@@ -365,9 +364,7 @@ def depthwise_conv(
                             tap = broadcast(load(weight, [c, ky, kx], 1), width)
                             acc[i] = T.Bind(acc[i] + tap * column)
                 for i, value in enumerate(acc):
-                    value = activate(
-                        value, activation, width, bounds, nan_maximum=target.nan_maximum
-                    )
+                    value = activate(value, activation, width, nan_maximum=target.nan_maximum)
                     store(out, value, [n, c, out_layout.offset(y0 + i, at)], width)
 
             _for_each_column_vector(out_layout.width, lanes, vector)
