@@ -19,7 +19,8 @@ BENCH_ARGS ?=
 # its fixtures compiled; files go in order of collection, in which the slow ones do not come last.
 WORKERS ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || \
   getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
-XDIST = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# A crash ends the run with its test's name: xdist waits for ever for the rest of a crashed file.
+XDIST = -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 TEST_ARGS ?=
 
 # What runs ARM code here: cross compilers, the emulator and llvm-mca. Tests say what is missing.
@@ -39,7 +40,8 @@ test: $(VENV)/.stamp-dev arm-tools fault-tools
 	$(TEST_ENV) $(BIN)/python -m pytest -q $(XDIST) $(TEST_ARGS)
 
 faults: $(VENV)/.stamp-dev fault-tools
-	TVM_PATTERN_FAULTS=long $(TEST_ENV) $(BIN)/python -m pytest -q $(XDIST) tests/faults $(TEST_ARGS)
+	TVM_PATTERN_FAULTS=long $(TEST_ENV) $(BIN)/python -m pytest -q $(XDIST) --timeout=2400 tests/faults \
+	  $(TEST_ARGS)
 
 # The kill at every write needs strace; full disks are a tmpfs where root runs this.
 fault-tools:

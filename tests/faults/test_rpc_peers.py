@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -129,11 +130,17 @@ def test_server_with_a_handshake_byte_by_byte(farm):
     serves(farm)
 
 
-def reserved(farm: Farm) -> tuple[socket.socket, bytes]:
-    """A connection to the server, and the handshake that it is waiting for."""
+def match(farm: Farm) -> tuple[str, int, str]:
+    """A free server's host, port and match key."""
     with farm.client._connection() as (sock, _):
         base.sendjson(sock, [base.TrackerCode.REQUEST, KEY, "", 1])
         _, (host, port, match_key) = base.recvjson(sock)
+    return host, port, match_key
+
+
+def reserved(farm: Farm) -> tuple[socket.socket, bytes]:
+    """A connection to the server, and the handshake that it is waiting for."""
+    host, port, match_key = match(farm)
     words = f"client:{match_key} -timeout=30".encode()
     connection = socket.create_connection((host, port), timeout=10)
     return connection, struct.pack("<ii", base.RPC_MAGIC, len(words)) + words
@@ -380,18 +387,66 @@ def test_device_that_falls_silent(farm, exported, monkeypatch):
     serves(farm)
 
 
-def run_on(library) -> None:
+def run_on(device: Device, path: Path, expected: np.ndarray) -> None:
+    library = device.load(path)
     while True:
-        library.run(IMAGE)
+        np.testing.assert_array_equal(library.run(IMAGE)[0], expected)
 
 
 @pytest.mark.parametrize("key", [KEY, TVM_KEY])
 def test_device_session_that_runs_out(farm, tvm_server, exported, key):
-    with Device.from_tracker(farm.address, key, session_timeout=2, wait=60) as device:
-        library = device.load(exported[0])
-        with within(7), pytest.raises(DeviceLostError, match=r"session's time ended|disappeared"):
-            run_on(library)
+    with (
+        Device.from_tracker(farm.address, key, session_timeout=2, wait=60) as device,
+        within(7),
+        pytest.raises(DeviceLostError, match=r"session's time ended|disappeared"),
+    ):
+        run_on(device, *exported)
     serves(farm, key)
+
+
+def test_sessions_that_run_out_at_any_moment(farm, exported):
+    """However far an answer had come: never a wrong one, and the client's process goes on."""
+    for number in range(amount(8, 200)):
+        seconds = 1.0 + (0.013 * number) % 0.5
+        with (
+            Device.from_tracker(farm.address, KEY, session_timeout=seconds, wait=60) as device,
+            pytest.raises(DeviceLostError),
+        ):
+            run_on(device, *exported)
+    serves(farm)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"\xff" * 64, struct.pack("<Q", 2**63), struct.pack("<Qi", 4, 77), b"HTTP/1.1 400 Bad\r\n"],
+    ids=["ones", "huge-packet", "unknown-code", "http"],
+)
+def test_client_of_a_server_that_breaks_the_protocol(farm, exported, monkeypatch, answer):
+    """The call is an error, and so is the next; what lives there is forgotten without a crash."""
+    monkeypatch.setattr(line, "GRACE", 1.0)
+    seconds = 4.0
+    _, port, match_key = match(farm)
+    relay = subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("relay.py"), str(port)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        way = int(relay.stdout.readline())
+        with Device(line.connect("127.0.0.1", way, match_key, seconds, 10), "relayed") as device:
+            library = device.load(exported[0])
+            np.testing.assert_array_equal(library.run(IMAGE)[0], exported[1])
+            relay.stdin.write(answer.hex() + "\n")
+            relay.stdin.flush()
+            assert relay.stdout.readline() == "ready\n"
+            for _ in range(2):
+                with within(seconds + 2 * line.GRACE), pytest.raises(DeviceLostError):
+                    library.run(IMAGE)
+    finally:
+        relay.kill()
+        relay.communicate()
+    serves(farm)
 
 
 @pytest.mark.parametrize("command", ["doctor", "status", "bench", "run"])

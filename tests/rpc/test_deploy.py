@@ -312,8 +312,10 @@ class Session:
          "session's time ended"),
         (ValueError("Check failed: version mismatch"), "cpu", WrongDeviceError,
          "cannot run a library of TVM .*install that version"),
-        (RuntimeError("wrong ELF class"), "load", WrongDeviceError, "compile for the device's own"),
-        (RuntimeError(""), "upload", DeviceError, "uploading net.so failed: RuntimeError"),
+        (RuntimeError("Error caught from RPC call:\nwrong ELF class"), "load", WrongDeviceError,
+         "compile for the device's own"),
+        (ValueError(""), "upload", DeviceError, "uploading net.so failed: ValueError"),
+        (RuntimeError("Unknown event 262148"), "upload", DeviceLostError, "cannot be read"),
     ],
 )  # fmt: skip
 def test_failures_are_explained(exported, error, method, kind, message):

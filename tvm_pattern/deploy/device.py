@@ -32,6 +32,8 @@ _PROBE = bytes(range(256)) * 32
 _OTHER_RUNTIME = ("protocol version mismatch", "Invalid VM file format")
 _NO_SPACE = ("No space left", "ENOSPC", "Disk quota", "File too large")
 _LOST = ("kShutdown", "Connection reset", "Broken pipe", "Connection refused", "EOF", "closed")
+# TVM's client puts it before what the server reports.
+_SAID_BY_DEVICE = "Error caught from RPC call"
 _ARCHITECTURES = {"aarch64": "ARM64", "arm": "32-bit ARM", "x86_64": "x86-64"}
 
 
@@ -49,34 +51,58 @@ class WrongDeviceError(DeviceError):
 
 @contextlib.contextmanager
 def _translated(name: str, doing: str, session: Any = None) -> Iterator[None]:
-    """TVM's messages about a device as what happened and what to do."""
+    """TVM's messages about a device as what happened and what to do.
+
+    A session that is lost is cut, and so is one whose time is over: it may be out of step.
+    """
     try:
         yield
-    except (DeviceError, line.SilentServerError):
+        if session is not None and line.is_over(session):
+            raise _time_over(name, doing)
+    except (DeviceError, line.SilentServerError) as error:
+        if isinstance(error, DeviceLostError) and session is not None:
+            line.cut(session)
         raise
     except (RuntimeError, OSError, ValueError, AttributeError) as error:
-        text = str(error)
-        last = text.strip().splitlines()[-1] if text.strip() else type(error).__name__
-        if any(sign in text for sign in _OTHER_RUNTIME):
-            raise _other_runtime(name, last) from error
-        if "Timeout" in type(error).__name__ or "SessionTimeout" in text:
-            raise DeviceLostError(
-                f"{name}: the session's time ended while {doing}; give a longer session_timeout"
-            ) from error
-        if session is not None and line.was_cut(session):
-            raise DeviceLostError(
-                f"{name}: the session's time ended while {doing}, and the device did not say so:"
-                " check its power and cable, or give a longer session_timeout"
-            ) from error
-        if any(sign in text for sign in _LOST):
-            raise DeviceLostError(
-                f"{name} disappeared while {doing}: its session crashed, or its power or cable"
-                " failed; TVM's own RPC server does not survive a crashed session and has to be"
-                " restarted"
-            ) from error
-        if any(sign in text for sign in _NO_SPACE):
-            raise _no_space(name, doing) from error
-        raise DeviceError(f"{name}: {doing} failed: {last}") from error
+        translated = _as_device_error(name, doing, session, error)
+        if isinstance(translated, DeviceLostError) and session is not None:
+            line.cut(session)
+        raise translated from error
+
+
+def _as_device_error(name: str, doing: str, session: Any, error: Exception) -> DeviceError:
+    text = str(error)
+    last = text.strip().splitlines()[-1] if text.strip() else type(error).__name__
+    if any(sign in text for sign in _OTHER_RUNTIME):
+        return _other_runtime(name, last)
+    if session is not None and line.was_cut(session):
+        return DeviceLostError(
+            f"{name}: the session's time ended while {doing}, and the device did not say so:"
+            " check its power and cable, or give a longer session_timeout"
+        )
+    has_said_so = "Timeout" in type(error).__name__ or "SessionTimeout" in text
+    if has_said_so or (session is not None and line.is_over(session)):
+        return _time_over(name, doing)
+    if any(sign in text for sign in _LOST):
+        return DeviceLostError(
+            f"{name} disappeared while {doing}: its session crashed, or its power or cable"
+            " failed; TVM's own RPC server does not survive a crashed session and has to be"
+            " restarted"
+        )
+    if any(sign in text for sign in _NO_SPACE):
+        return _no_space(name, doing)
+    if isinstance(error, RuntimeError) and _SAID_BY_DEVICE not in text:
+        return DeviceLostError(
+            f"{name} gave an answer that cannot be read while {doing} ({last}); the session has"
+            " been ended"
+        )
+    return DeviceError(f"{name}: {doing} failed: {last}")
+
+
+def _time_over(name: str, doing: str) -> DeviceLostError:
+    return DeviceLostError(
+        f"{name}: the session's time ended while {doing}; give a longer session_timeout"
+    )
 
 
 def _no_space(name: str, doing: str) -> DeviceError:
@@ -223,6 +249,8 @@ class Device:
 
     def close(self) -> None:
         """Give the device back; it becomes free for others."""
+        if self._session is not None and line.is_over(self._session):
+            line.cut(self._session)
         for library in self._libraries:
             library.release()
         self._libraries.clear()

@@ -7,8 +7,10 @@ peer had hung up. The socket is TVM's own; it is found among this process's file
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
+import struct
 import threading
 import time
 import weakref
@@ -54,6 +56,16 @@ class _Line:
             if sock is not None and os.fstat(self.file).st_ino == self.inode:
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
+
+    def limit(self, seconds: float) -> None:
+        """Let no read take longer, not even one that keeps other Python threads from running.
+
+        TVM reads in destructors, where no timer of this process's own comes to run.
+        """
+        limit = struct.pack("ll", math.ceil(seconds), 0)
+        with _socket_of(self.file) as sock:
+            if sock is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
 
 @contextlib.contextmanager
@@ -101,13 +113,54 @@ def _connecting(port: int) -> set[int]:
     return inodes
 
 
-_cuts: weakref.WeakKeyDictionary[Any, threading.Event] = weakref.WeakKeyDictionary()
+class _Term:
+    """A session's time, and its connections, by this computer's clock."""
+
+    def __init__(self, lines: set[_Line], start: float, seconds: float) -> None:
+        self._lines = lines
+        if seconds:
+            for line in lines:
+                line.limit(seconds + GRACE)
+        self.end = start + seconds if seconds else math.inf
+        self.was_cut = False
+
+    def cut(self) -> None:
+        for line in self._lines:
+            line.cut()
+
+    def cut_off(self) -> None:
+        self.was_cut = True
+        self.cut()
+
+
+_terms: weakref.WeakKeyDictionary[Any, _Term] = weakref.WeakKeyDictionary()
 
 
 def was_cut(session: Any) -> bool:
     """Whether a session's time ended without a word from its server."""
-    event = _cuts.get(session)
-    return event is not None and event.is_set()
+    term = _terms.get(session)
+    return term is not None and term.was_cut
+
+
+def is_over(session: Any) -> bool:
+    """Whether a session's time has ended: what it answers from now on cannot be trusted.
+
+    A server that ends a session may be in the middle of an answer. What the client reads after it
+    is out of step.
+    """
+    term = _terms.get(session)
+    return term is not None and time.monotonic() >= term.end
+
+
+def cut(session: Any) -> None:
+    """End a session that failed, so that nothing is said or read on it any more.
+
+    What lives on the device is freed when this process forgets it. TVM ends the process if that
+    reads an answer out of step, and ignores a connection that has been shut down.
+    """
+    term = _terms.get(session)
+    if term is not None:
+        term.cut()
 
 
 def connect(host: str, port: int, key: str, session_timeout: float, wait: float) -> Any:
@@ -139,7 +192,8 @@ def connect(host: str, port: int, key: str, session_timeout: float, wait: float)
     RuntimeError
         If it answers, and refuses: TVM's own message.
     """
-    deadline = time.monotonic() + wait
+    start = time.monotonic()
+    deadline = start + wait
     before = _lines(port)
     late, done = threading.Event(), threading.Event()
 
@@ -161,21 +215,15 @@ def connect(host: str, port: int, key: str, session_timeout: float, wait: float)
         raise
     finally:
         done.set()
-    if session_timeout:
-        _end_in_time(session, _lines(port) - before, session_timeout + GRACE)
+    _end_in_time(session, _Term(_lines(port) - before, start, session_timeout))
     return session
 
 
-def _end_in_time(session: Any, lines: set[_Line], seconds: float) -> None:
-    event = threading.Event()
-    _cuts[session] = event
-
-    def cut() -> None:
-        event.set()
-        for line in lines:
-            line.cut()
-
-    timer = threading.Timer(seconds, cut)
+def _end_in_time(session: Any, term: _Term) -> None:
+    _terms[session] = term
+    if math.isinf(term.end):
+        return
+    timer = threading.Timer(max(0.0, term.end + GRACE - time.monotonic()), term.cut_off)
     timer.daemon = True
     timer.start()
     weakref.finalize(session, timer.cancel)

@@ -92,8 +92,10 @@ class Session:
         if self._process.is_alive() and self.seconds_left != 0.0:
             return False
         if self._process.is_alive():
-            self._say_that_time_is_over()
+            # In this order: an answer after the message would leave the client out of step.
             _kill(self._process.pid)
+            self._process.join()
+            self._say_that_time_is_over()
             logger.info("the time of the session of %s is over", self.peer)
             return True
         self._process.join()
