@@ -12,8 +12,9 @@ from ..pattern import Pattern
 from ..vector import CACHE_LINE_FLOATS, lanes, prefetch
 from ..workload import ConvWorkload
 from .config import ConvConfig
+from .load_reuse import input_uses
 from .tile import Buffers, Tile
-from .tile_inputs import Bases, InputLoader, input_uses, step_weights
+from .tile_inputs import Bases, InputLoader, step_weights
 
 
 def _kernel_body(
@@ -27,11 +28,11 @@ def _kernel_body(
     """Straight code for one kernel: all taps of ``pattern`` into all accumulators."""
     base, next_base, weight_base = bases
     vec = lanes(0, config.vector_width)
-    numbered = list(enumerate(pattern.taps))
-    for first in range(0, len(numbered), config.taps_per_step):
-        step = numbered[first : first + config.taps_per_step]
-        weights = step_weights(config, buffers.weights, weight_base, [n for n, _ in step])
-        uses = input_uses(workload, config, step)
+    for first in range(0, len(pattern), config.taps_per_step):
+        step = pattern.taps[first : first + config.taps_per_step]
+        numbers = range(first, first + len(step))
+        weights = step_weights(config, buffers.weights, weight_base, numbers)
+        uses = input_uses(workload.geometry, config, step)
         loader = InputLoader(buffers.geometry, config, buffers.x, base, next_base)
         loader.first_column = min(col for _, col in uses)
         for row, col in sorted(uses):
@@ -39,7 +40,7 @@ def _kernel_body(
             for n, r, c in uses[row, col]:
                 for f in range(config.filter_vectors):
                     acc = tile.acc[f, r, c]
-                    T.buffer_store(acc, acc[vec] + weights[n, f] * value, [vec])
+                    T.buffer_store(acc, acc[vec] + weights[first + n, f] * value, [vec])
 
 
 class KernelLoops:

@@ -17,6 +17,7 @@ from ..pattern import Pattern
 from ..reorder import GROUP_SIZES
 from .config import MAX_PREFETCH, SHIFTS, ConvConfig, Family, illegal_reason
 from .input_geometry import column_reach
+from .load_reuse import input_rows
 
 MIN_VECTOR_WIDTH = 4
 MAX_FILTER_VECTORS = 4
@@ -40,25 +41,17 @@ class ConvShape:
     max_group: int
 
 
-def _input_rows(
+def _rows_of_step(
     shape: ConvShape, config: ConvConfig, taps: Sequence[tuple[int, int]]
-) -> dict[tuple[int, int], set[int]]:
-    """Distinct input vectors of a step: input row -> first columns, relative to the tile.
-
-    Rows are named (row, remainder): separated columns lie in rows of their own.
-    """
-    (sh, sw), (dh, dw) = shape.geometry.stride, shape.geometry.dilation
-    pl = shape.geometry.padding[1]
-    apart = sw if config.shift == "split" else 1
-    step = config.column_step
-    rows: dict[tuple[int, int], set[int]] = {}
-    for kh, kw in taps:
-        for r in range(config.tile_rows):
-            for c in range(config.tile_cols):
-                col = c * config.pixel_lanes * sw + (kw * dw - pl) * step
-                row = rows.setdefault((r * sh + kh * dh, col % apart), set())
-                row.add(col // apart)
-    return rows
+) -> Iterator[set[int]]:
+    """First columns of the input vectors of a step, row by row as they lie in memory."""
+    sw = shape.geometry.stride[1]
+    for columns in input_rows(shape.geometry, config, taps).values():
+        if config.shift == "split":  # each remainder has a row of its own
+            for rest in dict.fromkeys(column % sw for column in columns):
+                yield {column // sw for column in columns if column % sw == rest}
+        else:
+            yield columns
 
 
 def _row_vectors(shape: ConvShape, config: ConvConfig) -> int:
@@ -112,7 +105,7 @@ def _live_early(shape: ConvShape, config: ConvConfig) -> int:
     for pattern in shape.patterns:
         for first in range(0, len(pattern), config.taps_per_step):
             step = pattern.taps[first : first + config.taps_per_step]
-            rows = _input_rows(shape, config, step).values()
+            rows = _rows_of_step(shape, config, step)
             inputs = sum(len(_load_columns(config, columns)) for columns in rows)
             most = max(most, inputs + weight_loads(config, len(step)))
     return config.accumulators + most
@@ -194,7 +187,7 @@ def _step_cost(
     weights = weight_loads(config, len(taps))
     loads, splits, shuffles = float(weights), 0.0, 0.0
     lines, deinterleaves = 0.0, 0
-    for columns in _input_rows(shape, config, taps).values():
+    for columns in _rows_of_step(shape, config, taps):
         if config.shift == "lanes":
             moved, count = _interleaved_loads(shape.in_layout, {c // width for c in columns})
             loads += count

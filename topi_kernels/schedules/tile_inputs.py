@@ -1,6 +1,6 @@
 """Inputs and weights of one kernel: every distinct vector is loaded once.
 
-This is where load redundancy is eliminated: :func:`input_uses` says which taps, rows and columns
+This is where load redundancy is eliminated: :mod:`.load_reuse` says which taps, rows and columns
 of a register_tile share an input vector, :class:`InputLoader` loads each of them once.
 """
 
@@ -13,31 +13,8 @@ from typing import Any
 from tvm.tirx.script import builder as T
 
 from ..vector import constant, lanes, pick_or_zero, prefetch, shuffle, splat
-from ..workload import ConvWorkload
 from .config import ConvConfig
 from .input_geometry import InputGeometry
-
-
-def input_uses(
-    workload: ConvWorkload, config: ConvConfig, taps: Sequence[tuple[int, tuple[int, int]]]
-) -> dict[tuple[int, int], list[tuple[int, int, int]]]:
-    """Distinct input vectors of a step and who uses them.
-
-    Returns ``(row, column) of the vector, relative to the tile's origin in the input -> list of
-    (tap number, tile row, tile column)``. Columns are elements; the neighbouring pixels of
-    interleaved lanes are a vector apart.
-    """
-    window = workload.geometry
-    (sh, sw), (dh, dw), (pt, pl) = window.stride, window.dilation, window.padding
-    step = config.column_step
-    uses: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
-    for number, (kh, kw) in taps:
-        for r in range(config.tile_rows):
-            for c in range(config.tile_cols):
-                row = r * sh + kh * dh - pt
-                col = c * config.pixel_lanes * sw + (kw * dw - pl) * step
-                uses.setdefault((row, col), []).append((number, r, c))
-    return uses
 
 
 class Bases:

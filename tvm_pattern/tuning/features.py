@@ -12,7 +12,10 @@ from functools import lru_cache
 import numpy as np
 
 from topi_kernels.conv_task import ConvTask
+from topi_kernels.geometry import ConvGeometry
+from topi_kernels.pattern import Pattern
 from topi_kernels.schedules.config import ConvConfig, register_need
+from topi_kernels.schedules.load_reuse import input_rows
 from topi_kernels.schedules.search_space import tile_count
 
 FEATURES = (
@@ -46,31 +49,23 @@ FEATURES = (
     "estimate",
 )
 
-# Taps of a pattern as (row, column); all patterns of a task.
-_Taps = tuple[tuple[tuple[int, int], ...], ...]
-
 
 @lru_cache(maxsize=4096)
 def _input_loads(
-    patterns: _Taps,
-    stride: tuple[int, int],
-    dilation: tuple[int, int],
-    tile: tuple[int, int],
-    pixels: int,
-    rotate: bool,
+    geometry: ConvGeometry, patterns: tuple[Pattern, ...], config: ConvConfig
 ) -> float:
     """Input vectors that a register_tile loads for one kernel, each once; mean over patterns."""
     total = 0
-    for taps in patterns:
-        columns: dict[int, set[int]] = {}
-        for row, col in taps:
-            for i in range(tile[0]):
-                found = columns.setdefault(i * stride[0] + row * dilation[0], set())
-                found.update(j * pixels * stride[1] + col * dilation[1] for j in range(tile[1]))
-        for found in columns.values():
-            # Rotation needs the aligned vectors that the shifted ones lie in, and one more.
-            span = max(found) // pixels - min(found) // pixels
-            total += span + 2 if rotate else len(found)
+    for pattern in patterns:
+        for columns in input_rows(geometry, config, pattern.taps).values():
+            if config.shift != "rotate":
+                total += len(columns)
+                continue
+            # The aligned vectors that the shifted ones lie in, and one more; as if the leftmost
+            # tap were aligned.
+            ends = (max(columns), min(columns))
+            last, first = ((end + geometry.padding[1]) // config.pixel_lanes for end in ends)
+            total += last - first + 2
     return total / len(patterns)
 
 
@@ -102,11 +97,9 @@ def config_features(task: ConvTask, config: ConvConfig, estimate: float) -> np.n
     taps = max(1.0, task.kept_weights / max(1, task.kept_kernels))
     fmas = c.accumulators * taps
     rotate = c.shift == "rotate"
-    patterns = tuple(p.taps for p in task.patterns)
-    tile = (c.tile_rows, c.tile_cols)
-    # Of interleaved lanes the neighbouring pixel is the next vector.
-    step = 1 if c.shift == "lanes" else pixels
-    loads = _input_loads(patterns, task.geometry.stride, task.geometry.dilation, tile, step, rotate)
+    # Of all knobs only these say what is loaded; one answer serves every value of the others.
+    tile = ConvConfig(c.vector_width, c.filter_lanes, 1, c.tile_rows, c.tile_cols, shift=c.shift)
+    loads = _input_loads(task.geometry, task.patterns, tile)
     (sh, sw), (kh, kw) = task.geometry.stride, task.geometry.kernel_size
     if sw > 1 and pixels > 1 and c.shift != "split":
         loads *= 2  # neighbouring outputs have their inputs in two vectors
