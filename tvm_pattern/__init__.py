@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import models, pruning, relay, tuning, verification
+    from . import models, posttrain, pruning, relay, tuning, verification
     from .artifact import Library, load
     from .compiler import compile, targets
     from .tuning import tune
 
-_SUBMODULES = ("deploy", "models", "pruning", "relay", "tuning", "verification")
+_SUBMODULES = ("deploy", "models", "posttrain", "pruning", "relay", "tuning", "verification")
 _NAMES = {
     "Library": "artifact",
     "compile": "compiler",
@@ -37,6 +37,7 @@ __all__ = [
     "compile",
     "load",
     "models",
+    "posttrain",
     "pruning",
     "relay",
     "targets",

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 # they are used or listed.
 MOUNTED: dict[str, str] = {
     "prune": "tvm_pattern.pruning.cli",
+    "posttrain": "tvm_pattern.posttrain.cli",
     "tune": "tvm_pattern.tuning.cli",
     "logs": "tvm_pattern.tuning.logs_cli",
     "rpc": "tvm_pattern.rpc.cli",

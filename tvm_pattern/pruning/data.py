@@ -49,6 +49,34 @@ def _normalise(image: Image.Image) -> torch.Tensor:
     return pixels.sub_(_MEAN).div_(_STD)
 
 
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as raw:
+            return raw.convert("RGB")
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+        raise DataError(f"{path} is no readable picture: {error}") from error
+
+
+def central_crop(image: Image.Image, size: int) -> Image.Image:
+    """The central square of 7/8 of the short side, as in the usual 256 / 224 evaluation."""
+    width, height = image.size
+    side = min(width, height) * 224 / 256
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side)
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+
+
+def read_picture(path: Path, size: int) -> torch.Tensor:
+    """One picture as for evaluation: float32 ``[3, size, size]``, normalised.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read.
+    """
+    return _normalise(central_crop(_open(path), size))
+
+
 class ImageFolder(Dataset[Item]):
     """``root/<class>/*.jpg``; training crops are random, evaluation crops central.
 
@@ -81,11 +109,10 @@ class ImageFolder(Dataset[Item]):
     def __getitem__(self, key: Key) -> Item:
         index = key[1]
         try:
-            with Image.open(self.files[index]) as raw:
-                image = raw.convert("RGB")
-        except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
+            image = _open(self.files[index])
+        except DataError:
             return torch.zeros(3, self.size, self.size), IGNORED, index
-        image = self._random_crop(image, key) if self.train else self._central_crop(image)
+        image = self._random_crop(image, key) if self.train else central_crop(image, self.size)
         return _normalise(image), self.labels[index], index
 
     def _random_crop(self, image: Image.Image, key: Key) -> Image.Image:
@@ -103,14 +130,6 @@ class ImageFolder(Dataset[Item]):
         if _uniform(generator, 0, 1) < 0.5:
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return crop
-
-    def _central_crop(self, image: Image.Image) -> Image.Image:
-        """The central square of 7/8 of the short side, as in the usual 256 / 224 evaluation."""
-        width, height = image.size
-        side = min(width, height) * 224 / 256
-        left, top = (width - side) / 2, (height - side) / 2
-        box = (left, top, left + side, top + side)
-        return image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
 
 
 class ImageTensor(Dataset[Item]):

@@ -1,0 +1,87 @@
+"""``tvm-pattern posttrain``: arguments to a run of :mod:`tvm_pattern.posttrain`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..atomic import write_file
+from ..locks import LockError, locked_folder
+from ..pruning.checkpoint import load_weights, save_pruned
+from ..pruning.cli import build_model
+from .images import calibration_batches
+from .run import PosttrainReport, posttrain
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+_CHECKPOINT = "posttrain.pt"
+
+
+def _table(report: PosttrainReport) -> Table:
+    table = Table(title="Change of each layer's outputs, of their mean square")
+    for name in ("layer", "largest weights kept", "chosen and solved for"):
+        table.add_column(name)
+    for layer in report.layers:
+        table.add_row(layer.name, f"{100 * layer.projected:.1f} %", f"{100 * layer.fitted:.1f} %")
+    return table
+
+
+@app.command("posttrain")
+def posttrain_command(
+    model: Annotated[
+        str, typer.Option(help="vgg16, vgg16_bn, resnet50, mobilenet_v2 or package.module:callable")
+    ],
+    weights: Annotated[Path, typer.Option(help="trained weights: safetensors or a state dict")],
+    images: Annotated[Path, typer.Option(help="folder of pictures; labels are not needed")],
+    output: Annotated[Path, typer.Option(help="folder for weights and report")] = Path("pruned"),
+    connectivity: Annotated[float, typer.Option(help="kernels before / after")] = 3.6,
+    connectivity_1x1: Annotated[float, typer.Option(help="the same for 1x1 layers")] = 1.0,
+    group: Annotated[int, typer.Option(help="neighbouring filters that share kernels")] = 1,
+    library: Annotated[str, typer.Option(help="pattern set")] = "fixed8",
+    limit: Annotated[int, typer.Option(help="pictures at most")] = 256,
+    batch: Annotated[int, typer.Option(help="pictures at a time")] = 16,
+    image_size: Annotated[int, typer.Option(help="height and width of the crops")] = 224,
+    classes: Annotated[int, typer.Option(help="classes that the model was trained for")] = 1000,
+    json_output: Annotated[bool, typer.Option("--json", help="print the figures as JSON")] = False,
+) -> None:
+    """Prune a trained model by some pictures: no labels, no training. Goes on where it was
+    stopped."""
+    console = Console(stderr=True, quiet=json_output)
+    try:
+        batches = calibration_batches(images, size=image_size, batch=batch, limit=limit)
+        torch.manual_seed(0)
+        network = build_model(model, classes)
+        load_weights(weights, network)
+        network.eval()
+        output.mkdir(parents=True, exist_ok=True)
+        with locked_folder(output, "pruning into"):
+            start = time.monotonic()
+            report = posttrain(
+                network,
+                batches,
+                connectivity,
+                group,
+                library,
+                connectivity_1x1,
+                checkpoint=output / _CHECKPOINT,
+            )
+            save_pruned(output / "pruned.safetensors", network, report.assignment)
+            write_file(output / "report.json", json.dumps(report.to_dict(), indent=2).encode())
+    except (ValueError, LockError) as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False)
+        raise typer.Exit(1) from error
+    console.print(_table(report))
+    seconds = time.monotonic() - start
+    if json_output:
+        typer.echo(json.dumps(report.to_dict()))
+    else:
+        typer.echo(
+            f"{report.pruning.compression_rate:.2f}x over all convolutions in {seconds:.0f} s;"
+            f" written to {output}"
+        )

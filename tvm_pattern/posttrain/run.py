@@ -1,0 +1,356 @@
+"""Prune a trained network layer by layer so that its outputs change least on given inputs."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from topi_kernels.pattern import PatternSet
+
+from ..pruning.assignment import Assignment, LayerAssignment, apply_assignment
+from ..pruning.batchnorm import batch_input, recalibrate_bn
+from ..pruning.checkpoint import load_training, save_training
+from ..pruning.config import Library, PatternConfig, Rule
+from ..pruning.layers import LayerPlan, prepare_layers
+from ..pruning.modules import convolutions, unwrap
+from ..pruning.report import PruneReport, build_report
+from .fit import Fit, fit_layer
+from .statistics import Forward, layer_moments
+
+# Of a batch norm's first statistics, in standard deviations; random batches of trained data are
+# below 0.3.
+_FAR = 1.0
+
+
+class PosttrainError(ValueError):
+    """Calibration data that cannot be used, or an interrupted run that does not fit."""
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """Errors of one layer's outputs: mean squared change over the mean square.
+
+    Attributes
+    ----------
+    name : str
+    projected : float
+        If the largest weights were kept as they are (:func:`tvm_pattern.pruning.oneshot`).
+    fitted : float
+        Of the weights that were chosen and solved for.
+    patches : int
+        Positions that the statistics come from.
+    """
+
+    name: str
+    projected: float
+    fitted: float
+    patches: int
+
+
+@dataclass(frozen=True)
+class PosttrainReport:
+    """What was pruned, and what it does to each layer's outputs."""
+
+    pruning: PruneReport
+    layers: tuple[LayerFit, ...]
+
+    @property
+    def assignment(self) -> Assignment:
+        """Patterns of every pruned layer, as ``save_pruned`` takes them."""
+        return self.pruning.assignment
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report of pruning, with ``outputs``: the errors by layer."""
+        return self.pruning.to_dict() | {"outputs": [asdict(layer) for layer in self.layers]}
+
+
+def posttrain(
+    model: nn.Module,
+    calibration: Iterable[Any],
+    connectivity: float = 3.6,
+    group: int = 1,
+    library: Library | PatternSet = "fixed8",
+    connectivity_1x1: float = 1.0,
+    skip: Iterable[str] = (),
+    *,
+    balance: Literal["layer", "filter"] = "layer",
+    first: Literal["pattern", "skip", "prune"] = "pattern",
+    frozen: Literal["skip", "prune"] = "prune",
+    rules: Iterable[Rule] = (),
+    forward: Forward | None = None,
+    steps: int = 8,
+    damping: float = 0.01,
+    positions: int = 1024,
+    checkpoint: str | Path | None = None,
+    progress: bool | None = None,
+) -> PosttrainReport:
+    """Prune ``model`` in place by inputs alone: no labels, no loss, no training.
+
+    Layer by layer, in the order in which they run: patterns are chosen by the error that they cause
+    in the layer's outputs, kernels are dropped in ``steps`` steps, and after each the weights that
+    are left are solved for by least squares against the dense network's outputs, given the inputs
+    that the already pruned layers deliver. Biases follow; batch norms are recalibrated at the end.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Trained; changed in place.
+    calibration : iterable
+        Batches as for :func:`tvm_pattern.pruning.recalibrate_bn`: inputs, or tuples that begin
+        with them, on the model's device. It is read once per layer, so a list or a loader. Some
+        hundred pictures, prepared as for training, are enough.
+    connectivity, group, library, connectivity_1x1, skip, balance, first, frozen, rules
+        As for :func:`tvm_pattern.pruning.oneshot`; frozen layers are pruned here by default.
+    forward : callable, optional
+        ``forward(model, batch)`` for models with other inputs.
+    steps : int
+        Steps in which kernels are dropped.
+    damping : float
+        Pull to the dense weights, against the mean square of the inputs.
+    positions : int
+        Output positions per picture that the statistics take at most.
+    checkpoint : str or pathlib.Path, optional
+        File to write after each layer, and to go on from; removed at the end.
+    progress : bool, optional
+        Show a bar; by default where standard error is a terminal.
+
+    Returns
+    -------
+    PosttrainReport
+
+    Raises
+    ------
+    PosttrainError
+        If ``calibration`` is empty or can be read only once, gives values that are not finite, does
+        not reach a layer, or ``checkpoint`` belongs to another run.
+    ConfigError
+        As :func:`tvm_pattern.pruning.oneshot`.
+
+    References
+    ----------
+    Frantar and Alistarh, "Optimal Brain Compression", NeurIPS 2022, section 4, for pruning by the
+    layers' outputs; Niu et al., "PatDNN", ASPLOS 2020, section 4, for the constraints.
+    """
+    if steps < 1 or positions < 1 or not 0 < damping < float("inf"):
+        raise PosttrainError(
+            f"got steps={steps}, positions={positions}, damping={damping}; expected at least 1, at"
+            " least 1 and a finite number above 0"
+        )
+    config = PatternConfig.from_dict(
+        {
+            "connectivity": connectivity,
+            "group": group,
+            "library": library,
+            "connectivity_1x1": connectivity_1x1,
+            "balance": balance,
+            "first": first,
+            "frozen": frozen,
+            "rules": (*rules, *(Rule(name=glob, skip=True) for glob in skip)),
+        }
+    )
+    batches = _checked(calibration)
+    inner = unwrap(model)
+    plans, skipped = prepare_layers(inner, config)
+    run = _Run(inner, batches, forward or _forward, steps, damping, positions)
+    fits = run.fit_all(plans, checkpoint, Console(stderr=True), progress)
+    assignment = {
+        plan.name: LayerAssignment(
+            fits[plan.name].pattern_id, plan.pattern_set, plan.group, plan.connectivity
+        )
+        for plan in plans
+    }
+    apply_assignment(inner, assignment)
+    recalibrate_bn(inner, batches, forward=forward)
+    if checkpoint is not None:
+        Path(checkpoint).unlink(missing_ok=True)
+    report = build_report(inner, assignment, skipped, plans=plans)
+    report.method = "posttrain"
+    rows = tuple(
+        LayerFit(plan.name, fit.projected, fit.fitted, fit.patches)
+        for plan in plans
+        for fit in (fits[plan.name],)
+    )
+    return PosttrainReport(report, rows)
+
+
+def _forward(model: nn.Module, batch: Any) -> Any:
+    return model(batch_input(batch))
+
+
+def _checked(calibration: Iterable[Any]) -> Iterable[Any]:
+    if isinstance(calibration, torch.Tensor):
+        return [calibration]
+    if isinstance(calibration, Iterator):
+        raise PosttrainError(
+            f"got a {type(calibration).__name__} that can be read once, expected a list of batches"
+            " or a loader: every layer reads the data again. Give list(batches)"
+        )
+    return calibration
+
+
+class _Run:
+    """One run over a model: the dense copy, and the layers in the order in which they run."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Iterable[Any],
+        forward: Forward,
+        steps: int,
+        damping: float,
+        positions: int,
+    ) -> None:
+        self.model, self.batches, self.forward = model, batches, forward
+        self.steps, self.damping, self.positions = steps, damping, positions
+        self.dense = copy.deepcopy(model).eval()
+
+    def fit_all(
+        self,
+        plans: list[LayerPlan],
+        checkpoint: str | Path | None,
+        console: Console,
+        progress: bool | None,
+    ) -> dict[str, Fit]:
+        """Fit every planned layer, in place."""
+        first = next(iter(self.batches), None)
+        if first is None:
+            raise PosttrainError("the calibration data give no batch; expected at least one")
+        with _evaluating(self.model):
+            calls = self._calls([plan.name for plan in plans], first)
+            saved = _Saved(checkpoint, self._fingerprint(plans, first))
+            by_name = {plan.name: plan for plan in plans}
+            shown = console.is_terminal if progress is None else progress
+            for name in track(calls, "Fitting layers", console=console, disable=not shown):
+                fit = saved.layers.get(name)
+                if fit is None:
+                    fit = self._fit(by_name[name], calls[name])
+                    saved.add(name, fit)
+                self._set(name, fit)
+        return saved.layers
+
+    def _calls(self, names: list[str], batch: Any) -> dict[str, int]:
+        """How often each layer is called by a forward, in the order of the first calls."""
+        calls: dict[str, int] = {}
+        convs = convolutions(self.dense)
+
+        def count(name: str) -> Any:
+            def hook(*_: Any) -> None:
+                calls[name] = calls.get(name, 0) + 1
+
+            return hook
+
+        handles = [convs[name].register_forward_pre_hook(count(name)) for name in names]
+        handles.append(_watch_first_norm(self.dense))
+        try:
+            with torch.no_grad():
+                self.forward(self.dense, batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        never = [name for name in names if name not in calls]
+        if never:
+            raise PosttrainError(
+                f"the calibration data do not reach {', '.join(never[:6])}: a forward does not call"
+                " these layers; skip them, or give a forward= that does"
+            )
+        return calls
+
+    def _fit(self, plan: LayerPlan, calls: int) -> Fit:
+        convs = (convolutions(self.dense)[plan.name], convolutions(self.model)[plan.name])
+        moments = layer_moments(
+            (self.dense, self.model), convs, calls, self.batches, self.forward, self.positions
+        )
+        if not all(bool(torch.isfinite(m).all()) for m in (moments.gram, moments.cross)):
+            raise PosttrainError(
+                f"{plan.name}: its inputs are not finite on the calibration data; look for NaN in"
+                " the pictures or the weights"
+            )
+        return fit_layer(convs[0], plan, moments, self.steps, self.damping)
+
+    @torch.no_grad()
+    def _set(self, name: str, fit: Fit) -> None:
+        conv = convolutions(self.model)[name]
+        conv.weight.copy_(fit.weight)
+        if conv.bias is not None and fit.bias is not None:
+            conv.bias.copy_(fit.bias)
+
+    def _fingerprint(self, plans: list[LayerPlan], batch: Any) -> str:
+        """Of the weights, the plans, the settings and the first batch."""
+        digest = hashlib.sha256(repr((self.steps, self.damping, self.positions)).encode())
+        for plan in plans:
+            facts = (plan.name, plan.shape, plan.kept, plan.group, plan.balance)
+            digest.update(repr(facts).encode() + plan.pattern_set.masks.tobytes())
+        tensors = [*self.dense.state_dict().values(), batch_input(batch)]
+        for tensor in tensors:
+            if isinstance(tensor, torch.Tensor):
+                digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+class _Saved:
+    """Layers that are fitted, in a file where one was named."""
+
+    def __init__(self, path: str | Path | None, fingerprint: str) -> None:
+        self._path = None if path is None else Path(path)
+        self._fingerprint = fingerprint
+        self.layers: dict[str, Fit] = {}
+        if self._path is None or not self._path.is_file():
+            return
+        state = load_training(self._path, {"posttrain", "layers"})
+        if state["posttrain"] != fingerprint:
+            raise PosttrainError(
+                f"{self._path} is of another model, configuration or data; remove it, or name"
+                " another file"
+            )
+        self.layers = {name: Fit(**values) for name, values in state["layers"].items()}
+
+    def add(self, name: str, fit: Fit) -> None:
+        self.layers[name] = fit
+        if self._path is not None:
+            layers = {name: fit.as_dict() for name, fit in self.layers.items()}
+            save_training(self._path, {"posttrain": self._fingerprint, "layers": layers})
+
+
+def _watch_first_norm(model: nn.Module) -> Any:
+    """Warn if what reaches the first batch norm looks unlike what it was trained on."""
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+
+    def compare(norm: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        values = args[0].detach().float().transpose(0, 1).flatten(1)
+        spread = (norm.running_var.float() + norm.eps).sqrt()
+        shift = ((values.mean(1) - norm.running_mean.float()) / spread).abs().mean()
+        ratio = values.std(1) / spread
+        if shift > _FAR or not 0.25 < ratio.median() < 4:
+            warnings.warn(
+                "the calibration data look unlike those of the training: at the first batch norm"
+                f" they are off by {shift:.1f} standard deviations and {ratio.median():.2g} times"
+                " as wide; check mean, scale and order of the colours",
+                stacklevel=2,
+            )
+
+    if not norms:
+        return torch.nn.Identity().register_forward_pre_hook(lambda *_: None)
+    return norms[0].register_forward_pre_hook(compare)
