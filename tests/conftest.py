@@ -8,6 +8,8 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TVM_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Every test generates its code: what an earlier run left must not hide what this one breaks.
+os.environ["TVM_PATTERN_CACHE"] = "0"
 
 import numpy as np
 import pytest

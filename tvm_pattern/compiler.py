@@ -15,7 +15,9 @@ from relay_passes import pipeline
 from relay_passes import targets as target_tags
 from relay_passes.report import RewriteReport
 
+from . import code_cache
 from .assigned import warn_of_lost_pruning
+from .building import build
 from .frontend import ImportedModel, import_model, output_specs
 from .library import Library, describe
 from .linking import CompiledCode
@@ -100,14 +102,14 @@ tvm.IRModule
     resolved = target_tags.resolve(target)
     imported = import_model(model, example_inputs)
 
-    def build(mod: tvm.IRModule) -> Library:
+    def build_part(mod: tvm.IRModule) -> Library:
         part = replace(imported, mod=mod, outputs=output_specs(mod))
         return _build(part, resolved, num_threads, tuning_log, interleaved_lanes)
 
     library = _build(imported, resolved, num_threads, tuning_log, interleaved_lanes)
     if imported.layer_names:  # else the importer changed the convolutions, and names are unknown
         warn_of_lost_pruning(library.report, imported.assigned)
-    result = _verified(library, model, imported, example_inputs, verify, build)
+    result = _verified(library, model, imported, example_inputs, verify, build_part)
     library.record_verification(result.as_dict())
     return library
 
@@ -120,6 +122,7 @@ def _build(
     interleaved_lanes: bool,
 ) -> Library:
     stay_alone()
+    cache = code_cache.from_environment()
     config_for = config_lookup(tuning_log, resolved, num_threads)
     lowered, report = pipeline.lower(
         imported.mod,
@@ -132,11 +135,13 @@ def _build(
     steps: tuple[Step, ...] = ()
     if resolved.kind.name == "llvm":
         lowered, steps = with_steps(lowered, imported.layer_names)
-    with _build_context(resolved):
-        executable = tvm.compile(lowered, resolved)
+        built = build(lowered, resolved, cache)
+        code = CompiledCode(built.executable, _triple(resolved), built.objects)
+    else:
+        code = CompiledCode(tvm.compile(lowered, resolved), _triple(resolved))
     report = _with_names(report, imported.layer_names, config_for.notes())
     manifest = describe(resolved, imported.inputs, imported.outputs, num_threads, report, steps)
-    return Library(CompiledCode(executable, _triple(resolved)), manifest)
+    return Library(code, manifest)
 
 
 def _triple(target: Target) -> str:
@@ -150,7 +155,7 @@ def _verified(
     imported: ImportedModel,
     example_inputs: Any,
     verify: bool | str,
-    build: Callable[[tvm.IRModule], Library],
+    build_part: Callable[[tvm.IRModule], Library],
 ) -> Verification:
     """Check as :func:`compile` promises, or say why not."""
     if verify is False:
@@ -163,7 +168,7 @@ def _verified(
     if reason is None:
 
         def compile_and_run(mod: tvm.IRModule, arrays: Sequence[Any]) -> list[Any]:
-            result = build(mod)(*arrays)
+            result = build_part(mod)(*arrays)
             return list(result) if isinstance(result, tuple) else [result]
 
         return verify_library(library, model, imported, example_inputs, compile_and_run)
@@ -172,25 +177,6 @@ def _verified(
     return not_checked(
         f"the library does not run on this computer ({reason}); verify='graph' checks the imported"
         " graph"
-    )
-
-
-def _build_context(target: Target) -> tvm.transform.PassContext:
-    """The caller's pass context without a pass that is slow and changes nothing here.
-
-    CompactBufferAllocation shrinks buffers to what is accessed. On the CPU ours have exactly that
-    size; looking for it takes half of the build of VGG-16, and the generated code is the same.
-    """
-    current = tvm.transform.PassContext.current()
-    disabled = [str(name) for name in current.disabled_pass]
-    if target.kind.name == "llvm":
-        disabled.append("s_tir.CompactBufferAllocation")
-    return tvm.transform.PassContext(
-        opt_level=current.opt_level,
-        required_pass=current.required_pass,
-        disabled_pass=disabled,
-        instruments=current.instruments,
-        config=current.config,
     )
 
 

@@ -46,10 +46,15 @@ class CompiledCode:
     executable : tvm.runtime.Executable
     triple : str
         LLVM triple or architecture of the target, for the choice of a linker.
+    code : sequence of bytes
+        Object files of the PrimFuncs that are not in ``executable``.
     """
 
-    def __init__(self, executable: tvm.runtime.Executable, triple: str) -> None:
+    def __init__(
+        self, executable: tvm.runtime.Executable, triple: str, code: Sequence[bytes] = ()
+    ) -> None:
         self._executable: tvm.runtime.Executable | None = executable
+        self._code = tuple(code)
         self._triple = triple
         self._folder: Path | None = None
         self._objects: list[Path] = []
@@ -108,9 +113,9 @@ class CompiledCode:
 
     def _object_files(self) -> list[Path]:
         if self._executable is not None:
-            self._objects = _write_objects(self._executable, self._make_folder())
+            self._objects = _write_objects(self._executable, self._code, self._make_folder())
             # The weights are on the disk now, and in the library once it is loaded.
-            self._executable = None
+            self._executable, self._code = None, ()
         return self._objects
 
     def _make_folder(self) -> Path:
@@ -209,7 +214,9 @@ def _reason(text: str) -> str:
     return telling[0][-300:] if telling else "it gave no reason"
 
 
-def _write_objects(executable: tvm.runtime.Executable, folder: Path) -> list[Path]:
+def _write_objects(
+    executable: tvm.runtime.Executable, code: Sequence[bytes], folder: Path
+) -> list[Path]:
     """Generate the machine code: object files in ``folder``."""
     names: list[Path] = []
 
@@ -226,7 +233,31 @@ def _write_objects(executable: tvm.runtime.Executable, folder: Path) -> list[Pat
                 with memory[name] as source, name.open("wb") as target:
                     source.seek(0)
                     shutil.copyfileobj(source, target, _BLOCK)
+        for number, content in enumerate(code):
+            names.append(folder / f"code{number}.o")
+            names[-1].write_bytes(content)
     return names
+
+
+def object_code(module: tvm.runtime.Module) -> bytes:
+    """The object file of an LLVM module.
+
+    Raises
+    ------
+    ArtifactError
+        If there is no space for it.
+    """
+    file: Any
+    with readable_errors("write an object file"), contextlib.ExitStack() as stack:
+        if hasattr(os, "memfd_create"):
+            file = stack.enter_context(os.fdopen(os.memfd_create("code.o", os.MFD_CLOEXEC), "r+b"))
+            name = f"/proc/self/fd/{file.fileno()}"
+        else:
+            file = stack.enter_context(tempfile.NamedTemporaryFile(suffix=".o"))
+            name = file.name
+        module.write_to_file(name, "o")
+        file.seek(0)
+        return file.read()
 
 
 @contextlib.contextmanager

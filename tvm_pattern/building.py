@@ -1,0 +1,179 @@
+"""Machine code of a lowered module, PrimFunc by PrimFunc, so that what was built before is taken.
+
+``tvm.compile`` generates one object file for all PrimFuncs. Here each has its own, in the same
+library; their instructions are the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import relax, tirx
+from tvm.ir import GlobalVar, IRModule
+from tvm.ir.transform import PassContext
+from tvm.target import Target
+
+from .code_cache import CodeCache
+from .linking import object_code
+
+#: Part of every key; to be raised when what is built from a PrimFunc changes.
+_FORMAT = 1
+
+# CompactBufferAllocation shrinks buffers to what is accessed. On the CPU ours have exactly that
+# size; looking for it takes half of the build of VGG-16, and the generated code is the same.
+# AnnotateEntryFunc gives the only PrimFunc of a module the name of an entry point, of which a
+# library may hold one.
+_DISABLED = ("s_tir.CompactBufferAllocation", "tirx.AnnotateEntryFunc")
+
+
+@dataclass(frozen=True)
+class Built:
+    """An executable without its PrimFuncs, and the object files that hold them."""
+
+    executable: relax.VMExecutable
+    objects: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """PrimFuncs that are built together, and the text that stands for them."""
+
+    functions: tuple[tuple[GlobalVar, tirx.PrimFunc], ...]
+    text: str
+
+
+def build(mod: IRModule, target: Target, cache: CodeCache | None) -> Built:
+    """Build a lowered module for a CPU.
+
+    Parameters
+    ----------
+    mod : tvm.IRModule
+        Lowered by :func:`relay_passes.pipeline.lower`.
+    target : tvm.target.Target
+        Of kind ``llvm``.
+    cache : CodeCache, optional
+        Where object files are looked up and kept.
+    """
+    with target:
+        mod = relax.get_pipeline("default")(mod)
+    builder = relax.ExecBuilder()
+    constants = dict((mod.attrs or {}).get("const_name_to_constant", {}))
+    rest = relax._ffi_api.VMCodeGen(builder, mod)
+    with _build_context():
+        objects = _objects(_units(rest), target, cache)
+        empty = _generate(IRModule({}), target)
+    externals = list((mod.attrs or {}).get("external_mods", []))
+    linked = relax._ffi_api.VMLink(builder, target, empty, externals, constants)
+    return Built(relax.VMExecutable(linked), tuple(objects))
+
+
+def _units(mod: IRModule) -> list[_Unit]:
+    """What can be built apart: each PrimFunc, unless they call each other."""
+    functions = [(g, f) for g, f in mod.functions_items() if isinstance(f, tirx.PrimFunc)]
+    units = [_Unit(((g, f),), f"{g.name_hint}\n{tvm.ir.save_json(f)}") for g, f in functions]
+    if any('"ir.GlobalVar"' in unit.text for unit in units):
+        return [_Unit(tuple(functions), "\n".join(unit.text for unit in units))]
+    return units
+
+
+def _objects(units: Sequence[_Unit], target: Target, cache: CodeCache | None) -> list[bytes]:
+    """An object file for each unit, from the cache or new."""
+    surroundings = None if cache is None else _surroundings(target)
+    if cache is None or surroundings is None:
+        return [_object(unit, target) for unit in units]
+    objects: list[bytes] = []
+    new: dict[str, bytes] = {}
+    for unit in units:
+        key = hashlib.sha256(f"{surroundings}\n{unit.text}".encode()).hexdigest()
+        code = cache.read(key)
+        if code is None:
+            code = new[key] = _object(unit, target)
+        objects.append(code)
+    if new:
+        cache.write(new)
+    return objects
+
+
+def _object(unit: _Unit, target: Target) -> bytes:
+    return object_code(tvm.tirx.build(IRModule(dict(unit.functions)), target=target))
+
+
+def _generate(mod: IRModule, target: Target) -> tvm.runtime.Module:
+    return tvm.get_global_func("target.build.llvm")(mod, target)
+
+
+def _surroundings(target: Target) -> str | None:
+    """All that decides the code of a PrimFunc besides itself; None if that cannot be said."""
+    context = PassContext.current()
+    if list(context.instruments) or not _is_plain_pipeline():
+        return None
+    try:
+        config = json.dumps(_plain(context.config), sort_keys=True)
+    except TypeError:
+        return None
+    facts = {
+        "format": _FORMAT,
+        "compiler": _compiler(),
+        "target": str(target),
+        "host": str(target.host),
+        "opt_level": int(context.opt_level),
+        "disabled": sorted(map(str, context.disabled_pass)),
+        "required": sorted(map(str, context.required_pass)),
+        "config": config,
+    }
+    return json.dumps(facts, sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    """Options of passes as JSON's types.
+
+    Raises
+    ------
+    TypeError
+        If one is an object whose text need not say all of it.
+    """
+    if isinstance(value, bool | int | float | str) or value is None:
+        return value
+    if isinstance(value, tvm.ir.Map | dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, tvm.ir.Array | list | tuple):
+        return [_plain(item) for item in value]
+    raise TypeError(f"an option of type {type(value).__name__}")
+
+
+def _is_plain_pipeline() -> bool:
+    """Whether TVM's own passes build a PrimFunc, and none that someone registered instead."""
+    from tvm.s_tir.pipeline import default_s_tir_pipeline
+    from tvm.tirx.compilation_pipeline import PIPELINE_MAP
+
+    return PIPELINE_MAP.get("s_tir") is default_s_tir_pipeline
+
+
+@functools.cache
+def _compiler() -> list[Any]:
+    """Which TVM and LLVM: their versions, and which build of them."""
+    facts: list[Any] = [tvm.__version__, int(tvm.target.codegen.llvm_version_major())]
+    for path in sorted(Path(tvm.__file__).parent.rglob("libtvm*.so")):
+        status = os.stat(path)
+        facts.append([path.name, status.st_size, status.st_mtime_ns])
+    return facts
+
+
+def _build_context() -> PassContext:
+    """The caller's pass context without passes that change nothing here."""
+    current = PassContext.current()
+    return PassContext(
+        opt_level=current.opt_level,
+        required_pass=current.required_pass,
+        disabled_pass=[*map(str, current.disabled_pass), *_DISABLED],
+        instruments=current.instruments,
+        config=current.config,
+    )
