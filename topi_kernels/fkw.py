@@ -118,62 +118,77 @@ def _membership(kept: np.ndarray, patterns: tuple[Pattern, ...], structure: str)
     return member
 
 
-def _encode_lists(
-    lists: list[np.ndarray], in_channels: int
-) -> tuple[str, list[np.ndarray], list[np.ndarray]]:
-    """Encoding, encoded in_channel lists, and per entry its kernel or -1 for a bridge."""
-    ranks = [np.arange(len(c)) for c in lists]
+@dataclass(frozen=True)
+class _Lists:
+    """The in_channel lists of all (filter_group, pattern), one after the other."""
+
+    #: int64 ``[num_groups, num_patterns]``, entries of each list.
+    counts: np.ndarray
+    #: int64, one per entry.
+    channels: np.ndarray
+
+    @classmethod
+    def of(cls, leaders: np.ndarray) -> _Lists:
+        """From bool ``[num_groups, in_channels, num_patterns]``."""
+        by_list = leaders.transpose(0, 2, 1)
+        return cls(np.count_nonzero(by_list, axis=2), np.nonzero(by_list)[2])
+
+
+def _encode_lists(lists: _Lists, in_channels: int) -> tuple[str, np.ndarray, _Lists]:
+    """Encoding, the code of each entry, and the lists with bridges, whose channel is -1."""
     if in_channels <= 256:
-        return "absolute8", lists, ranks
-    wide = "absolute16" if in_channels <= 0x10000 else "absolute32"
-    encoded, origin, bridges = [], [], 0
-    for channels in lists:
-        gaps = np.diff(channels, prepend=0)
-        extra = gaps // 256
-        bridges += int(extra.sum())
-        if not extra.any():
-            encoded.append(gaps)
-            origin.append(np.arange(len(channels)))
-            continue
-        codes: list[int] = []
-        source: list[int] = []
-        for rank, gap in enumerate(gaps.tolist()):
-            while gap > 255:
-                codes.append(255)
-                source.append(-1)
-                gap -= 255
-            codes.append(gap)
-            source.append(rank)
-        encoded.append(np.array(codes))
-        origin.append(np.array(source))
-    total = sum(map(len, lists))
-    if bridges > MAX_BRIDGES * max(total, 1):
-        return wide, lists, ranks
-    return "delta8", encoded, origin
+        return "absolute8", lists.channels, lists
+    channels, counts = lists.channels, lists.counts.reshape(-1)
+    gaps = np.diff(channels, prepend=0)
+    first = (np.cumsum(counts) - counts)[counts > 0]
+    gaps[first] = channels[first]
+    if (gaps // 256).sum() > MAX_BRIDGES * max(len(channels), 1):
+        wide = "absolute16" if in_channels <= 0x10000 else "absolute32"
+        return wide, channels, lists
+    bridges = np.maximum(gaps - 1, 0) // 255
+    last = np.cumsum(bridges + 1) - 1
+    codes = np.full(len(channels) + bridges.sum(), 255)
+    codes[last] = gaps - 255 * bridges
+    bridged = np.full(len(codes), -1)
+    bridged[last] = channels
+    lists_of_entries = np.repeat(np.arange(len(counts)), counts)
+    more = np.bincount(lists_of_entries, weights=bridges, minlength=len(counts)).astype(np.int64)
+    return "delta8", codes, _Lists((counts + more).reshape(lists.counts.shape), bridged)
 
 
-def _weight_blocks(
-    weight: np.ndarray,
-    patterns: tuple[Pattern, ...],
-    groups: np.ndarray,
-    lists: list[np.ndarray],
-    origin: list[np.ndarray],
-) -> tuple[list[np.ndarray], np.ndarray]:
-    """Weights of every list in stored order, and how many each filter_group has."""
+def _stored_weights(
+    weight: np.ndarray, patterns: tuple[Pattern, ...], groups: np.ndarray, lists: _Lists
+) -> np.ndarray:
+    """Weights ``[stored taps, group]`` in stored order; zero for empty slots and bridges."""
     out_channels, in_channels, kh, kw = weight.shape
-    padded = np.concatenate([weight, np.zeros((1, *weight.shape[1:]), weight.dtype)])
-    padded = padded.reshape(out_channels + 1, in_channels, kh * kw)
-    tap_index = [[r * kw + c for r, c in p.taps] for p in patterns]
-    blocks, sizes = [], np.zeros(len(groups), np.int64)
-    for n, (channels, source) in enumerate(zip(lists, origin, strict=True)):
-        g, p = divmod(n, len(patterns))
-        block = np.zeros((len(source), len(tap_index[p]), groups.shape[1]), weight.dtype)
-        real = source >= 0
-        picked = padded[groups[g]][:, channels[source[real]]][:, :, tap_index[p]]
-        block[real] = picked.transpose(1, 2, 0)
-        blocks.append(block.reshape(-1))
-        sizes[g] += block.size
-    return blocks, sizes
+    num_patterns, group = len(patterns), groups.shape[1]
+    taps = np.array([r * kw + c for p in patterns for r, c in p.taps])
+    if num_patterns == 1 and (lists.counts == in_channels).all():  # All kernels, in order.
+        every = weight.reshape(out_channels, in_channels, kh * kw)[:, :, taps]
+        every = every.reshape(out_channels, in_channels * len(taps))
+        padded = np.concatenate([every, np.zeros((1, every.shape[1]), weight.dtype)])
+        return padded[groups].transpose(0, 2, 1).reshape(-1, group)
+    tap_count = np.array([len(p) for p in patterns])
+    tap_start = np.cumsum(tap_count) - tap_count
+    counts = lists.counts.reshape(-1)
+    entry_pattern = np.repeat(np.tile(np.arange(num_patterns), len(groups)), counts)
+    entry_group = np.repeat(np.arange(len(groups)), lists.counts.sum(axis=1))
+    entry_taps = tap_count[entry_pattern]
+    # Where each entry begins in `taps`, less where it begins in the result.
+    shift = tap_start[entry_pattern] - (np.cumsum(entry_taps) - entry_taps)
+    stored = np.arange(entry_taps.sum())
+    tap = taps[stored + np.repeat(shift, entry_taps)]
+    in_filter = np.repeat(lists.channels, entry_taps) * (kh * kw) + tap
+    is_bridge = np.repeat(lists.channels < 0, entry_taps)
+    flat = weight.reshape(-1)
+    result = np.empty((len(stored), group), weight.dtype)
+    for slot in range(group):
+        filters = np.repeat(groups[entry_group, slot], entry_taps)
+        is_zero = is_bridge | (filters == out_channels)
+        index = filters.astype(np.int64) * (in_channels * kh * kw) + in_filter
+        index[is_zero] = 0
+        result[:, slot] = np.where(is_zero, 0, flat[index])
+    return result
 
 
 def pack(
@@ -229,19 +244,11 @@ def pack(
         patterns = (whole,) if structure == "dense" else single_tap_patterns((kh, kw))
     member = _membership(kept, patterns, structure)
     order = filter_order(kept, group, share_all=structure == "dense")
-    num_groups = len(order) // group
-    lists = []
-    for g in range(num_groups):
-        leader = order[g * group]
-        lists += [np.nonzero(member[leader, :, p])[0] for p in range(len(patterns))]
-    encoding, encoded, origin = _encode_lists(lists, in_channels)
-
-    blocks, weight_sizes = _weight_blocks(weight, patterns, order.reshape(-1, group), lists, origin)
-    counts = np.array([len(e) for e in encoded], np.int64)
-    per_group = counts.reshape(num_groups, -1).sum(axis=1)
-    channel_dtype = INDEX_DTYPES[encoding]
-    flat = np.concatenate([*encoded, np.zeros(LOOKAHEAD, np.int64)])
-    weights = np.concatenate([*blocks, np.zeros(0 if weight_sizes.sum() else 1, weight.dtype)])
+    lists = _Lists.of(member[order[::group]])
+    encoding, codes, lists = _encode_lists(lists, in_channels)
+    weights = _stored_weights(weight, patterns, order.reshape(-1, group), lists)
+    tap_count = np.array([len(p) for p in patterns], np.int64)
+    weight_sizes = lists.counts @ tap_count * group
     return FKW(
         out_channels=out_channels,
         in_channels=in_channels,
@@ -250,11 +257,12 @@ def pack(
         patterns=patterns,
         index_encoding=encoding,
         filter_order=order.astype(_narrowest(out_channels)),
-        group_start=np.concatenate([[0], np.cumsum(per_group)]).astype(np.int32),
+        group_start=np.concatenate([[0], np.cumsum(lists.counts.sum(axis=1))]).astype(np.int32),
         weight_start=np.concatenate([[0], np.cumsum(weight_sizes)]).astype(np.int32),
-        pattern_count=counts.astype(_narrowest(int(counts.max(initial=0)))),
-        in_channel=flat.astype(channel_dtype),
-        weights=np.ascontiguousarray(weights),
+        pattern_count=lists.counts.reshape(-1).astype(_narrowest(int(lists.counts.max(initial=0)))),
+        in_channel=np.concatenate([codes, np.zeros(LOOKAHEAD)]).astype(INDEX_DTYPES[encoding]),
+        # An operator's buffer has an element at least.
+        weights=weights.reshape(-1) if weights.size else np.zeros(1, weight.dtype),
     )
 
 
@@ -311,9 +319,10 @@ def validate(fkw: FKW) -> None:
             f"weights holds {len(fkw.weights)} values, expected {fkw.weight_start[-1]}"
         )
     codes = fkw.in_channel[: fkw.num_kernels].astype(np.int64)
-    ends = np.cumsum(counts.reshape(-1))
-    for start, end in zip(ends - counts.reshape(-1), ends, strict=True):
-        part = codes[start:end]
-        channels = np.cumsum(part) if fkw.index_encoding == "delta8" else part
-        if len(channels) and (channels.min() < 0 or channels.max() >= fkw.in_channels):
-            raise ValueError(f"an in_channel index lies outside 0..{fkw.in_channels - 1}")
+    channels = codes
+    if fkw.index_encoding == "delta8":
+        sizes = counts.reshape(-1)
+        sums = np.concatenate([[0], np.cumsum(codes)])
+        channels = sums[1:] - np.repeat(sums[np.cumsum(sizes) - sizes], sizes)
+    if len(channels) and (channels.min() < 0 or channels.max() >= fkw.in_channels):
+        raise ValueError(f"an in_channel index lies outside 0..{fkw.in_channels - 1}")

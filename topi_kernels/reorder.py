@@ -32,12 +32,13 @@ def kernel_codes(kept: np.ndarray) -> np.ndarray:
         Up to 64 taps the bits are the taps, row-major from the lowest.
     """
     out_channels, in_channels, kh, kw = kept.shape
-    taps = kept.astype(bool).reshape(out_channels * in_channels, kh * kw)
-    packed = np.packbits(taps, axis=1, bitorder="little")
-    if packed.shape[1] <= 8:
-        wide = np.zeros((len(packed), 8), np.uint8)
-        wide[:, : packed.shape[1]] = packed
-        return wide.view(np.uint64).reshape(out_channels, in_channels)
+    taps = kept.astype(bool, copy=False).reshape(out_channels * in_channels, kh * kw)
+    if kh * kw <= 64:
+        codes = np.zeros(len(taps), np.min_scalar_type((1 << kh * kw) - 1))
+        for tap in range(kh * kw):
+            codes |= taps[:, tap].astype(codes.dtype) << codes.dtype.type(tap)
+        return codes.reshape(out_channels, in_channels)
+    packed = np.packbits(taps, axis=1)
     with_empty = np.concatenate([np.zeros((1, packed.shape[1]), np.uint8), packed])
     _, inverse = np.unique(with_empty, axis=0, return_inverse=True)
     return inverse.reshape(-1)[1:].reshape(out_channels, in_channels)
@@ -58,6 +59,12 @@ def distinct_patterns(kept: np.ndarray) -> tuple[Pattern, ...]:
         same patterns share one operator.
     """
     kh, kw = kept.shape[2:]
+    if kh * kw <= 16:  # A sort of all kernels takes far longer than a table of all codes.
+        present = np.zeros(1 << kh * kw, bool)
+        present[kernel_codes(kept)] = True
+        codes = np.flatnonzero(present[1:]) + 1
+        bits = codes[:, None] >> np.arange(kh * kw) & 1
+        return tuple(sorted(Pattern.from_mask(mask) for mask in bits.reshape(-1, kh, kw) > 0))
     codes, first = np.unique(kernel_codes(kept).reshape(-1), return_index=True)
     masks = kept.reshape(-1, kh, kw)[first[codes != 0]]
     return tuple(sorted(Pattern.from_mask(mask) for mask in masks))
