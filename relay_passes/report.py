@@ -1,14 +1,17 @@
-"""What became of each convolution: the report that ``lower`` returns."""
+"""What became of each convolution: the report that ``lower`` returns.
+
+Plain data, read without tvm, torch or rich; rich is imported when a table is asked for.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.table import Table
 
 STR_WIDTH = 200
 
@@ -103,6 +106,8 @@ class RewriteReport:
 
     def table(self) -> Table:
         """The report as a rich table."""
+        from rich.table import Table
+
         table = Table(title="Convolutions")
         for name in ("layer", "op", "taken", "input", "output", "kernel", "stride"):
             table.add_column(name)
@@ -128,6 +133,8 @@ class RewriteReport:
         return table
 
     def __str__(self) -> str:
+        from rich.console import Console
+
         console = Console(width=STR_WIDTH, force_terminal=False)
         with console.capture() as capture:
             console.print(self.table())

@@ -5,9 +5,10 @@ from __future__ import annotations
 import struct
 
 import pytest
+from tvm.target import Target
 
 from tvm_pattern import crosscompile
-from tvm_pattern.crosscompile import CrossCompileError, Linker, find_linker, read_elf
+from tvm_pattern.crosscompile import CrossCompileError, Linker, find_linker, linker_for, read_elf
 
 
 @pytest.fixture
@@ -71,6 +72,34 @@ def test_missing_named_compilers(commands, monkeypatch):
     monkeypatch.setenv("TVM_NDK_CC", "/ndk/clang")
     with pytest.raises(CrossCompileError, match=r"no compiler '/ndk/clang' .from .TVM_NDK_CC."):
         find_linker("aarch64-linux-gnu")
+
+
+@pytest.mark.parametrize(
+    ("target", "command", "package"),
+    [
+        ({"kind": "llvm", "mtriple": "x86_64-linux-gnu"}, "gcc", "gcc"),
+        (
+            {"kind": "llvm", "mtriple": "aarch64-linux-gnu"},
+            "aarch64-linux-gnu-gcc",
+            "gcc-aarch64-linux-gnu",
+        ),
+        (
+            {"kind": "llvm", "mtriple": "armv7l-linux-gnueabihf"},
+            "arm-linux-gnueabihf-gcc",
+            "gcc-arm-linux-gnueabihf",
+        ),
+    ],
+)
+def test_linkers_of_devices(commands, target, command, package):
+    with pytest.raises(CrossCompileError, match=f"no compiler '{command}'.*install {package}$"):
+        linker_for(Target(target))
+    commands.add(command)
+    assert linker_for(Target(target)) == command
+
+
+def test_devices_without_a_known_linker(commands):
+    with pytest.raises(CrossCompileError, match=r"no compiler is known for riscv64; expected one"):
+        linker_for(Target({"kind": "llvm", "mtriple": "riscv64-linux-gnu"}))
 
 
 def elf(wide: bool, machine: int, pages: list[int]) -> bytes:

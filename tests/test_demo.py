@@ -42,14 +42,24 @@ def test_the_whole_demo(tmp_path, small_resnet, console):
     assert "speed-up" in console.export_text()
 
 
-def test_a_wrong_answer_stops_the_demo(tmp_path, small_resnet, console, monkeypatch):
-    monkeypatch.setattr(demo, "TOLERANCE", -1.0)
+@pytest.fixture
+def wrong_library(monkeypatch):
+    """Instead of compiling: a library that says the opposite of what is likely."""
+    compiled = Mock(side_effect=lambda image: -torch.eye(1, 10).expand(len(image), 10).numpy())
+    monkeypatch.setattr(demo, "compile_library", lambda *_arguments, **_options: compiled)
+    return compiled
+
+
+def test_a_wrong_output_of_resnet_stops_the_demo(tmp_path, small_resnet, console, wrong_library):
     with pytest.raises(RuntimeError, match="differs from torch by"):
         demo.resnet_part(tmp_path, 32, 1, 1, console)
-    monkeypatch.setattr(demo, "classify", lambda library, images: -demo.np.eye(360, 10))
-    monkeypatch.setattr(demo, "compile_library", Mock())
+    wrong_library.export.assert_called_once_with(tmp_path / "resnet50.so")
+
+
+def test_wrong_predictions_stop_the_demo(tmp_path, console, wrong_library):
     with pytest.raises(RuntimeError, match=r"only \d+ of 360 predictions agree"):
-        demo.digits_part(tmp_path, (1, 1), console)
+        demo.digits_part(tmp_path, (0, 0), console)
+    assert wrong_library.call_count == demo.HELD_OUT
 
 
 def test_missing_scikit_learn_is_explained(monkeypatch):

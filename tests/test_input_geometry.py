@@ -1,19 +1,16 @@
-"""Separated rows and columns of stride 2, and lines fetched ahead of their use."""
+"""Separated rows and columns of stride 2."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
 
 import numpy as np
 import pytest
-import tvm
-from conv_cases import HOST_TARGET, ConvCase, assert_case, pattern_weights
+from conv_cases import ConvCase, assert_case, pattern_weights
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from topi_kernels.backend import default_layout
-from topi_kernels.operator import ConvPlan
 from topi_kernels.schedules.config import ConvConfig
 from topi_kernels.schedules.input_geometry import plain_geometry, split_geometry
 from topi_kernels.schedules.search_space import search_space
@@ -113,29 +110,3 @@ def _space(stride: tuple[int, int], family: str = "x86-avx512") -> list[ConvConf
     case = ConvCase(28, 28, stride=stride, family=family)
     task = case.plan(pattern_weights(8, 8)).task
     return list(search_space(task.shape, task.machine))
-
-
-def _prefetches(plan: ConvPlan) -> list[tuple[str, str]]:
-    """(rw, locality) of every prefetch in the generated code."""
-    text = tvm.compile(plan.primfunc(), target=HOST_TARGET).mod.inspect_source("ll")
-    return re.findall(r"call void @llvm\.prefetch[^(]*\(ptr[^,]*, i32 (\d), i32 (\d)", text)
-
-
-def test_outputs_and_the_next_tile_are_fetched_ahead() -> None:
-    weight = pattern_weights(32, 16, group=4)
-    plan = ConvCase(56, 56).plan(weight)
-    found = set(_prefetches(plan))
-    assert ("0", "2") in found  # the next tile's input, into L2
-    assert ("1", "3") in found  # the lines of this tile's outputs, for writing
-    config = dataclasses.replace(plan.config, fetch_ahead=False)
-    quiet = set(_prefetches(dataclasses.replace(plan, config=config)))
-    assert quiet <= {("0", "3")}
-
-
-def test_one_tile_has_no_next_one() -> None:
-    config = ConvConfig(16, 16, 1, 3, 7)
-    plan = ConvCase(3, 7, config=config).plan(pattern_weights(32, 16, group=16))
-    assert plan.config.fetch_ahead
-    found = _prefetches(plan)
-    assert ("1", "3") in found
-    assert ("0", "2") not in found

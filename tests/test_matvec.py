@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tvm
+from families import PLANE_FAMILIES
 from tvm import relax
 
 from relay_passes.lower_matmul import LowerMatmul
@@ -16,7 +17,7 @@ def random(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype("float32")
 
 
-@pytest.mark.parametrize("family", ["x86-avx512", "x86-avx2", "arm-neon"])
+@pytest.mark.parametrize("family", PLANE_FAMILIES)
 @pytest.mark.parametrize(
     ("rows", "k", "n"), [(1, 1, 1), (1, 37, 63), (2, 5, 64), (7, 20, 65), (4, 3, 200)]
 )

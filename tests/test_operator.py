@@ -6,15 +6,20 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tvm
 from conv_cases import ConvCase, assert_case, pattern_weights, run_case
+from families import FAMILIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tvm import relax
+from tvm.s_tir.transform import DefaultGPUSchedule
 
 from topi_kernels.backend import default_layout
 from topi_kernels.conv_task import ConvTask
 from topi_kernels.geometry import ConvGeometry
 from topi_kernels.operator import plan_conv, wasted_share
 from topi_kernels.pattern import builtin_pattern_set
+from topi_kernels.primfunc import OPAQUE
 from topi_kernels.schedules.config import ConvConfig, illegal_reason, register_need
 from topi_kernels.schedules.pattern_conv import schedule_pattern_conv
 from topi_kernels.schedules.search_space import search_space
@@ -56,7 +61,7 @@ def test_any_convolution_matches_torch(data, kernel, density, seed) -> None:
         bias=data.draw(st.booleans()),
         residual=data.draw(st.booleans()),
         activation=data.draw(st.sampled_from(["none", "relu", "relu6", "hardswish", "silu"])),
-        family=data.draw(st.sampled_from(["x86-avx512", "x86-avx2", "arm-neon", "generic"])),
+        family=data.draw(st.sampled_from(FAMILIES)),
         threads=data.draw(st.sampled_from([1, 2])),
     )
     weight = rng.standard_normal((out_channels, in_channels, *kernel)).astype(np.float32)
@@ -260,3 +265,14 @@ def test_workloads_are_equal_or_refused() -> None:
         dataclasses.replace(first, dtype="float64")
     with pytest.raises(ValueError, match="activation"):
         Epilogue(activation="tanh")
+
+
+def test_no_later_pass_schedules_or_fuses_the_operator() -> None:
+    """TVM's rules take a PrimFunc that does not say so for one of their own, naive loops."""
+    primfunc = ConvCase(9, 9).plan(pattern_weights(4, 4)).primfunc()
+    assert bool(primfunc.attrs["tirx.is_scheduled"])
+    assert int(primfunc.attrs["op_pattern"]) == OPAQUE
+    mod = tvm.IRModule({"main": primfunc})
+    tvm.ir.assert_structural_equal(relax.transform.AnnotateTIROpPattern()(mod), mod)
+    with tvm.target.Target("cuda"):
+        tvm.ir.assert_structural_equal(DefaultGPUSchedule()(mod), mod)

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import tvm
+from families import PLANE_FAMILIES
 
 from topi_kernels import plane_ops, plane_windows, vector_math
 from topi_kernels.geometry import ConvGeometry
@@ -13,7 +14,6 @@ from topi_kernels.plane_ops import PlaneTarget
 from topi_kernels.plane_windows import DepthwiseConfig
 
 HOST = tvm.target.Target("llvm")
-FAMILIES = ("x86-avx512", "x86-avx2", "arm-neon")
 SIZES = [(1, 1), (5, 7), (14, 14), (3, 33), (9, 100), (17, 20)]
 
 
@@ -38,7 +38,7 @@ def random(*shape, seed=0, scale=3.0):
     return (np.random.default_rng(seed).standard_normal(shape) * scale).astype("float32")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PLANE_FAMILIES)
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_pack_and_unpack(height, width, family):
     layout = PlaneLayout.make(height, width, 1, 16)
@@ -136,7 +136,7 @@ POOLS = [
 ]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PLANE_FAMILIES)
 @pytest.mark.parametrize(("window", "bottom_right"), POOLS)
 @pytest.mark.parametrize(("height", "width"), [(4, 5), (14, 14), (9, 77), (7, 33)])
 def test_max_pool(height, width, window, bottom_right, family):
@@ -172,7 +172,7 @@ def test_avg_pool(height, width, window, bottom_right, include_pad):
     np.testing.assert_allclose(got, planes(want, out_layout), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PLANE_FAMILIES)
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 7), (14, 14), (9, 37), (5, 112)])
 def test_depthwise(height, width, stride, family):

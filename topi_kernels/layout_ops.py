@@ -28,9 +28,9 @@ from .plane_ops import (
     for_each_plane,
     load,
     plane_arg,
-    primfunc_builder,
     store,
 )
+from .primfunc import primfunc_builder
 from .row_gather import Plane, RowOperator
 from .row_writer import RowWriter
 from .vector_math import activate, broadcast, maximum_of

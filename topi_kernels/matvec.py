@@ -12,7 +12,8 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from .plane_ops import PlaneTarget, load, primfunc_builder, store
+from .plane_ops import PlaneTarget, load, store
+from .primfunc import primfunc_builder
 from .vector_math import broadcast
 
 MAX_ACCUMULATORS = 16

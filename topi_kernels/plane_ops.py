@@ -9,21 +9,19 @@ its predecessor, so nothing outside the row is read or written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
 from tvm.ir import Expr
-from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from .devices import DEVICES
 from .layout import PlaneLayout, round_up
+from .primfunc import primfunc_builder
 from .vector_math import activate, broadcast, largest_power_of_two
 
-OPAQUE = 8  # TVM's OpPatternKind: FuseOps leaves the PrimFunc alone.
 UNROLLED_VECTORS = 4  # Rows of at most this many vectors are unrolled.
 FILL_UNROLLED = 8
 SUM_ACCUMULATORS = 4  # Enough to hide the latency of an addition.
@@ -52,15 +50,6 @@ class PlaneTarget:
     def nan_maximum(self) -> bool:
         """Whether the processor's maximum gives NaN if either operand is NaN, as torch does."""
         return DEVICES.facts(self.family).nan_maximum
-
-
-@contextmanager
-def primfunc_builder(name: str) -> Iterator[IRBuilder]:
-    """Open a PrimFunc that no later pass reschedules or fuses; arguments never alias."""
-    with IRBuilder() as ib, T.prim_func(s_tir=True):
-        T.func_name(name)
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": OPAQUE})
-        yield ib
 
 
 def for_each_plane(

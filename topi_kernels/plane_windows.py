@@ -27,10 +27,10 @@ from .plane_ops import (
     for_each_vector,
     load,
     plane_arg,
-    primfunc_builder,
     store,
     widened,
 )
+from .primfunc import primfunc_builder
 from .vector_math import activate, broadcast, maximum_of
 
 SMALL_HEIGHT = 28

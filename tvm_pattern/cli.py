@@ -172,11 +172,11 @@ def compile_command(
     """
     from .artifact import manifest_path
     from .compiler import compile as compile_library
-    from .sources import open_model
+    from .sources import examples_of, open_model
 
     if no_verify and verify_graph:
         raise typer.BadParameter("got --no-verify and --verify-graph, expected at most one")
-    examples = _examples(shape)
+    examples = examples_of(shape)
     with _console(sys.stderr).status("compiling"):
         opened = open_model(model, weights, trust)
         if connectivity is not None:
@@ -395,21 +395,6 @@ def inspect(
     report = RewriteReport.from_json(json.dumps(manifest.report))
     console.print(report.table())
     _print_summary(console, report)
-
-
-def _examples(shapes: list[str] | None) -> Any:
-    import numpy as np
-
-    if not shapes:
-        return None
-    examples = []
-    for text in shapes:
-        dims = text.lower().split("x")
-        if not all(d.isdigit() and int(d) > 0 for d in dims):
-            raise ValueError(f"--shape {text!r}: expected sizes joined by x, such as 1x3x224x224")
-        size = tuple(map(int, dims))
-        examples.append(np.random.default_rng(0).standard_normal(size).astype("float32"))
-    return tuple(examples)
 
 
 def _read_array(path: Path) -> Any:

@@ -14,7 +14,9 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from .machine import machine_architecture, normalise_architecture
+from tvm.target import Target
+
+from .machine import machine_architecture, normalise_architecture, target_architecture
 
 NDK_VARIABLE = "TVM_NDK_CC"
 ANDROID_PAGE = 16384
@@ -94,6 +96,31 @@ def find_linker(triple: str, cc: str | None = None) -> Linker:
             f" apt-get install {package}{hint}, name another by cc=, or export a .tar"
         )
     return Linker(command, options, abi)
+
+
+def linker_for(target: Target) -> str:
+    """Command that links small libraries for a device that runs ``target``, over RPC or here.
+
+    Raises
+    ------
+    CrossCompileError
+        If it is not installed, or none is known; the message names the package.
+    """
+    architecture = target_architecture(target)
+    if architecture == machine_architecture():
+        command, package = "gcc", "gcc"
+    elif architecture in _CROSS:
+        command, package = _CROSS[architecture]
+    else:
+        raise CrossCompileError(
+            f"no compiler is known for {architecture}; expected one of {sorted(_CROSS)}"
+        )
+    if shutil.which(command) is None:
+        raise CrossCompileError(
+            f"no compiler {command!r} to link libraries for {architecture}; on Debian and Ubuntu:"
+            f" apt-get install {package}"
+        )
+    return command
 
 
 def _existing(command: str, origin: str) -> str:

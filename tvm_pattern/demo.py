@@ -31,6 +31,7 @@ from torch.nn import functional
 from . import models
 from .artifact import Library
 from .compiler import compile as compile_library
+from .demo_plot import LayerTime, save_picture
 from .locks import locked_folder
 from .pruning import PatternConfig, Pruner, PruneReport, oneshot
 from .threads import check_num_threads
@@ -56,15 +57,6 @@ class Latency:
     median_ms: float
     p10_ms: float
     p90_ms: float
-
-
-@dataclass(frozen=True)
-class LayerTime:
-    """Median milliseconds of one convolution in both engines."""
-
-    layer: str
-    torch_ms: float
-    ours_ms: float
 
 
 class DigitsNet(nn.Module):
@@ -415,8 +407,6 @@ def run_demo(
 
 
 def _run_demo(output: Path, threads: int | None, quick: bool, console: Console) -> Path:
-    from .demo_plot import save_picture
-
     threads = check_num_threads(threads)
     start = time.perf_counter()
     epochs = (2, 1) if quick else (DENSE_EPOCHS, RETRAIN_EPOCHS)

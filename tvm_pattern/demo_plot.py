@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,10 +16,16 @@ from topi_kernels.pattern import PatternSet
 from .pruning.assignment import LayerAssignment
 from .pruning.report import PruneReport
 
-if TYPE_CHECKING:
-    from .demo import LayerTime
-
 REMOVED = 255
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """Median milliseconds of one convolution in both engines."""
+
+    layer: str
+    torch_ms: float
+    ours_ms: float
 
 
 def save_picture(path: Path, report: PruneReport, layers: Sequence[LayerTime]) -> None:

@@ -1,10 +1,13 @@
-"""What the command line means by a model: a file, a built-in network or a factory."""
+"""What the command line means by a model, and by the shapes of its inputs."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 BUILTIN = ("mobilenet_v2", "resnet50", "vgg16", "vgg16_bn")
 
@@ -56,6 +59,26 @@ def open_model(source: str, weights: Path | None = None, trust: bool = False) ->
 
         load_pruned(weights, model)
     return model
+
+
+def examples_of(shapes: Sequence[str] | None) -> tuple[np.ndarray, ...] | None:
+    """Example inputs of ``--shape`` options, such as ``1x3x224x224``; None without any.
+
+    Raises
+    ------
+    ValueError
+        If one is no list of positive sizes.
+    """
+    if not shapes:
+        return None
+    examples = []
+    for text in shapes:
+        dims = text.lower().split("x")
+        if not all(d.isdigit() and int(d) > 0 for d in dims):
+            raise ValueError(f"--shape {text!r}: expected sizes joined by x, such as 1x3x224x224")
+        size = tuple(map(int, dims))
+        examples.append(np.random.default_rng(0).standard_normal(size).astype("float32"))
+    return tuple(examples)
 
 
 def _call_factory(source: str) -> Any:

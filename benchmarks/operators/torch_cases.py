@@ -9,7 +9,6 @@ from __future__ import annotations
 from .case import Case, cases_of
 
 IMAGE = "2,4,9,11"
-VECTOR = "3,10"
 
 _ACTIVATIONS = """
 F.relu(x); F.relu6(x); F.leaky_relu(x); F.leaky_relu(x, 0.3); F.elu(x); F.elu(x, 0.5)

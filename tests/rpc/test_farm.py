@@ -18,11 +18,12 @@ from tuning.small import record_of, small_task
 from typer.testing import CliRunner
 
 from relay_passes.targets import resolve
+from tvm_pattern.crosscompile import linker_for
 from tvm_pattern.rpc import doctor
 from tvm_pattern.rpc.cli import app
 from tvm_pattern.rpc.client import NoDeviceError, RPCError, TrackerClient
 from tvm_pattern.rpc.doctor import TargetMismatchError, check_target
-from tvm_pattern.tuning.measure import MeasureOptions, Measurer, linker_for
+from tvm_pattern.tuning.measure import MeasureOptions, Measurer
 from tvm_pattern.tuning.records import LogError, TuningLog
 from tvm_pattern.tuning.session import Progress, Search, TuneOptions, tune
 from tvm_pattern.tuning.space import Space

@@ -17,9 +17,9 @@ from __future__ import annotations
 from typing import Any
 
 from tvm import tirx
-from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from ..primfunc import primfunc_builder
 from ..vector import constant, lanes, shuffle, splat
 from ..workload import ConvWorkload
 from .channel_blocks import ChannelBlocks
@@ -170,9 +170,7 @@ def schedule_pattern_conv(
             f"the config computes groups of {config.group} filters, the weights are packed for"
             f" {workload.group}; pack again or pick another config"
         )
-    with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name("pattern_conv2d")
-        T.func_attr({"tirx.noalias": True})
+    with primfunc_builder("pattern_conv2d") as builder:
         buffers = declare_parameters(workload)
         geometry = input_geometry(workload, config)
         buffers.geometry = geometry

@@ -22,6 +22,7 @@ from ..profiling import Profile, Step, check_timing, time_steps
 from ..publish import copy_checked
 from ..rpc import line
 from ..rpc.client import NoDeviceError, RPCError, TrackerClient, parse_address
+from ..rpc.messages import means
 
 SESSION_TIMEOUT = 120.0
 CONNECT_TIMEOUT = 30.0
@@ -29,11 +30,6 @@ CONNECT_TIMEOUT = 30.0
 CLUSTERS = {"big": 1, "little": -1}
 # More than any file system stores beside a file's name.
 _PROBE = bytes(range(256)) * 32
-_OTHER_RUNTIME = ("protocol version mismatch", "Invalid VM file format")
-_NO_SPACE = ("No space left", "ENOSPC", "Disk quota", "File too large")
-_LOST = ("kShutdown", "Connection reset", "Broken pipe", "Connection refused", "EOF", "closed")
-# TVM's client puts it before what the server reports.
-_SAID_BY_DEVICE = "Error caught from RPC call"
 _ARCHITECTURES = {"aarch64": "ARM64", "arm": "32-bit ARM", "x86_64": "x86-64"}
 
 
@@ -73,25 +69,25 @@ def _translated(name: str, doing: str, session: Any = None) -> Iterator[None]:
 def _as_device_error(name: str, doing: str, session: Any, error: Exception) -> DeviceError:
     text = str(error)
     last = text.strip().splitlines()[-1] if text.strip() else type(error).__name__
-    if any(sign in text for sign in _OTHER_RUNTIME):
+    if means(text, "other_runtime"):
         return _other_runtime(name, last)
     if session is not None and line.was_cut(session):
         return DeviceLostError(
             f"{name}: the session's time ended while {doing}, and the device did not say so:"
             " check its power and cable, or give a longer session_timeout"
         )
-    has_said_so = "Timeout" in type(error).__name__ or "SessionTimeout" in text
+    has_said_so = isinstance(error, TimeoutError) or means(text, "time_over")
     if has_said_so or (session is not None and line.is_over(session)):
         return _time_over(name, doing)
-    if any(sign in text for sign in _LOST):
+    if means(text, "lost"):
         return DeviceLostError(
             f"{name} disappeared while {doing}: its session crashed, or its power or cable"
             " failed; TVM's own RPC server does not survive a crashed session and has to be"
             " restarted"
         )
-    if any(sign in text for sign in _NO_SPACE):
+    if means(text, "no_space"):
         return _no_space(name, doing)
-    if isinstance(error, RuntimeError) and _SAID_BY_DEVICE not in text:
+    if isinstance(error, RuntimeError) and not means(text, "said_by_device"):
         return DeviceLostError(
             f"{name} gave an answer that cannot be read while {doing} ({last}); the session has"
             " been ended"
@@ -198,7 +194,7 @@ class Device:
         try:
             return cls(client.request(key, session_timeout, wait, skip_silent=skip_silent), name)
         except NoDeviceError as error:
-            if any(sign in str(error) for sign in _OTHER_RUNTIME):
+            if means(str(error), "other_runtime"):
                 raise _other_runtime(name, str(error)) from error
             raise
 

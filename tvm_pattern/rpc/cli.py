@@ -115,7 +115,7 @@ def doctor(
     """Find out why a device cannot be used. Exit code 1 if something is wrong."""
     from relay_passes.targets import resolve
 
-    from ..tuning.measure import linker_for
+    from ..crosscompile import linker_for
     from .client import TrackerClient, parse_address
     from .doctor import diagnose
 

@@ -17,6 +17,7 @@ from tvm.tirx.script import builder as T
 from ..machine import target_architecture
 from . import line
 from .client import KeyStatus, NoDeviceError, RPCError, TrackerClient
+from .messages import means
 
 _LANES = 16
 _PROBE_SECONDS = 30.0
@@ -77,9 +78,9 @@ def probe(session: Any, target: Target, linker: str) -> None:
 
 
 def _reason(message: str) -> str:
-    if "cannot open shared object" in message or "wrong ELF class" in message:
+    if means(message, "other_architecture"):
         return "it does not load libraries of that architecture"
-    if "kShutdown" in message or "closed" in message:
+    if means(message, "lost"):
         return "the session died, as with an instruction that the processor does not have"
     return message.strip().splitlines()[-1]
 

@@ -58,8 +58,7 @@ def tune(
     """Tune a model's convolutions by measuring, here or on devices over RPC."""
     from topi_kernels.schedules.config import knobs_of
 
-    from ..cli import _examples
-    from ..sources import open_model
+    from ..sources import examples_of, open_model
     from .measure import MeasureOptions
     from .session import TuneOptions
     from .show import tune_shown
@@ -91,4 +90,4 @@ def tune(
 
         oneshot(opened, connectivity=connectivity, connectivity_1x1=connectivity_1x1, group=group)
     path = log or default_log(target, model)
-    tune_shown(opened, _examples(shape), target, path, options, threads, plot)
+    tune_shown(opened, examples_of(shape), target, path, options, threads, plot)

@@ -6,7 +6,6 @@ crashes, never ends or computes nonsense costs a worker process and becomes a fa
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 import zlib
@@ -31,17 +30,17 @@ from topi_kernels.operator import ConvPlan, plan_conv
 from topi_kernels.schedules.config import ConvConfig
 from topi_kernels.structure import Structure
 
+from ..crosscompile import linker_for
 from ..machine import (
-    machine_architecture,
     required_features,
     target_architecture,
     why_not_runnable,
 )
 from ..rpc.client import RPCError, TrackerClient, TrackerUnreachableError, parse_address
 from ..rpc.doctor import check_target
+from ..rpc.messages import means
 from . import worker
 
-_CROSS_COMPILERS = {"aarch64": "aarch64-linux-gnu-gcc", "arm": "arm-linux-gnueabihf-gcc"}
 _BUILDS_PER_PROCESS = 100
 # A lost device may come back: a restarted tracker hears of its servers again after 5 s.
 _RECONNECT_SECONDS = 30.0
@@ -107,22 +106,6 @@ class Measurement:
     times: tuple[float, ...]
     error_kind: str = "ok"
     error: str = ""
-
-
-def linker_for(target: Target) -> str:
-    """Program that links libraries for ``target``.
-
-    Raises
-    ------
-    ValueError
-        If it is not installed.
-    """
-    architecture = target_architecture(target)
-    cross = _CROSS_COMPILERS.get(architecture, "gcc")
-    name = "gcc" if architecture == machine_architecture() else cross
-    if shutil.which(name) is None:
-        raise ValueError(f"no compiler {name!r} to link libraries for {architecture}; install it")
-    return name
 
 
 class TaskInputs:
@@ -453,16 +436,15 @@ class Measurer:
                 time.sleep(0.5)
 
 
-def classify_run_error(message: str, remote: bool) -> str:
-    """Error kind of a runner's message; TVM tells failures apart by their text only."""
+def classify_run_error(message: str, *, remote: bool) -> str:
+    """Error kind of a runner's message; ``remote`` where devices over RPC run."""
     if worker.WRONG_RESULT in message:
         return "wrong_result"
-    if "Timeout" in message:
+    if means(message, "time_over"):
         return "run_timeout"
-    if "Subprocess terminated" in message:
+    if means(message, "process_died"):
         return "crash"
-    lost = ("kShutdown", "NoDeviceError", "TrackerUnreachableError", "ConnectionRefused", "Connect")
-    if remote and any(word in message for word in lost):
+    if remote and means(message, "lost"):
         return "device_lost"
     return "run_error"
 
@@ -479,5 +461,4 @@ __all__ = [
     "TaskInputs",
     "TrackerUnreachableError",
     "classify_run_error",
-    "linker_for",
 ]

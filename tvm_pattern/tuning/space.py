@@ -75,7 +75,6 @@ class Space:
             )
         self._positions = {config: i for i, config in enumerate(self.configs)}
         rows = [tuple(asdict(config).values()) for config in self.configs]
-        self.knob_names = list(asdict(self.configs[0]))
         self.knob_values = [sorted({row[k] for row in rows}) for k in range(len(rows[0]))]
         self._rows = rows
         self._by_row = {row: i for i, row in enumerate(rows)}

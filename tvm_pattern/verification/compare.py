@@ -118,11 +118,6 @@ def _reduction_length(value: Any) -> int:
     return max([math.prod(shape) // size for shape in shapes if shape] + [1])
 
 
-def errors_of(got: Sequence[np.ndarray], want: Sequence[np.ndarray]) -> list[float]:
-    """Error of each output; see :func:`error_of`."""
-    return [error_of(g, w) for g, w in zip(got, want, strict=True)]
-
-
 def error_of(got: np.ndarray, want: np.ndarray) -> float:
     """Largest difference as a fraction of the scale of ``want``.
 
