@@ -14,6 +14,7 @@ import tvm_pattern as tp
 from relay_passes.targets import resolve
 from tvm_pattern import building
 from tvm_pattern.code_cache import CodeCache
+from tvm_pattern.linking import object_code
 
 IMAGE = torch.randn(1, 3, 9, 11, generator=torch.Generator().manual_seed(1))
 
@@ -177,6 +178,35 @@ def test_primfuncs_that_call_each_other_are_built_together():
     assert sorted(str(g.name_hint) for g, _ in unit.functions) == ["doubled", "twice"]
     apart = building._units(tvm.IRModule({"one": _plus_one(), "other": _plus_one()}))
     assert [len(unit.functions) for unit in apart] == [1, 1]
+
+
+def test_passes_for_other_devices_change_nothing(monkeypatch):
+    units: list[building._Unit] = []
+    split = building._units
+    monkeypatch.setattr(building, "_units", lambda mod: units.extend(split(mod)) or split(mod))
+    compiled(verify=False)
+    plain = [unit for unit in units if not building._OF_DEVICES.search(unit.text)]
+    assert len(plain) > 2
+    target = resolve("pattern/native")
+    fast = [building._object(unit, target) for unit in plain]
+    monkeypatch.setattr(building, "_FOR_DEVICES", ())
+    assert [building._object(unit, target) for unit in plain] == fast
+
+
+def test_virtual_threads_keep_their_passes():
+    @T.prim_func(s_tir=True)
+    def main(a: T.Buffer((64,), "float32"), b: T.Buffer((64,), "float32")):
+        for v in T.thread_binding(4, thread="vthread.x"):
+            for i in range(16):
+                with T.sblock("b"):
+                    j = T.axis.spatial(64, v * 16 + i)
+                    b[j] = a[j] + T.float32(1)
+
+    mod = tvm.IRModule({"main": main.with_attr("global_symbol", "main")})
+    (unit,) = building._units(mod)
+    target = resolve("pattern/native")
+    assert building._OF_DEVICES.search(unit.text)
+    assert building._object(unit, target) == object_code(tvm.tirx.build(mod, target=target))
 
 
 def _plus_one() -> tvm.tirx.PrimFunc:

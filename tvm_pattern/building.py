@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +26,37 @@ from .code_cache import CodeCache
 from .linking import object_code
 
 #: Part of every key; to be raised when what is built from a PrimFunc changes.
-_FORMAT = 1
+_FORMAT = 2
 
 # CompactBufferAllocation shrinks buffers to what is accessed. On the CPU ours have exactly that
 # size; looking for it takes half of the build of VGG-16, and the generated code is the same.
 # AnnotateEntryFunc gives the only PrimFunc of a module the name of an entry point, of which a
 # library may hold one.
 _DISABLED = ("s_tir.CompactBufferAllocation", "tirx.AnnotateEntryFunc")
+# What lowers threads of a GPU, its memories and tensor cores, and what a schedule asks for by
+# annotations: a PrimFunc without a word of them leaves each of these as it went in.
+_FOR_DEVICES = (
+    "s_tir.InferFragment",
+    "s_tir.InjectDoubleBuffer",
+    "s_tir.InjectPermutedLayout",
+    "s_tir.InjectSoftwarePipeline",
+    "s_tir.InjectVirtualThread",
+    "s_tir.LiftThreadBinding",
+    "s_tir.LowerAutoCopy",
+    "s_tir.LowerCrossThreadReduction",
+    "s_tir.LowerThreadAllreduce",
+    "s_tir.LowerVtcmAlloc",
+    "s_tir.ManifestSharedMemoryLocalStage",
+    "s_tir.MergeSharedMemoryAllocations",
+    "s_tir.ThreadSync",
+    "s_tir.TransformMmaBufferLayout",
+    "s_tir.UnifyThreadBinding",
+    "s_tir.VerifyVTCMLimit",
+)
+_OF_DEVICES = re.compile(
+    r'"thread_binding":[1-9]|Idx|vthread|pipeline|double_buffer|auto_copy|permuted|shared|warp|vtcm'
+    r"|fragment|mma|m16n8k8|matrix|barrier|async|local_stage"
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +92,7 @@ def build(mod: IRModule, target: Target, cache: CodeCache | None) -> Built:
     builder = relax.ExecBuilder()
     constants = dict((mod.attrs or {}).get("const_name_to_constant", {}))
     rest = relax._ffi_api.VMCodeGen(builder, mod)
-    with _build_context():
+    with _context_without(_DISABLED):
         objects = _objects(_units(rest), target, cache)
         empty = _generate(IRModule({}), target)
     externals = list((mod.attrs or {}).get("external_mods", []))
@@ -103,7 +128,8 @@ def _objects(units: Sequence[_Unit], target: Target, cache: CodeCache | None) ->
 
 
 def _object(unit: _Unit, target: Target) -> bytes:
-    return object_code(tvm.tirx.build(IRModule(dict(unit.functions)), target=target))
+    with _context_without(() if _OF_DEVICES.search(unit.text) else _FOR_DEVICES):
+        return object_code(tvm.tirx.build(IRModule(dict(unit.functions)), target=target))
 
 
 def _generate(mod: IRModule, target: Target) -> tvm.runtime.Module:
@@ -167,13 +193,13 @@ def _compiler() -> list[Any]:
     return facts
 
 
-def _build_context() -> PassContext:
-    """The caller's pass context without passes that change nothing here."""
+def _context_without(passes: Sequence[str]) -> PassContext:
+    """The current pass context without some passes."""
     current = PassContext.current()
     return PassContext(
         opt_level=current.opt_level,
         required_pass=current.required_pass,
-        disabled_pass=[*map(str, current.disabled_pass), *_DISABLED],
+        disabled_pass=[*map(str, current.disabled_pass), *passes],
         instruments=current.instruments,
         config=current.config,
     )

@@ -79,7 +79,7 @@ def carried_assignment(model: nn.Module) -> Assignment:
         removed = layer.removed().to(conv.weight.device)
         if removed.shape != conv.weight.shape:
             wrong.append(f"{name} (weight {tuple(conv.weight.shape)})")
-        elif alive := int(torch.count_nonzero(conv.weight[removed])):
+        elif alive := int(torch.count_nonzero((conv.weight != 0) & removed)):
             wrong.append(f"{name} ({alive} weights)")
         found[name] = layer
     if wrong:
