@@ -3,6 +3,7 @@
 #   make test    the whole test suite on all cores (WORKERS=n for fewer)
 #   make faults  the long form of tests/faults: kills, full disks, bad peers, damaged files
 #   make lint    style, types and the import contracts
+#   make coverage  the test suite with lines and branches counted; pages under build/coverage/
 #   make golden  pins of the generated code written anew, to be reviewed as a diff
 #   make bench   layers and networks against other engines; results under benchmarks/results/
 #   make clean   remove everything that was built, the virtual environment included
@@ -28,7 +29,7 @@ ARM_COMMANDS := aarch64-linux-gnu-gcc arm-linux-gnueabihf-gcc qemu-aarch64 qemu-
 ARM_PACKAGES := gcc-aarch64-linux-gnu libc6-dev-arm64-cross gcc-arm-linux-gnueabihf \
   libc6-dev-armhf-cross qemu-user llvm-19
 
-.PHONY: help demo test faults fault-tools lint golden bench clean check-tools arm-tools
+.PHONY: help demo test coverage faults fault-tools lint golden bench clean check-tools arm-tools
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -38,6 +39,11 @@ demo: $(VENV)/.stamp-demo
 
 test: $(VENV)/.stamp-dev arm-tools fault-tools
 	$(TEST_ENV) $(BIN)/python -m pytest -q $(XDIST) $(TEST_ARGS)
+
+# Slower than `make test`, and blind in the processes that tests start; its figures are no gate.
+coverage: $(VENV)/.stamp-dev $(VENV)/.stamp-coverage arm-tools fault-tools
+	COVERAGE_FILE=build/.coverage $(TEST_ENV) $(BIN)/python -m pytest -q $(XDIST) --cov --cov-branch \
+	  --cov-report=term --cov-report=html $(TEST_ARGS)
 
 faults: $(VENV)/.stamp-dev fault-tools
 	TVM_PATTERN_FAULTS=long $(TEST_ENV) $(BIN)/python -m pytest -q $(XDIST) --timeout=2400 tests/faults \

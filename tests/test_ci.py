@@ -41,9 +41,9 @@ def test_ci_fails_if_lint_or_tests_fail(tmp_path: Path, lint: int, tests: int, e
     assert calls.read_text().splitlines() == ["make lint", "make test"]
 
 
-def make_test(*arguments: str) -> str:
-    """The commands that ``make test`` would run."""
-    command = ["make", "--dry-run", "test", *arguments]
+def make_test(*arguments: str, goal: str = "test") -> str:
+    """The commands that ``make test``, or another goal, would run."""
+    command = ["make", "--dry-run", goal, *arguments]
     # A make that runs these tests must not hand them its own variables.
     outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "WORKERS")
     environment = {k: v for k, v in os.environ.items() if k not in outer}
@@ -59,3 +59,9 @@ def test_make_test_runs_on_all_cores_unless_told_otherwise():
     assert f"pytest -q -n {cores} --dist loadfile" in make_test()
     assert "pytest -q -n 1 --dist loadfile" in make_test("WORKERS=1")
     assert make_test("TEST_ARGS=tests/test_ci.py").count("tests/test_ci.py") == 1
+
+
+def test_coverage_counts_branches_of_the_whole_suite():
+    commands = make_test(goal="coverage")
+    assert "--cov --cov-branch" in commands
+    assert "pytest -q -n" in commands
