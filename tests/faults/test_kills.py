@@ -166,7 +166,8 @@ def test_tune_command(tmp_path):
         records, bad = TuningLog(path).read()
         assert len(bad) <= 1
         assert all(record.error_kind == "ok" for record in records)
-        assert len({record.config_key for record in records}) == len(records)
+        measured = {(record.task_key, record.config_key) for record in records}
+        assert len(measured) == len(records)
 
     at_every_write(command, good, tmp_path, check, short=3)
     lines = (tmp_path / "unharmed" / "log.jsonl").read_text().splitlines()
