@@ -164,8 +164,8 @@ class ConvTask:
         Raises
         ------
         ValueError
-            On unknown or missing fields, counts that are no whole numbers and names that are no
-            text.
+            On unknown or missing fields, counts that are no whole numbers, names that are no text,
+            and kernels or patterns that no convolution has.
         """
         if set(data) != _FIELDS:
             raise ValueError(f"a task has the fields {sorted(_FIELDS)}, got {sorted(data)}")
@@ -175,7 +175,7 @@ class ConvTask:
         for name in ("structure", "dtype", "family"):
             if not isinstance(data[name], str):
                 raise ValueError(f"field {name!r} of a task is {str(data[name])[:40]!r}, no name")
-        out_channels, in_channels, kh, kw = data["weight_shape"]
+        out_channels, in_channels, kh, kw = _weight_shape(data["weight_shape"])
         moves, residual = {name: data[name] for name in _MOVES}, data["residual_layout"]
         return cls(
             **{name: data[name] for name in _PLAIN},
@@ -269,6 +269,8 @@ def check_weight(weight: np.ndarray) -> None:
         raise ValueError("weights contain NaN or Inf; check the checkpoint before compiling")
 
 
+# No convolution is larger; a damaged record must not keep its reader busy for ever.
+_MAX_EXTENT = 255
 _PLAIN = (
     "batch",
     "structure",
@@ -284,8 +286,21 @@ _LAYOUTS = ("in_layout", "out_layout", "residual_layout")
 _FIELDS = {*_PLAIN, *_MOVES, *_LAYOUTS, "weight_shape", "epilogue", "patterns"}
 
 
+def _weight_shape(value: Any) -> tuple[int, int, int, int]:
+    is_counts = isinstance(value, list | tuple) and all(type(v) is int and v >= 1 for v in value)
+    if not is_counts or len(value) != 4 or max(value[2:]) > _MAX_EXTENT:
+        raise ValueError(
+            f"field 'weight_shape' of a task is {str(value)[:80]}, expected [out, in, kh, kw] with"
+            f" kernels of at most {_MAX_EXTENT} x {_MAX_EXTENT}"
+        )
+    out_channels, in_channels, kh, kw = value
+    return out_channels, in_channels, kh, kw
+
+
 def _pattern(kernel_size: tuple[int, int], bits: int) -> Pattern:
     kh, kw = kernel_size
+    if type(bits) is not int or bits < 0 or bits >> (kh * kw):
+        raise ValueError(f"a pattern of a {kh}x{kw} task is {str(bits)[:40]}, no set of its taps")
     taps = tuple((r, c) for r in range(kh) for c in range(kw) if bits >> (r * kw + c) & 1)
     return Pattern(kernel_size, taps)
 

@@ -142,3 +142,23 @@ def test_this_machine_must_fit_the_target():
 def test_tasks_survive_json():
     task, _ = small_task()
     assert ConvTask.from_dict(task.as_dict()) == task
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("weight_shape", [8, 8, 2**62, 3], "kernels of at most 255 x 255"),
+        ("weight_shape", [8, 8, 3], "weight_shape"),
+        ("weight_shape", [8, 8, 0, 3], "weight_shape"),
+        ("weight_shape", [8, 8.0, 3, 3], "weight_shape"),
+        ("weight_shape", 3, "weight_shape"),
+        ("patterns", [1 << 9], "no set of its taps"),
+        ("patterns", [-1], "no set of its taps"),
+        ("patterns", [True], "no set of its taps"),
+    ],
+)
+def test_a_damaged_task_is_refused_at_once(field, value, message):
+    """Read out to the end, a kernel of 2^62 rows would take for ever."""
+    task, _ = small_task()
+    with pytest.raises(ValueError, match=message):
+        ConvTask.from_dict({**task.as_dict(), field: value})
