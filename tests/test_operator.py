@@ -187,6 +187,7 @@ def test_level0_is_in_the_search_space_and_legal() -> None:
         ({"tile_rows": 0}, "must be >= 1"),
         ({"shift": "slide"}, "not one of"),
         ({"loop_order": "random"}, "not one of"),
+        ({"channel_block": 1 << 62}, "is not in 0"),
         ({"tile_rows": 9, "tile_cols": 4}, "budget"),
         ({"tile_rows": 15, "tile_cols": 1}, "output rows"),
         ({"tile_cols": 5}, "vectors of an output row"),

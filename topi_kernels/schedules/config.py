@@ -12,6 +12,7 @@ LOOP_ORDERS = ("tile_outer", "filter_outer")
 SHIFTS = ("load", "rotate", "split", "lanes")
 SPLIT_STRIDE = 2
 MAX_PREFETCH = 8
+MAX_CHANNEL_BLOCK = 1 << 16
 ISAS = ("any", "neon")
 
 
@@ -266,8 +267,10 @@ def illegal_reason(
         )
     if c.shift == "rotate" and (c.filter_lanes != 1 or stride_w != 1):
         return "rotate needs lanes over pixels and stride 1"
-    if c.channel_block < 0 or (c.channel_block and c.loop_order != "tile_outer"):
-        return f"channel_block {c.channel_block} needs loop_order tile_outer and must be >= 0"
+    if not 0 <= c.channel_block <= MAX_CHANNEL_BLOCK:
+        return f"channel_block {c.channel_block} is not in 0..{MAX_CHANNEL_BLOCK}"
+    if c.channel_block and c.loop_order != "tile_outer":
+        return f"channel_block {c.channel_block} needs loop_order tile_outer"
     if c.shift == "split" and (stride_w != SPLIT_STRIDE or c.pixel_lanes == 1):
         return "split needs lanes over pixels and stride 2"
     if c.shift == "rotate" and in_row_stride % c.vector_width:
