@@ -387,6 +387,19 @@ def test_device_that_falls_silent(farm, exported, monkeypatch):
     serves(farm)
 
 
+def test_a_session_leads_to_its_own_machine():
+    """Others may be set up at the same time, at the same port of other machines."""
+    with (
+        socket.create_server(("127.0.0.2", 0)) as there,
+        socket.create_connection(there.getsockname()) as sock,
+    ):
+        [found] = line._lines(there.getsockname()[1])
+        assert found.file == sock.fileno()
+        assert found.leads_to("127.0.0.2")
+        assert not found.leads_to("127.0.0.1")
+        assert not found.leads_to("host.invalid")
+
+
 def run_on(device: Device, path: Path, expected: np.ndarray) -> None:
     library = device.load(path)
     while True:

@@ -230,6 +230,21 @@ def test_files_that_cannot_be_sent(farm, tmp_path):
                 device.load(tmp_path / name)
 
 
+def test_a_kept_error_does_not_keep_the_device(farm, tmp_path):
+    kept = []
+    bad = tmp_path / "bad.so"
+    with Device.from_tracker(farm.address, KEY) as device:
+        device.session.upload(bytearray(b"no library"), target=bad.name)
+        try:
+            with device._translated("loading"):
+                device.session.load_module(bad.name)
+        except DeviceError as error:
+            kept.append(error)
+    assert kept
+    with Device.from_tracker(farm.address, KEY, wait=30):
+        pass
+
+
 def test_unknown_key_and_missing_tracker(farm, exported):
     with pytest.raises(NoDeviceError, match="no device with the key 'pixel9'"):
         Device.from_tracker(farm.address, "pixel9")

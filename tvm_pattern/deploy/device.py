@@ -63,7 +63,10 @@ def _translated(name: str, doing: str, session: Any = None) -> Iterator[None]:
         translated = _as_device_error(name, doing, session, error)
         if isinstance(translated, DeviceLostError) and session is not None:
             line.cut(session)
-        raise translated from error
+        try:
+            raise translated from error
+        finally:
+            del translated  # Its traceback leads here: the circle would keep the session.
 
 
 def _as_device_error(name: str, doing: str, session: Any, error: Exception) -> DeviceError:
@@ -245,14 +248,17 @@ class Device:
 
     def close(self) -> None:
         """Give the device back; it becomes free for others."""
-        if self._session is not None and line.is_over(self._session):
-            line.cut(self._session)
+        session, self._session = self._session, None
+        if session is not None and line.is_over(session):
+            line.cut(session)
         for library in self._libraries:
             library.release()
         self._libraries.clear()
-        self._session = None
-        # The session ends with its last reference, and TVM's virtual machine refers to itself.
+        # TVM's virtual machine refers to itself, and says farewell to what it has on the device.
         gc.collect()
+        # An error that somebody keeps refers to the session, which would last as long.
+        if session is not None:
+            line.cut(session)
 
     @property
     def session(self) -> Any:

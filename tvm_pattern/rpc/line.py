@@ -57,6 +57,15 @@ class _Line:
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
 
+    def leads_to(self, host: str) -> bool:
+        with _socket_of(self.file) as sock:
+            try:
+                there = "" if sock is None else str(sock.getpeername()[0])
+                addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
+            except OSError:
+                return False
+        return there.removeprefix("::ffff:") in addresses
+
     def limit(self, seconds: float) -> None:
         """Let no read take longer, not even one that keeps other Python threads from running.
 
@@ -215,7 +224,9 @@ def connect(host: str, port: int, key: str, session_timeout: float, wait: float)
         raise
     finally:
         done.set()
-    _end_in_time(session, _Term(_lines(port) - before, start, session_timeout))
+    # Other threads may be connecting to the same port of other machines.
+    own = {line for line in _lines(port) - before if line.leads_to(host)}
+    _end_in_time(session, _Term(own, start, session_timeout))
     return session
 
 
