@@ -52,21 +52,25 @@ def _translated(name: str, doing: str, session: Any = None) -> Iterator[None]:
     A session that is lost is cut, and so is one whose time is over: it may be out of step.
     """
     try:
-        yield
+        with _in_words(name, doing, session):
+            yield
         if session is not None and line.is_over(session):
             raise _time_over(name, doing)
-    except (DeviceError, line.SilentServerError) as error:
-        if isinstance(error, DeviceLostError) and session is not None:
+    except DeviceLostError:
+        if session is not None:
             line.cut(session)
         raise
+
+
+@contextlib.contextmanager
+def _in_words(name: str, doing: str, session: Any) -> Iterator[None]:
+    try:
+        yield
+    except (DeviceError, line.SilentServerError):
+        raise
     except (RuntimeError, OSError, ValueError, AttributeError) as error:
-        translated = _as_device_error(name, doing, session, error)
-        if isinstance(translated, DeviceLostError) and session is not None:
-            line.cut(session)
-        try:
-            raise translated from error
-        finally:
-            del translated  # Its traceback leads here: the circle would keep the session.
+        # Not kept in a variable: its traceback leads here, and the circle would keep the session.
+        raise _as_device_error(name, doing, session, error) from error
 
 
 def _as_device_error(name: str, doing: str, session: Any, error: Exception) -> DeviceError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -38,9 +37,6 @@ class Fit:
     projected: float
     fitted: float
     patches: int
-
-    def as_dict(self) -> dict[str, Any]:
-        return vars(self)
 
 
 @torch.no_grad()

@@ -6,26 +6,16 @@ import warnings
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from ..pruning.data import SUFFIXES, DataError, read_picture
 
 
-class _Pictures(Dataset[torch.Tensor]):
-    def __init__(self, files: list[Path], size: int) -> None:
-        self.files, self.size = files, size
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return read_picture(self.files[index], self.size)
-
-
 def calibration_batches(
     folder: str | Path, *, size: int = 224, batch: int = 16, limit: int = 256
-) -> DataLoader[torch.Tensor]:
+) -> list[torch.Tensor]:
     """Pictures below ``folder``, evenly chosen, prepared as for ImageNet's evaluation.
+
+    They are decoded once and stay in memory, 12 size^2 bytes each: every layer reads them again.
 
     Parameters
     ----------
@@ -39,7 +29,7 @@ def calibration_batches(
 
     Returns
     -------
-    DataLoader
+    list of Tensor
         float32 ``[N, 3, size, size]``, normalised by ImageNet's mean and deviation.
 
     Raises
@@ -50,27 +40,26 @@ def calibration_batches(
     if size < 1 or batch < 1 or limit < 1:
         raise DataError(f"got size={size}, batch={batch}, limit={limit}; expected at least 1 each")
     found = sorted(
-        path for path in Path(folder).rglob("*")
+        path
+        for path in Path(folder).rglob("*")
         if path.suffix.lower() in SUFFIXES and path.is_file()
-    )  # fmt: skip
+    )
     number = min(limit, len(found))
-    chosen = [found[i * len(found) // number] for i in range(number)]
-    readable, broken = [], []
-    for path in chosen:
+    pictures, broken = [], []
+    for path in (found[i * len(found) // number] for i in range(number)):
         try:
-            read_picture(path, 8)
-            readable.append(path)
+            pictures.append(read_picture(path, size))
         except DataError:
             broken.append(path)
-    if not readable:
+    if not pictures:
         raise DataError(
             f"{folder} has no readable pictures ({len(broken)} are broken); expected files of"
             f" {', '.join(sorted(SUFFIXES))}"
         )
     if broken:
         warnings.warn(
-            f"{len(broken)} of {len(chosen)} pictures cannot be read and are left out"
+            f"{len(broken)} of {number} pictures cannot be read and are left out"
             f" ({broken[0]}{', ...' if len(broken) > 1 else ''})",
             stacklevel=2,
         )
-    return DataLoader(_Pictures(readable, size), batch_size=batch)
+    return list(torch.stack(pictures).split(batch))

@@ -16,11 +16,13 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 from topi_kernels.pattern import PatternSet
 
 from ..pruning.assignment import Assignment, LayerAssignment, apply_assignment
 from ..pruning.batchnorm import batch_input, recalibrate_bn
+from ..pruning.carried import forget_assignment
 from ..pruning.checkpoint import load_training, save_training
 from ..pruning.config import Library, PatternConfig, Rule
 from ..pruning.layers import LayerPlan, prepare_layers
@@ -106,7 +108,7 @@ def posttrain(
     Parameters
     ----------
     model : nn.Module
-        Trained; changed in place.
+        Trained; changed in place, or not at all where this ends by an error.
     calibration : iterable
         Batches as for :func:`tvm_pattern.pruning.recalibrate_bn`: inputs, or tuples that begin
         with them, on the model's device. It is read once per layer, so a list or a loader. Some
@@ -122,7 +124,8 @@ def posttrain(
     positions : int
         Output positions per picture that the statistics take at most.
     checkpoint : str or pathlib.Path, optional
-        File to write after each layer, and to go on from; removed at the end.
+        File to write after each layer, and to go on from; removed at the end. The data must come
+        in the same order again.
     progress : bool, optional
         Show a bar; by default where standard error is a terminal.
 
@@ -148,41 +151,29 @@ def posttrain(
             f"got steps={steps}, positions={positions}, damping={damping}; expected at least 1, at"
             " least 1 and a finite number above 0"
         )
-    config = PatternConfig.from_dict(
-        {
-            "connectivity": connectivity,
-            "group": group,
-            "library": library,
-            "connectivity_1x1": connectivity_1x1,
-            "balance": balance,
-            "first": first,
-            "frozen": frozen,
-            "rules": (*rules, *(Rule(name=glob, skip=True) for glob in skip)),
-        }
-    )
+    config = PatternConfig.of(
+        skip=skip, rules=rules, connectivity=connectivity, group=group, library=library,
+        connectivity_1x1=connectivity_1x1, balance=balance, first=first, frozen=frozen,
+    )  # fmt: skip
     batches = _checked(calibration)
     inner = unwrap(model)
     plans, skipped = prepare_layers(inner, config)
     run = _Run(inner, batches, forward or _forward, steps, damping, positions)
-    fits = run.fit_all(plans, checkpoint, Console(stderr=True), progress)
-    assignment = {
-        plan.name: LayerAssignment(
-            fits[plan.name].pattern_id, plan.pattern_set, plan.group, plan.connectivity
-        )
-        for plan in plans
-    }
-    apply_assignment(inner, assignment)
-    recalibrate_bn(inner, batches, forward=forward)
+    with run.all_or_nothing():
+        fits = run.fit_all(plans, checkpoint, Console(stderr=True), progress)
+        assignment = {p.name: _assignment(p, fits[p.name]) for p in plans}
+        apply_assignment(inner, assignment)
+        recalibrate_bn(inner, batches, forward=forward)
     if checkpoint is not None:
         Path(checkpoint).unlink(missing_ok=True)
     report = build_report(inner, assignment, skipped, plans=plans)
     report.method = "posttrain"
-    rows = tuple(
-        LayerFit(plan.name, fit.projected, fit.fitted, fit.patches)
-        for plan in plans
-        for fit in (fits[plan.name],)
-    )
-    return PosttrainReport(report, rows)
+    rows = (LayerFit(name, fit.projected, fit.fitted, fit.patches) for name, fit in fits.items())
+    return PosttrainReport(report, tuple(rows))
+
+
+def _assignment(plan: LayerPlan, fit: Fit) -> LayerAssignment:
+    return LayerAssignment(fit.pattern_id, plan.pattern_set, plan.group, plan.connectivity)
 
 
 def _forward(model: nn.Module, batch: Any) -> Any:
@@ -216,6 +207,16 @@ class _Run:
         self.steps, self.damping, self.positions = steps, damping, positions
         self.dense = copy.deepcopy(model).eval()
 
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """The model as it was, if the work on it ends by an exception."""
+        try:
+            yield
+        except BaseException:
+            self.model.load_state_dict(self.dense.state_dict())
+            forget_assignment(self.model)
+            raise
+
     def fit_all(
         self,
         plans: list[LayerPlan],
@@ -223,7 +224,7 @@ class _Run:
         console: Console,
         progress: bool | None,
     ) -> dict[str, Fit]:
-        """Fit every planned layer, in place."""
+        """Fit every planned layer, in place; the fits are in the order in which layers run."""
         first = next(iter(self.batches), None)
         if first is None:
             raise PosttrainError("the calibration data give no batch; expected at least one")
@@ -238,7 +239,7 @@ class _Run:
                     fit = self._fit(by_name[name], calls[name])
                     saved.add(name, fit)
                 self._set(name, fit)
-        return saved.layers
+        return {name: saved.layers[name] for name in calls}
 
     def _calls(self, names: list[str], batch: Any) -> dict[str, int]:
         """How often each layer is called by a forward, in the order of the first calls."""
@@ -252,7 +253,7 @@ class _Run:
             return hook
 
         handles = [convs[name].register_forward_pre_hook(count(name)) for name in names]
-        handles.append(_watch_first_norm(self.dense))
+        handles += _watch_first_norm(self.dense)
         try:
             with torch.no_grad():
                 self.forward(self.dense, batch)
@@ -330,11 +331,11 @@ class _Saved:
     def add(self, name: str, fit: Fit) -> None:
         self.layers[name] = fit
         if self._path is not None:
-            layers = {name: fit.as_dict() for name, fit in self.layers.items()}
+            layers = {name: vars(fit) for name, fit in self.layers.items()}
             save_training(self._path, {"posttrain": self._fingerprint, "layers": layers})
 
 
-def _watch_first_norm(model: nn.Module) -> Any:
+def _watch_first_norm(model: nn.Module) -> list[RemovableHandle]:
     """Warn if what reaches the first batch norm looks unlike what it was trained on."""
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
 
@@ -351,6 +352,4 @@ def _watch_first_norm(model: nn.Module) -> Any:
                 stacklevel=2,
             )
 
-    if not norms:
-        return torch.nn.Identity().register_forward_pre_hook(lambda *_: None)
-    return norms[0].register_forward_pre_hook(compare)
+    return [norm.register_forward_pre_hook(compare) for norm in norms[:1]]

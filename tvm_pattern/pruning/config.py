@@ -6,6 +6,7 @@ import fnmatch
 import itertools
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -267,6 +268,15 @@ class PatternConfig(_Strict):
             return cls.model_validate(data)
         except ValidationError as error:
             raise ConfigError(f"invalid pattern configuration: {explain(error)}") from error
+
+    @classmethod
+    def of(
+        cls, *, skip: Iterable[str] = (), rules: Iterable[Rule] = (), **settings: Any
+    ) -> PatternConfig:
+        """From keyword arguments; ``skip`` are globs of layers left dense. Errors as
+        :meth:`from_dict`."""
+        skips = (Rule(name=glob, skip=True) for glob in skip)
+        return cls.from_dict({**settings, "rules": (*rules, *skips)})
 
     @classmethod
     def from_json(cls, text: str) -> PatternConfig:

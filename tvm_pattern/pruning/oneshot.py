@@ -107,14 +107,8 @@ def oneshot(
         A rate below 1 or above what a layer allows, a ``skip`` glob or rule that matches nothing,
         a weight that is computed in the forward or has no values, or nothing left to prune.
     """
-    data = {
-        "connectivity": connectivity,
-        "group": group,
-        "library": library,
-        "connectivity_1x1": connectivity_1x1,
-        "balance": balance,
-        "first": first,
-        "frozen": frozen,
-        "rules": (*rules, *(Rule(name=glob, skip=True) for glob in skip)),
-    }
-    return prune_config(model, PatternConfig.from_dict(data), example_inputs)
+    config = PatternConfig.of(
+        skip=skip, rules=rules, connectivity=connectivity, group=group, library=library,
+        connectivity_1x1=connectivity_1x1, balance=balance, first=first, frozen=frozen,
+    )  # fmt: skip
+    return prune_config(model, config, example_inputs)
