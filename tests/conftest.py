@@ -8,8 +8,10 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TVM_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Every test generates its code: what an earlier run left must not hide what this one breaks.
-os.environ["TVM_PATTERN_CACHE"] = "0"
+
+import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +27,27 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("repeatable")
+
+
+_CODE_CACHE = pytest.StashKey[Path]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the workers of a run share generated code, and no run another's.
+
+    What an earlier run left must not hide what this one breaks.
+    """
+    if hasattr(config, "workerinput"):
+        return
+    folder = Path(tempfile.mkdtemp(prefix="tvm-pattern-tests-"))
+    config.stash[_CODE_CACHE] = folder
+    os.environ["TVM_PATTERN_CACHE"] = str(folder)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the code of this run."""
+    if _CODE_CACHE in config.stash:
+        shutil.rmtree(config.stash[_CODE_CACHE], ignore_errors=True)
 
 
 @pytest.fixture
