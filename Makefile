@@ -6,6 +6,7 @@
 #   make coverage  the test suite with lines and branches counted; pages under build/coverage/
 #   make golden  pins of the generated code written anew, to be reviewed as a diff
 #   make bench   layers and networks against other engines; results under benchmarks/results/
+#   make opencl-tools  PoCL and oclgrind, which run OpenCL on a CPU (`make test` does it too)
 #   make clean   remove everything that was built, the virtual environment included
 
 PYTHON ?= python3
@@ -29,7 +30,14 @@ ARM_COMMANDS := aarch64-linux-gnu-gcc arm-linux-gnueabihf-gcc qemu-aarch64 qemu-
 ARM_PACKAGES := gcc-aarch64-linux-gnu libc6-dev-arm64-cross gcc-arm-linux-gnueabihf \
   libc6-dev-armhf-cross qemu-user llvm-19
 
-.PHONY: help demo test coverage faults fault-tools lint golden bench clean check-tools arm-tools
+# OpenCL on the CPU: PoCL runs kernels, oclgrind counts what they execute and finds races.
+OPENCL_COMMANDS := g++ oclgrind
+OPENCL_HEADER := /usr/include/CL/cl.h
+OPENCL_VENDORS := /etc/OpenCL/vendors
+OPENCL_PACKAGES := g++ ocl-icd-libopencl1 opencl-headers pocl-opencl-icd oclgrind
+
+.PHONY: help demo test coverage faults fault-tools lint golden bench clean check-tools arm-tools \
+  opencl-tools
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -37,11 +45,11 @@ help:
 demo: $(VENV)/.stamp-demo
 	$(BIN)/python -m tvm_pattern.demo
 
-test: $(VENV)/.stamp-dev arm-tools fault-tools
+test: $(VENV)/.stamp-dev arm-tools opencl-tools fault-tools
 	$(TEST_ENV) $(BIN)/python -m pytest -q $(XDIST) $(TEST_ARGS)
 
 # Slower than `make test`, and blind in the processes that tests start; its figures are no gate.
-coverage: $(VENV)/.stamp-dev $(VENV)/.stamp-coverage arm-tools fault-tools
+coverage: $(VENV)/.stamp-dev $(VENV)/.stamp-coverage arm-tools opencl-tools fault-tools
 	COVERAGE_FILE=build/.coverage $(TEST_ENV) $(BIN)/python -m pytest -q $(XDIST) --cov --cov-branch \
 	  --cov-report=term --cov-report=html $(TEST_ARGS)
 
@@ -70,6 +78,21 @@ arm-tools:
 	    $(ARM_PACKAGES) >/dev/null; then exit 0; fi; \
 	echo "warning: could not install them; the tests of ARM code will fail and say so. On Debian 12" \
 	  "and Ubuntu 24.04: sudo apt-get install $(ARM_PACKAGES)" >&2
+
+opencl-tools:
+	@missing=; for tool in $(OPENCL_COMMANDS); do \
+	  command -v $$tool >/dev/null 2>&1 || missing="$$missing $$tool"; done; \
+	[ -e "$(OPENCL_HEADER)" ] || missing="$$missing CL/cl.h"; \
+	driver=; for file in $(OPENCL_VENDORS)/*.icd; do [ ! -e "$$file" ] || driver=$$file; done; \
+	[ -n "$$driver" ] || missing="$$missing OpenCL-driver"; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	echo "installing what runs OpenCL on a CPU (missing:$$missing)"; \
+	sudo=; [ "$$(id -u)" = 0 ] || sudo="sudo -n"; \
+	if command -v apt-get >/dev/null 2>&1 && $$sudo true 2>/dev/null && $$sudo apt-get update -qq && \
+	  $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	    $(OPENCL_PACKAGES) >/dev/null; then exit 0; fi; \
+	echo "warning: could not install them; the tests of OpenCL will be skipped and say so. On Debian" \
+	  "and Ubuntu: sudo apt-get install $(OPENCL_PACKAGES)" >&2
 
 lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .
