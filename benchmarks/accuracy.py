@@ -44,6 +44,7 @@ from tvm_pattern.pruning import (
     apply_assignment,
     recalibrate_bn,
 )
+from tvm_pattern.pruning.sharing import Sharing
 
 RATES = (8, 12, 16)
 GROUPS = (2, 4, 8, 16)
@@ -89,10 +90,11 @@ class Trial:
     rate: int = 1
     group: int = 1
     library: str = DEFAULT_LIBRARY
+    sharing: Sharing = "neighbours"
 
     @property
     def label(self) -> str:
-        extra = "" if self.group == 1 else f" group {self.group}"
+        extra = "" if self.group == 1 else f" group {self.group} {self.sharing}"
         extra += "" if self.library == DEFAULT_LIBRARY else f" {self.library}"
         return f"{self.method}{extra}"
 
@@ -106,7 +108,8 @@ def main_trials() -> list[Trial]:
 
 def sweep_trials() -> list[Trial]:
     """One thing changed at a time, at one rate."""
-    rows = [Trial("gradual", SWEEP_RATE, group=g) for g in GROUPS]
+    kinds: tuple[Sharing, ...] = ("neighbours", "similar")
+    rows = [Trial("gradual", SWEEP_RATE, group=g, sharing=s) for g in GROUPS for s in kinds]
     rows += [Trial("gradual", SWEEP_RATE, library=name) for name in LIBRARIES]
     return [*rows, Trial("admm-separate", SWEEP_RATE)]
 
@@ -210,6 +213,7 @@ def pattern_config(trial: Trial, settings: Settings) -> PatternConfig:
     return PatternConfig(
         library=library,
         group=trial.group,
+        sharing=trial.sharing,
         first="skip",
         rules=tuple(Rule(name=n, connectivity=4 / 9 / s) for n, s in shares.items()),
     )
@@ -406,13 +410,19 @@ def read_rows(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     return known["rows"]
 
 
+def trial_of(row: dict[str, Any]) -> Trial:
+    """Trial of a finished row; those of before filters alike could share name no sharing."""
+    sharing = row.get("sharing", "neighbours")
+    return Trial(row["method"], row["rate"], row["group"], row["library"], sharing)
+
+
 def run_study(
     path: Path, wanted: list[Trial], seeds: int, settings: Settings, console: Console
 ) -> dict[str, Any]:
     """Measure what is missing in ``path`` and save after every row."""
     facts = json.loads(json.dumps(asdict(settings)))
     rows = read_rows(path, facts)
-    done = {(Trial(r["method"], r["rate"], r["group"], r["library"]), r["seed"]) for r in rows}
+    done = {(trial_of(row), row["seed"]) for row in rows}
     study = {"device": device_facts(), "settings": facts, "rows": rows}
     path.parent.mkdir(parents=True, exist_ok=True)
     main = set(main_trials())

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from scipy.stats import t as student_t
 
 Row = dict[str, Any]
-Key = tuple[str, int, int, str]
+Key = tuple[str, int, int, str, str]
 
 PAIRS = (
     ("gradual", "dense", 1),
@@ -28,7 +28,9 @@ PATTERN_METHODS = ("oneshot", "gradual", "admm", "admm-separate")
 
 
 def _key(row: Row) -> Key:
-    return row["method"], row["rate"], row["group"], row["library"]
+    # Rows of before filters alike could share have no "sharing".
+    sharing = row.get("sharing", "neighbours") if row["group"] > 1 else ""
+    return row["method"], row["rate"], row["group"], row["library"], sharing
 
 
 def by_seed(rows: list[Row], field: str = "test") -> dict[Key, dict[int, float]]:
@@ -67,13 +69,13 @@ def _methods_table(rows: list[Row]) -> str:
     tests, hards = by_seed(rows), by_seed(rows, "hard_test")
     recalibrated, rates = by_seed(rows, "hard_bn_test"), by_seed(rows, "compression_rate")
     body = []
-    for key in sorted(tests, key=lambda k: (k[1], k[2], k[0], k[3])):
-        method, rate, group, library = key
+    for key in sorted(tests, key=lambda k: (k[1], k[2], k[0], k[3], k[4])):
+        method, rate, group, library, sharing = key
         body.append(
             [
                 f"{rate}x",
                 method,
-                str(group) if method in PATTERN_METHODS else "",
+                f"{group} {sharing}".strip() if method in PATTERN_METHODS else "",
                 library if method in PATTERN_METHODS else "",
                 f"{np.mean(list(rates[key].values())):.2f}x",
                 _cell(hards.get(key)),
@@ -98,15 +100,19 @@ def comparisons(rows: list[Row]) -> list[tuple[str, float, float, int]]:
         for key, values in sorted(tests.items(), key=lambda item: item[0][1]):
             if key[0] != method or key[2] != 1 or key[3] not in base:
                 continue
-            other = tests.get((reference, fixed or key[1], 1, key[3]))
+            other = tests.get((reference, fixed or key[1], 1, key[3], ""))
             if other:
                 found.append((f"{method} - {reference} at {key[1]}x", *paired(values, other)))
     for key, values in sorted(tests.items()):
-        method, rate, group, library = key
+        method, rate, group, library, sharing = key
         other = next((tests[k] for k in tests if k[:3] == (method, rate, 1) and k[3] in base), None)
         if other and method == "gradual" and (group != 1 or library not in base):
-            what = f"group {group}" if group != 1 else f"library {library}"
+            what = f"group {group} {sharing}" if group != 1 else f"library {library}"
             found.append((f"gradual {rate}x, {what} - default", *paired(values, other)))
+        neighbours = tests.get((*key[:4], "neighbours"))
+        if sharing == "similar" and neighbours:
+            name = f"gradual {rate}x, group {group}: similar - neighbours"
+            found.append((name, *paired(values, neighbours)))
     return found
 
 
@@ -165,15 +171,20 @@ def plot(study: dict[str, Any], path: Path) -> None:
         normal = base if other == 3 else 1
         keys = [k for k in sweeps if k[1] in swept and k[other] == normal]
         keys.sort(key=lambda k: (len(str(k[column])), str(k[column])))
-        stats = [mean_std(list(tests[k].values())) for k in keys]
-        axes.errorbar(
-            [str(k[column]) for k in keys],
-            [m for m, _ in stats],
-            [s for _, s in stats],
-            marker="o",
-            linestyle="",
-            capsize=3,
-        )
+        for sharing in sorted({k[4] for k in keys}):
+            own = [k for k in keys if k[4] == sharing]
+            stats = [mean_std(list(tests[k].values())) for k in own]
+            axes.errorbar(
+                [str(k[column]) for k in own],
+                [m for m, _ in stats],
+                [s for _, s in stats],
+                marker="o",
+                linestyle="",
+                capsize=3,
+                label=sharing,
+            )
+        if name == "group":
+            axes.legend(fontsize=8)
         axes.set_xlabel(f"{name} (gradual, {', '.join(f'{r}x' for r in sorted(swept))})")
         axes.tick_params(axis="x", rotation=30)
     FigureCanvasAgg(figure)

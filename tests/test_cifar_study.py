@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import tarfile
 from pathlib import Path
@@ -18,6 +19,7 @@ from benchmarks.cifar.operators import PlainOperators
 from benchmarks.cifar.pruning import PruneSettings, Pruning
 from benchmarks.cifar.rows import Row
 from topi_kernels.pattern import builtin_pattern_set
+from topi_kernels.reorder import similar_filters
 from tvm_pattern.pruning import Admm, Gradual, PatternConfig, Pruner, natural_library
 from tvm_pattern.pruning.projection import (
     kept_kernels,
@@ -207,14 +209,33 @@ def test_similar_filters_recovers_planted_groups() -> None:
     rng = np.random.default_rng(0)
     kinds = rng.permutation(np.repeat(np.arange(4), 4))
     energy = rng.lognormal(sigma=2.0, size=(4, 32))[kinds] * rng.uniform(0.9, 1.1, (16, 32))
-    order = projection.similar_filters(energy, 4)
+    order = similar_filters(energy, 4)
     assert sorted(order) == list(range(16))
     assert all(len(set(kinds[order[i : i + 4]])) == 1 for i in range(0, 16, 4))
 
 
 def test_similar_filters_refuses_an_uneven_group() -> None:
     with pytest.raises(ValueError, match="group 3 does not divide the 16 filters"):
-        projection.similar_filters(np.ones((16, 4)), 3)
+        similar_filters(np.ones((16, 4)), 3)
+    with pytest.raises(ValueError, match="got NaN or infinity among their energies"):
+        similar_filters(np.full((16, 4), np.nan), 4)
+
+
+def test_similar_filters_are_no_worse_than_neighbours_and_near_the_best_partition() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        energy = rng.gamma(0.5, 1.0, (6, 5))
+        kept = {
+            order: sum(float((energy[list(pair)].sum(0) ** 2).sum()) for pair in pairs_of(order))
+            for order in itertools.permutations(range(6))
+        }
+        found = kept[tuple(int(o) for o in similar_filters(energy, 2))]
+        assert kept[tuple(range(6))] <= found
+        assert found >= 0.97 * max(kept.values())
+
+
+def pairs_of(order: tuple[int, ...]) -> list[tuple[int, ...]]:
+    return [order[i : i + 2] for i in range(0, len(order), 2)]
 
 
 def test_rates_hold_over_all_convolutions() -> None:

@@ -16,6 +16,9 @@ from .pattern import Pattern
 
 GROUP_SIZES = (32, 16, 8, 4, 2, 1)
 
+_PASSES = 30
+"""Rounds of exchanges after which :func:`similar_filters` takes what it has."""
+
 
 def kernel_codes(kept: np.ndarray) -> np.ndarray:
     """Which taps each kernel keeps, as one number per kernel.
@@ -128,3 +131,72 @@ def filter_order(kept: np.ndarray, group: int, share_all: bool = False) -> np.nd
         order.extend(members.tolist())
         order.extend([out_channels] * (-len(members) % group))
     return np.array(order, np.int32)
+
+
+def similar_filters(energy: np.ndarray, group: int) -> np.ndarray:
+    """Order of filters in which each ``group`` successive ones have like energies.
+
+    Starts with neighbours and takes every filter in turn: it changes places with the one that
+    raises the sum of squared group energies most, until no exchange does. Deterministic; the groups
+    stay equally large.
+
+    Parameters
+    ----------
+    energy : ndarray ``[O, K]``
+        What each filter has at each place that the filters of a group keep or lose together.
+    group : int
+        Filters that share; divides ``O``.
+
+    Returns
+    -------
+    ndarray
+        int64 ``[O]``, a permutation; groups by their first filter, members in rising order.
+
+    Raises
+    ------
+    ValueError
+        If ``group`` does not divide the filters, or an energy is not finite.
+    """
+    filters = len(energy)
+    if group < 1 or filters % group:
+        raise ValueError(f"group {group} does not divide the {filters} filters; use a divisor or 1")
+    if not np.isfinite(energy).all():
+        raise ValueError(
+            "cannot compare filters: got NaN or infinity among their energies, expected finite"
+            " weights. Restore the last good state first"
+        )
+    scaled = energy.astype(np.float64) / max(float(energy.mean()), np.finfo(np.float64).tiny)
+    owner = _exchange(scaled @ scaled.T, np.arange(filters) // group)
+    members = [np.flatnonzero(owner == g) for g in range(filters // group)]
+    members.sort(key=lambda m: int(m[0]))
+    return np.concatenate(members).astype(np.int64)
+
+
+def _exchange(likeness: np.ndarray, owner: np.ndarray) -> np.ndarray:
+    """Group of each filter after all exchanges that pay; ``likeness`` is ``[O, O]``."""
+    filters, groups = len(owner), int(owner.max()) + 1
+    everyone = np.arange(filters)
+    # With neighbours as the groups, a sum over each is one over runs of columns.
+    to_group = likeness.reshape(filters, groups, -1).sum(2)
+    itself = np.diag(likeness).copy()
+    least = 1e-9 * float(np.abs(likeness).max())
+    for _ in range(_PASSES):
+        moved = False
+        for one in range(filters):
+            own = to_group[everyone, owner]
+            here = owner[one]
+            gain = to_group[one, owner] - own[one] + itself[one] - likeness[one]
+            gain += to_group[:, here] - own + itself - likeness[one]
+            gain[owner == here] = 0.0
+            other = int(gain.argmax())
+            if gain[other] <= least:
+                continue
+            there = owner[other]
+            change = likeness[:, other] - likeness[:, one]
+            to_group[:, here] += change
+            to_group[:, there] -= change
+            owner[one], owner[other] = there, here
+            moved = True
+        if not moved:
+            break
+    return owner

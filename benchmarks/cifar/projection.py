@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-import itertools
-
-import numpy as np
 import torch
 
 from topi_kernels.pattern import PatternSet, builtin_pattern_set, natural_patterns
@@ -110,44 +107,3 @@ def masks_of(library: str, weights: list[torch.Tensor]) -> torch.Tensor:
     if library == "natural8":
         return natural_masks(weights)
     return flat_masks(builtin_pattern_set(library))
-
-
-# Filters that share -----------------------------------------------------------------------------
-
-
-def similar_filters(energy: np.ndarray, group: int) -> np.ndarray:
-    """Order of filters in which each ``group`` neighbours have kernels of like energies.
-
-    Starts with neighbours and makes, as long as there is one, the exchange of two filters that
-    raises the sum of squared group energies most. Deterministic; the groups stay equally large.
-
-    Parameters
-    ----------
-    energy : ndarray ``[O, I]``
-        Energy of each kernel.
-
-    Returns
-    -------
-    ndarray
-        int64 ``[O]``, a permutation; groups and their members in rising order.
-    """
-    filters = len(energy)
-    if filters % group:
-        raise ValueError(f"group {group} does not divide the {filters} filters; use a divisor or 1")
-    scaled = energy.astype(np.float64) / max(float(energy.mean()), np.finfo(np.float64).tiny)
-    likeness = scaled @ scaled.T
-    owner = np.arange(filters) // group
-    for _ in range(filters * filters):
-        to_group = likeness @ np.eye(filters // group)[owner]
-        own = to_group[np.arange(filters), owner]
-        gain = to_group[:, owner] - own[:, None] + np.diag(likeness)[:, None] - likeness
-        gain = gain + gain.T
-        gain[owner[:, None] == owner[None]] = 0
-        best = int(gain.argmax())
-        first, second = divmod(best, filters)
-        if gain[first, second] <= 1e-9 * np.abs(likeness).max():
-            break
-        owner[[first, second]] = owner[[second, first]]
-    members = [np.flatnonzero(owner == g) for g in range(filters // group)]
-    members.sort(key=lambda m: int(m[0]))
-    return np.array(list(itertools.chain.from_iterable(members)), dtype=np.int64)

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from topi_kernels.reorder import similar_filters
+
 from . import projection
 from .model import Members
 from .networks import ConvSpec, Network
@@ -162,7 +164,7 @@ class Pruning:
                     square = weights[conv.name][index].flatten(2).square()
                     masks = self.libraries[index].to(square)
                     energy = (square @ masks.T).amax(-1).double().cpu().numpy()
-                    found = projection.similar_filters(energy, row.group)
+                    found = similar_filters(energy, row.group)
                     order[index] = torch.from_numpy(found)
             self.orders[conv.name] = order.to(self.members.parameters.device)
 

@@ -96,8 +96,8 @@ def test_constraints_hold_exactly(trained, batches, group, balance):
         conv = net.get_submodule(name)
         assert layer.kept == want.assignment[name].kept
         assert not conv.weight.detach()[layer.removed()].any()
-        shared = layer.pattern_id.view(-1, layer.group, layer.pattern_id.shape[1])
-        assert (shared == shared[:, :1]).all()
+        ids = layer.pattern_id
+        assert ((ids[:, None] == ids[None]).all(2).sum(1) >= layer.group).all()
     assert report.pruning.compression_rate == pytest.approx(want.compression_rate)
     library = tp.compile(net, batches[0][:1], num_threads=1)
     assert len(library.report.taken) == len(report.assignment)
@@ -291,3 +291,14 @@ def test_command(pictures, tmp_path):
     result = CliRunner().invoke(app, [*arguments, "--weights", str(tmp_path / "none.safetensors")])
     assert result.exit_code == 1
     assert "no such" in result.output
+
+
+@pytest.mark.parametrize("sharing", ["similar", "neighbours"])
+def test_filters_share_by_likeness_or_as_neighbours(trained, sharing):
+    net = copy.deepcopy(trained)
+    posttrain(net, [images()[0][:64]], connectivity=2.0, group=4, sharing=sharing, first="skip")
+    kept = (net[4].weight.detach() != 0).flatten(1)
+    alike = (kept[:, None] == kept[None]).all(2)
+    assert (alike.sum(1) >= 4).all()
+    neighbours = alike.view(8, 4, 8, 4)[torch.arange(8), :, torch.arange(8)]
+    assert bool(neighbours.all()) == (sharing == "neighbours")

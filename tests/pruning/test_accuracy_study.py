@@ -89,6 +89,7 @@ def _rows():
             rows.append({**base, "method": method, "rate": rate, "seed": seed, "test": test})
         sweep = {"group": 4, "method": "gradual", "rate": 8, "seed": seed, "test": 90.0 + seed}
         rows.append({**base, **sweep})
+        rows.append({**base, **sweep, "sharing": "similar", "test": 90.5 + seed})
     return rows
 
 
@@ -96,7 +97,8 @@ def test_differences_are_paired_by_seed(tmp_path):
     found = {name: (mean, std, seeds) for name, mean, std, seeds in comparisons(_rows())}
     assert found["gradual - dense at 8x"] == (-1.0, 0.0, 4)
     assert found["gradual - oneshot at 8x"][0] == 0.0
-    assert found["gradual 8x, group 4 - default"] == (-4.0, 0.0, 4)
+    assert found["gradual 8x, group 4 neighbours - default"] == (-4.0, 0.0, 4)
+    assert found["gradual 8x, group 4: similar - neighbours"] == (0.5, 0.0, 4)
     assert paired({1: 3.0, 2: 5.0}, {2: 4.0, 9: 0.0}) == (1.0, 0.0, 1)
     study = {"device": {}, "settings": {}, "rows": _rows()}
     text = to_markdown(study)

@@ -189,7 +189,7 @@ def test_layers_that_share_a_weight_are_pruned_once_and_alike():
 )
 def test_a_group_that_does_not_divide_is_lowered_there_alone(filters, group, expected):
     net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, filters, 3), nn.Conv2d(filters, 48, 3))
-    report = oneshot(net, connectivity=2.0, group=group, first="skip")
+    report = oneshot(net, connectivity=2.0, group=group, sharing="neighbours", first="skip")
     rows = {r.name: r for r in report.rows}
     assert (rows["1"].group, rows["2"].group) == (expected, group)
     assert rows["2"].note == ""

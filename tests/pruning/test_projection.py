@@ -196,3 +196,35 @@ def test_kept_kernels_counts():
     assert pj.kept_kernels(16, 16, 3.6, group=8) % 8 == 0
     assert pj.kept_kernels(7, 5, 5.0, balance="filter") == 7
     assert pj.kept_kernels(7, 5, 1.0) == 35
+
+
+@QUICK
+@given(layers(), st.randoms(use_true_random=False))
+def test_filters_that_share_by_an_order_are_neighbours_of_the_reordered_layer(case, random):
+    w, group, kept, balance, patterns = case
+    order = torch.tensor(random.sample(range(w.shape[0]), w.shape[0]))
+    masks = pj.pattern_masks(patterns)
+    joint = pj.project_joint(w, masks, kept, group, balance, order)
+    assert torch.equal(joint[order], pj.project_joint(w[order], masks, kept, group, balance))
+    pattern = pj.project_pattern(w, masks, group, order)
+    assert torch.equal(pattern[order], pj.project_pattern(w[order], masks, group))
+    alive = pj.project_connectivity(w, kept, group, balance, order)
+    assert torch.equal(alive[order], pj.project_connectivity(w[order], kept, group, balance))
+
+
+@pytest.mark.parametrize("kept", [16, 32])
+def test_filters_alike_keep_more_energy_than_neighbours(kept):
+    """By their kernels where some fall (16 of 32), by their taps where there are only patterns."""
+    generator = torch.Generator().manual_seed(3)
+    kinds = torch.rand(4, 4, 3, 3, generator=generator).pow(4)
+    weight = kinds.repeat(2, 1, 1, 1)[torch.randperm(8, generator=generator)]
+    masks = pj.pattern_masks(fixed8_patterns())
+    order = pj.order_filters(weight, masks, kept, 2)
+    energy = {}
+    for name, by in (("alone", None), ("similar", order), ("neighbours", None)):
+        ids = pj.project_joint(weight, masks, kept, 1 if name == "alone" else 2, "layer", by)
+        removed = pj.removed_positions(ids, masks)
+        energy[name] = float(weight.masked_fill(removed, 0).square().sum())
+    assert energy["similar"] == pytest.approx(energy["alone"], rel=1e-6)  # equal pairs were found
+    assert energy["neighbours"] < 0.95 * energy["similar"]
+    assert pj.order_filters(weight, masks, kept, 1) is None

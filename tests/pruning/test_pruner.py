@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import math
 
 import pytest
@@ -418,12 +419,77 @@ def test_the_model_is_untouched_until_the_first_step():
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
 
 
-def test_group_is_shared_by_neighbouring_filters():
+def test_group_is_shared_by_neighbouring_filters_on_request():
     model = make_net()
-    pruner = Pruner(model, CONFIG.model_copy(update={"group": 4}), "oneshot")
+    config = CONFIG.model_copy(update={"group": 4, "sharing": "neighbours"})
+    pruner = Pruner(model, config, "oneshot")
     pruner.freeze()
     ids = pruner.assignment["3"].pattern_id.view(4, 4, 8)
     assert (ids == ids[:, :1]).all()
+
+
+def partners(ids, group):
+    """How many filters have the same kernels and patterns as each one, itself included."""
+    return (ids[:, None] == ids[None]).all(2).sum(1) >= group
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_filters_alike_share_and_stay_together_after_a_resume(method):
+    """Also where training makes others alike later: which filters share is settled at the start."""
+    config = CONFIG.model_copy(update={"group": 4})
+    results = []
+    for interrupted in (False, True):
+        model = make_net()
+        opt = sgd(model)
+        pruner = Pruner(model, config, METHODS[method]).attach(opt)
+        run(model, opt, pruner, 0, 9, freeze_at=17)
+        if interrupted:
+            states = copy.deepcopy((model.state_dict(), opt.state_dict(), pruner.state_dict()))
+            model = make_net()
+            opt = sgd(model)
+            pruner = Pruner(model, config, METHODS[method]).attach(opt)
+            for part, state in zip((model, opt, pruner), states, strict=True):
+                part.load_state_dict(state)
+        run(model, opt, pruner, 9, 24, freeze_at=17)
+        ids = pruner.assignment["3"].pattern_id
+        assert partners(ids, 4).all()
+        assert not (ids.view(4, 4, -1) == ids.view(4, 4, -1)[:, :1]).all()  # no neighbours
+        results.append(ids)
+        pruner.finalize()
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("group", [1, 4])
+def test_a_state_of_before_filters_alike_shared_goes_on_with_neighbours(group):
+    def of(sharing):
+        config = CONFIG.model_copy(update={"group": group, "sharing": sharing})
+        return Pruner(make_net(), config, Gradual(steps=4))
+
+    old = of("neighbours")
+    old.step()
+    state = old.state_dict()
+    assert state.pop("orders") == {}
+    config = json.loads(state["config"])
+    assert config.pop("sharing") == "neighbours"
+    state["config"] = json.dumps(config, sort_keys=True)
+    again = of("neighbours")
+    again.load_state_dict(state)
+    assert torch.equal(again.assignment["3"].pattern_id, old.assignment["3"].pattern_id)
+    if group > 1:
+        with pytest.raises(ConfigError, match="made with the configuration"):
+            of("similar").load_state_dict(state)
+    else:
+        of("similar").load_state_dict(state)
+
+
+def test_a_state_with_a_damaged_order_is_refused():
+    config = CONFIG.model_copy(update={"group": 4})
+    pruner = Pruner(make_net(), config, Gradual(steps=4))
+    pruner.step()
+    state = pruner.state_dict()
+    state["orders"]["3"][0] = state["orders"]["3"][1]
+    with pytest.raises(ConfigError, match="orders of 3 is no permutation of its 16 filters"):
+        Pruner(make_net(), config, Gradual(steps=4)).load_state_dict(state)
 
 
 def test_several_optimizers_are_attached_together():

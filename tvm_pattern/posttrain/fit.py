@@ -7,9 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from topi_kernels.reorder import similar_filters
+
+from ..pruning.assignment import project_layer
 from ..pruning.layers import LayerPlan
-from ..pruning.oneshot import project_layer
 from ..pruning.projection import REMOVED, pattern_masks, removed_positions, select_kernel_groups
+from ..pruning.sharing import grouped, members, spread
 from .solve import blocks_of, kernel_energy, relative_error, removal_errors, solve_masked
 from .statistics import Moments
 
@@ -94,11 +97,12 @@ class _Full:
         blocks = blocks_of(self._damped, self.shape[2] * self.shape[3])
         masks = pattern_masks(plan.pattern_set, weight.device)
         errors = removal_errors(self._kernels(weight), blocks, masks.flatten(1))
-        by_group = errors.unflatten(1, (-1, plan.group)).sum(2)
-        pattern_id = by_group.argmin(0).to(torch.uint8).repeat_interleave(plan.group, 0)
+        order = self._order(weight, blocks, plan)
+        by_group = grouped(errors.transpose(0, 1), plan.group, order)
+        pattern_id = spread(by_group.argmin(1).to(torch.uint8), plan.group, order)
         for number, count in enumerate(_counts(pattern_id.numel(), plan.kept, plan.group, steps)):
             if number:
-                pattern_id = self._drop(pattern_id, weight, blocks, count, plan)
+                pattern_id = self._drop(pattern_id, weight, blocks, count, plan, order)
             kept = ~removed_positions(pattern_id, masks).flatten(1)
             last = count * plan.group == plan.kept
             weight = self._solve(kept, weight, _FINE if last else _COARSE)
@@ -117,13 +121,23 @@ class _Full:
         blocks: torch.Tensor,
         count: int,
         plan: LayerPlan,
+        order: torch.Tensor | None,
     ) -> torch.Tensor:
         """Keep the ``count`` kernel groups whose loss would cost most."""
         energy = kernel_energy(self._kernels(weight), blocks)
-        score = energy.unflatten(0, (-1, plan.group)).sum(1)
-        score[(pattern_id == REMOVED)[:: plan.group]] = -1.0
+        score = grouped(energy, plan.group, order)
+        score[members(pattern_id == REMOVED, plan.group, order)[:, 0]] = -1.0
         chosen = select_kernel_groups(score, count, plan.balance)
-        return pattern_id.masked_fill(~chosen.repeat_interleave(plan.group, 0), REMOVED)
+        return pattern_id.masked_fill(~spread(chosen, plan.group, order), REMOVED)
+
+    def _order(
+        self, weight: torch.Tensor, blocks: torch.Tensor, plan: LayerPlan
+    ) -> torch.Tensor | None:
+        """Which filters share: those whose kernels' losses would cost alike."""
+        if plan.group == 1 or plan.sharing == "neighbours":
+            return None
+        energy = kernel_energy(self._kernels(weight), blocks)
+        return torch.from_numpy(similar_filters(energy.double().cpu().numpy(), plan.group))
 
 
 class _Depthwise:

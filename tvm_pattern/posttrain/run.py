@@ -28,6 +28,7 @@ from ..pruning.config import Library, PatternConfig, Rule
 from ..pruning.layers import LayerPlan, prepare_layers
 from ..pruning.modules import convolutions, unwrap
 from ..pruning.report import PruneReport, build_report
+from ..pruning.sharing import Sharing
 from .fit import Fit, fit_layer
 from .statistics import Forward, layer_moments
 
@@ -87,6 +88,7 @@ def posttrain(
     connectivity_1x1: float = 1.0,
     skip: Iterable[str] = (),
     *,
+    sharing: Sharing = "similar",
     balance: Literal["layer", "filter"] = "layer",
     first: Literal["pattern", "skip", "prune"] = "pattern",
     frozen: Literal["skip", "prune"] = "prune",
@@ -113,7 +115,7 @@ def posttrain(
         Batches as for :func:`tvm_pattern.pruning.recalibrate_bn`: inputs, or tuples that begin
         with them, on the model's device. It is read once per layer, so a list or a loader. Some
         hundred pictures, prepared as for training, are enough.
-    connectivity, group, library, connectivity_1x1, skip, balance, first, frozen, rules
+    connectivity, group, library, connectivity_1x1, skip, sharing, balance, first, frozen, rules
         As for :func:`tvm_pattern.pruning.oneshot`; frozen layers are pruned here by default.
     forward : callable, optional
         ``forward(model, batch)`` for models with other inputs.
@@ -153,7 +155,8 @@ def posttrain(
         )
     config = PatternConfig.of(
         skip=skip, rules=rules, connectivity=connectivity, group=group, library=library,
-        connectivity_1x1=connectivity_1x1, balance=balance, first=first, frozen=frozen,
+        connectivity_1x1=connectivity_1x1, sharing=sharing, balance=balance, first=first,
+        frozen=frozen,
     )  # fmt: skip
     batches = _checked(calibration)
     inner = unwrap(model)
@@ -291,7 +294,7 @@ class _Run:
         """Of the weights, the plans, the settings and the first batch."""
         digest = hashlib.sha256(repr((self.steps, self.damping, self.positions)).encode())
         for plan in plans:
-            facts = (plan.name, plan.shape, plan.kept, plan.group, plan.balance)
+            facts = (plan.name, plan.shape, plan.kept, plan.group, plan.balance, plan.sharing)
             digest.update(repr(facts).encode() + plan.pattern_set.masks.tobytes())
         tensors = [*self.dense.state_dict().values(), batch_input(batch)]
         for tensor in tensors:

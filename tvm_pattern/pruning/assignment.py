@@ -12,7 +12,13 @@ from topi_kernels.pattern import PatternSet
 from .carried import carry_assignment
 from .layers import LayerPlan
 from .modules import convolutions
-from .projection import REMOVED, pattern_masks, removed_positions
+from .projection import (
+    REMOVED,
+    order_filters,
+    pattern_masks,
+    project_joint,
+    removed_positions,
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class LayerAssignment:
         uint8 ``[O, I]``; an index into ``pattern_set``, 255 for a removed kernel.
     pattern_set : PatternSet
     group : int
-        Neighbouring filters that share kernels and patterns.
+        Filters that share kernels and patterns.
     connectivity : float
         Rate that was asked for.
     """
@@ -51,6 +57,43 @@ class LayerAssignment:
 
 
 Assignment = dict[str, LayerAssignment]
+
+
+def filter_order(weight: torch.Tensor, plan: LayerPlan) -> torch.Tensor | None:
+    """Which filters of a layer share by its plan: int64 ``[O]``, or None for neighbours."""
+    if plan.sharing == "neighbours":
+        return None
+    masks = pattern_masks(plan.pattern_set, weight.device)
+    return order_filters(weight, masks, plan.kept, plan.group)
+
+
+def project_layer(
+    weight: torch.Tensor,
+    plan: LayerPlan,
+    kept: int | None = None,
+    order: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Joint projection of one layer by its plan.
+
+    Parameters
+    ----------
+    weight : Tensor ``[O, I, kh, kw]``
+    plan : LayerPlan
+    kept : int, optional
+        Kernels that survive; the plan's unless given.
+    order : Tensor, optional
+        Which filters share, chosen before; else they are chosen by this weight.
+
+    Returns
+    -------
+    Tensor
+        ``pattern_id``, uint8 ``[O, I]``.
+    """
+    if order is None:
+        order = filter_order(weight, plan)
+    masks = pattern_masks(plan.pattern_set, weight.device)
+    kept = plan.kept if kept is None else kept
+    return project_joint(weight, masks, kept, plan.group, plan.balance, order)
 
 
 class SparsityError(RuntimeError):

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from topi_kernels.pattern import PatternSet, builtin_pattern_set
 
+from .sharing import Sharing
+
 LayerType = Literal["conv", "pointwise", "depthwise", "first"]
 
 
@@ -148,7 +150,9 @@ class Rule(_Strict):
     connectivity : float
         Kernels before / after, >= 1.
     group : int
-        Neighbouring filters that share kernels and patterns.
+        Filters that share kernels and patterns.
+    sharing : {"similar", "neighbours"}
+        Which filters do.
     balance : {"layer", "filter"}
         Choose kernels over the whole layer or evenly per filter.
     skip : bool
@@ -162,6 +166,7 @@ class Rule(_Strict):
     library: str | LibrarySpec | PatternSet | None = None
     connectivity: Connectivity | None = None
     group: Group | None = None
+    sharing: Sharing | None = None
     balance: Literal["layer", "filter"] | None = None
     skip: bool | None = None
 
@@ -208,8 +213,11 @@ class PatternConfig(_Strict):
     connectivity_1x1 : float
         The same for 1x1 convolutions, which have no patterns; 1.0 keeps them dense.
     group : int
-        Neighbouring filters that share kernels and patterns. Costs accuracy on narrow layers. A
-        layer whose filters it does not divide gets the largest smaller size that does.
+        Filters that share kernels and patterns. Costs accuracy on narrow layers. A layer whose
+        filters it does not divide gets the largest smaller size that does.
+    sharing : {"similar", "neighbours"}
+        Which filters do: those whose kernels have like energies (more of it stays, and the compiled
+        layer is as fast), or neighbours.
     balance : {"layer", "filter"}
         Choose kernels over the whole layer or evenly per filter.
     first : {"pattern", "skip", "prune"}
@@ -225,6 +233,7 @@ class PatternConfig(_Strict):
     connectivity: Connectivity = 3.6
     connectivity_1x1: Connectivity = 1.0
     group: Group = 1
+    sharing: Sharing = "similar"
     balance: Literal["layer", "filter"] = "layer"
     first: Literal["pattern", "skip", "prune"] = "pattern"
     frozen: Literal["skip", "prune"] = "skip"

@@ -17,6 +17,7 @@ from .config import ConfigError, LibrarySpec, PatternConfig, Rule
 from .libraries import extract_library, initial_library
 from .modules import convolutions, layer_kind, refuse_unusable_model, refuse_unusable_weight
 from .projection import Balance, kept_kernels
+from .sharing import Sharing
 from .weights import bake_layer, check_by_examples, recipe_of, refuse_computed, why_not_own
 
 
@@ -39,6 +40,8 @@ class LayerPlan:
         Rate that was asked for; 1.0 for patterns only.
     group : int
     balance : {"layer", "filter"}
+    sharing : {"similar", "neighbours"}
+        Which filters share.
     spec : LibrarySpec or None
         Where ``pattern_set`` was extracted from; phased extraction continues from it.
     notes : tuple of str
@@ -55,6 +58,7 @@ class LayerPlan:
     connectivity: float
     group: int
     balance: Balance
+    sharing: Sharing = "neighbours"
     spec: LibrarySpec | None = None
     notes: tuple[str, ...] = ()
     bake: str = ""
@@ -80,6 +84,7 @@ class _Settings:
     connectivity: float
     group: int
     balance: Balance
+    sharing: Sharing
     skip: bool = False
     library_rule: Rule | None = None
     reason: str = "a rule skips it"
@@ -92,6 +97,7 @@ def _base_settings(config: PatternConfig, kind: str, is_first: bool) -> _Setting
         connectivity=rate,
         group=1 if kind == "depthwise" else config.group,
         balance=config.balance,
+        sharing=config.sharing,
     )
     if is_first and config.first == "skip":
         return replace(settings, skip=True, reason="first convolution (first: skip)")
@@ -104,7 +110,7 @@ def _apply_rules(settings: _Settings, rules: list[Rule]) -> _Settings:
     for rule in rules:
         given: dict[str, Any] = {
             key: getattr(rule, key)
-            for key in ("library", "connectivity", "group", "balance", "skip")
+            for key in ("library", "connectivity", "group", "balance", "sharing", "skip")
             if getattr(rule, key) is not None
         }
         if "library" in given:
@@ -348,6 +354,7 @@ def _finish(
                 connectivity=settings.connectivity,
                 group=settings.group,
                 balance=settings.balance,
+                sharing=settings.sharing,
                 spec=spec,
                 notes=layer.notes,
                 bake=layer.bake,

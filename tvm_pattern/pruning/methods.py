@@ -14,14 +14,13 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from .assignment import LayerAssignment
+from .assignment import LayerAssignment, filter_order, project_layer
 from .config import ConfigError, explain
 from .layers import LayerPlan
 from .libraries import shrink_library
 from .projection import (
     pattern_masks,
     project_connectivity,
-    project_joint,
     project_pattern,
     removed_positions,
 )
@@ -118,10 +117,14 @@ def read_method(value: Method | str | dict[str, Any]) -> Method:
 
 @dataclass
 class PrunedLayer:
-    """One layer under pruning: its plan, weight and current choice."""
+    """One layer under pruning: its plan, weight and current choice.
+
+    ``order`` says which filters share, once that is settled: each ``plan.group`` successive ones.
+    """
 
     plan: LayerPlan
     weight: torch.nn.Parameter
+    order: torch.Tensor | None = None
     pattern_id: torch.Tensor | None = None
     removed: torch.Tensor | None = None
 
@@ -141,10 +144,7 @@ class PrunedLayer:
 
     def project(self, weight: torch.Tensor, kept: int | None = None) -> torch.Tensor:
         """Joint projection of ``weight``: uint8 ``pattern_id [O, I]``."""
-        plan = self.plan
-        return project_joint(
-            weight, self.masks(), plan.kept if kept is None else kept, plan.group, plan.balance
-        )
+        return project_layer(weight, self.plan, kept, self.order)
 
     def removed_by(self, pattern_id: torch.Tensor) -> torch.Tensor:
         """Removed positions in the memory format of the weight."""
@@ -193,6 +193,13 @@ class Engine:
     def start(self) -> None:
         """Called once, before the first optimizer step."""
 
+    def _settle_sharing(self) -> None:
+        """Let the filters that are alike now share for the rest of the pruning."""
+        for layer in self.layers:
+            order = filter_order(layer.weight, layer.plan)
+            if order is not None:
+                layer.order = self.sync(order.to(layer.weight.device))
+
     def add_penalty(self, layers: Iterable[PrunedLayer], scale: float) -> None:
         """Add the gradient of the method's penalty, times ``scale``, to the weights' gradients."""
 
@@ -232,6 +239,7 @@ class GradualEngine(Engine):
     method: Gradual
 
     def start(self) -> None:
+        self._settle_sharing()
         self._choose()
 
     def _kept(self, layer: PrunedLayer) -> int:
@@ -270,18 +278,19 @@ class AdmmEngine(Engine):
     def _project_z(self, layer: PrunedLayer, target: torch.Tensor) -> torch.Tensor:
         """``target`` on the pattern set (separate) or on both constraints, in place."""
         if self.method.separate:
-            ids = project_pattern(target, layer.masks(), layer.plan.group)
+            ids = project_pattern(target, layer.masks(), layer.plan.group, layer.order)
         else:
             ids = layer.project(target)
         return target.masked_fill_(layer.removed_by(self.sync(ids)), 0)
 
     def _project_y(self, layer: PrunedLayer, target: torch.Tensor) -> torch.Tensor:
         plan = layer.plan
-        alive = project_connectivity(target, plan.kept, plan.group, plan.balance)
+        alive = project_connectivity(target, plan.kept, plan.group, plan.balance, layer.order)
         alive = self.sync(alive.to(torch.uint8)).bool()
         return target.masked_fill_(~alive[:, :, None, None], 0)
 
     def start(self) -> None:
+        self._settle_sharing()
         for layer in self.layers:
             weight = layer.weight.detach()
             self.u[layer.name] = torch.zeros_like(weight)

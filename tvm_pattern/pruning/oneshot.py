@@ -5,28 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from topi_kernels.pattern import PatternSet
 
-from .assignment import Assignment, LayerAssignment, apply_assignment
+from .assignment import Assignment, LayerAssignment, apply_assignment, project_layer
 from .config import Library, PatternConfig, Rule
 from .layers import LayerPlan, prepare_layers
 from .modules import convolutions
-from .projection import pattern_masks, project_joint
 from .report import PruneReport, build_report
-
-
-def project_layer(weight: torch.Tensor, plan: LayerPlan, kept: int | None = None) -> torch.Tensor:
-    """Joint projection of one layer by its plan: uint8 ``pattern_id [O, I]``."""
-    return project_joint(
-        weight,
-        pattern_masks(plan.pattern_set, weight.device),
-        plan.kept if kept is None else kept,
-        plan.group,
-        plan.balance,
-    )
+from .sharing import Sharing
 
 
 def assign(model: nn.Module, plans: list[LayerPlan]) -> Assignment:
@@ -61,6 +49,7 @@ def oneshot(
     connectivity_1x1: float = 1.0,
     skip: Iterable[str] = (),
     *,
+    sharing: Sharing = "similar",
     balance: Literal["layer", "filter"] = "layer",
     first: Literal["pattern", "skip", "prune"] = "pattern",
     frozen: Literal["skip", "prune"] = "skip",
@@ -77,13 +66,15 @@ def oneshot(
         Kernels before / after for convolutions with more than one tap. 3.6 with 4-of-9 patterns
         is PatDNN's 8.1x.
     group : int
-        Neighbouring filters that share kernels and patterns.
+        Filters that share kernels and patterns.
     library : str, int, LibrarySpec or PatternSet
         Built-in name, or k for the k most frequent natural patterns of this model.
     connectivity_1x1 : float
         Kernels before / after for 1x1 convolutions; 1.0 keeps them dense.
     skip : iterable of str
         Name globs of layers left dense.
+    sharing : {"similar", "neighbours"}
+        Which filters share: those whose kernels have like energies, or neighbours.
     balance : {"layer", "filter"}
         Choose kernels over the whole layer or evenly per filter.
     first : {"pattern", "skip", "prune"}
@@ -109,6 +100,7 @@ def oneshot(
     """
     config = PatternConfig.of(
         skip=skip, rules=rules, connectivity=connectivity, group=group, library=library,
-        connectivity_1x1=connectivity_1x1, balance=balance, first=first, frozen=frozen,
+        connectivity_1x1=connectivity_1x1, sharing=sharing, balance=balance, first=first,
+        frozen=frozen,
     )  # fmt: skip
     return prune_config(model, config, example_inputs)

@@ -9,8 +9,9 @@ functions return:
 * *joint*: both at once. Scoring a kernel by the energy of its best pattern and keeping the best
   ``kept`` is exact, because the squared distance is the sum of what each kernel loses.
 
-With ``group = G`` the unit is a *kernel group*: the kernels of ``G`` neighbouring filters that read
-the same in_channel. They survive or fall together and use one pattern.
+With ``group = G`` the unit is a *kernel group*: the kernels of ``G`` filters that read the same
+in_channel. They survive or fall together and use one pattern. ``order`` (int64 ``[O]``) says which:
+each ``G`` successive filters of it; without it, neighbours.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from typing import Literal
 import torch
 
 from topi_kernels.pattern import PatternSet
+from topi_kernels.reorder import similar_filters
+
+from .sharing import grouped, spread
 
 REMOVED = 255
 """``pattern_id`` of a removed kernel."""
@@ -50,7 +54,7 @@ def kept_kernels(
     connectivity : float
         Kernels before / kernels after, >= 1.
     group : int
-        Neighbouring filters that share their kernels; the result is a multiple of it.
+        Filters that share their kernels; the result is a multiple of it.
     balance : {"layer", "filter"}
         With ``"filter"`` every filter needs at least one kernel.
 
@@ -80,8 +84,8 @@ def kept_kernels(
     return group * max(rows if balance == "filter" else 1, round(units / connectivity))
 
 
-def _energy(weight: torch.Tensor, group: int) -> torch.Tensor:
-    """Squared weights summed over each filter group: ``[O / group, I, kh * kw]``."""
+def _energy(weight: torch.Tensor, group: int, order: torch.Tensor | None = None) -> torch.Tensor:
+    """Squared weights summed over the filters that share: ``[O / group, I, kh * kw]``."""
     if weight.ndim != 4:
         raise ValueError(f"a convolution weight is [O, I, kh, kw], got {tuple(weight.shape)}")
     out_channels, in_channels = weight.shape[:2]
@@ -93,9 +97,7 @@ def _energy(weight: torch.Tensor, group: int) -> torch.Tensor:
     if weight.dtype not in (torch.float32, torch.float64):
         weight = weight.float()  # a squared float16 overflows from 256 on
     square = weight.reshape(out_channels, in_channels, -1).square()
-    if group > 1:
-        square = square.view(out_channels // group, group, in_channels, -1).sum(1)
-    return square
+    return grouped(square, group, order)
 
 
 def _require_finite(score: torch.Tensor) -> None:
@@ -182,7 +184,43 @@ def _count_groups(kept: int, group: int) -> int:
     return kept // group
 
 
-def project_pattern(weight: torch.Tensor, masks: torch.Tensor, group: int = 1) -> torch.Tensor:
+def order_filters(
+    weight: torch.Tensor, masks: torch.Tensor, kept: int, group: int
+) -> torch.Tensor | None:
+    """Order in which like filters of a layer share, from what their kernels could keep.
+
+    Parameters
+    ----------
+    weight : Tensor ``[O, I, kh, kw]``
+    masks : Tensor ``[num_patterns, kh, kw]``
+    kept : int
+        Kernels that survive: filters are compared by the energies of their kernels or, when all
+        kernels survive, of their weights.
+    group : int
+        Filters that share.
+
+    Returns
+    -------
+    Tensor or None
+        int64 ``[O]`` on the CPU; None when nothing is shared.
+    """
+    if group == 1:
+        return None
+    square = _energy(weight, 1)
+    if kept < weight.shape[0] * weight.shape[1]:
+        energy, _ = _best_pattern(square, masks)
+    else:
+        energy = square.flatten(1)
+    _require_finite(energy)
+    return torch.from_numpy(similar_filters(energy.double().cpu().numpy(), group))
+
+
+def project_pattern(
+    weight: torch.Tensor,
+    masks: torch.Tensor,
+    group: int = 1,
+    order: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Pattern projection: per kernel group the pattern that keeps most energy.
 
     Parameters
@@ -190,19 +228,25 @@ def project_pattern(weight: torch.Tensor, masks: torch.Tensor, group: int = 1) -
     weight : Tensor ``[O, I, kh, kw]``
     masks : Tensor ``[num_patterns, kh, kw]``
     group : int
-        Neighbouring filters that share one pattern per in_channel.
+        Filters that share one pattern per in_channel.
+    order : Tensor, optional
+        Which filters share.
 
     Returns
     -------
     Tensor
         ``pattern_id``, uint8 ``[O, I]``.
     """
-    _, index = _best_pattern(_energy(weight, group), masks)
-    return index.repeat_interleave(group, dim=0)
+    _, index = _best_pattern(_energy(weight, group, order), masks)
+    return spread(index, group, order)
 
 
 def project_connectivity(
-    weight: torch.Tensor, kept: int, group: int = 1, balance: Balance = "layer"
+    weight: torch.Tensor,
+    kept: int,
+    group: int = 1,
+    balance: Balance = "layer",
+    order: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Connectivity projection: exactly ``kept`` kernels of largest L2 norm.
 
@@ -211,10 +255,10 @@ def project_connectivity(
     Tensor
         Bool ``[O, I]``, True where the kernel survives.
     """
-    score = _energy(weight, group).sum(-1)
+    score = _energy(weight, group, order).sum(-1)
     _require_finite(score)
     chosen = select_kernel_groups(score, _count_groups(kept, group), balance)
-    return chosen.repeat_interleave(group, dim=0)
+    return spread(chosen, group, order)
 
 
 def project_joint(
@@ -223,6 +267,7 @@ def project_joint(
     kept: int,
     group: int = 1,
     balance: Balance = "layer",
+    order: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Projection onto both constraints: one pattern per kernel and exactly ``kept`` kernels.
 
@@ -233,18 +278,20 @@ def project_joint(
     kept : int
         Kernels that survive; a multiple of ``group``.
     group : int
-        Neighbouring filters that share kernels and patterns.
+        Filters that share kernels and patterns.
     balance : {"layer", "filter"}
         See :func:`select_kernel_groups`.
+    order : Tensor, optional
+        Which filters share.
 
     Returns
     -------
     Tensor
         ``pattern_id``, uint8 ``[O, I]``; 255 marks a removed kernel.
     """
-    score, index = _best_pattern(_energy(weight, group), masks)
+    score, index = _best_pattern(_energy(weight, group, order), masks)
     chosen = select_kernel_groups(score, _count_groups(kept, group), balance)
-    return index.masked_fill_(~chosen, REMOVED).repeat_interleave(group, dim=0)
+    return spread(index.masked_fill_(~chosen, REMOVED), group, order)
 
 
 def removed_positions(pattern_id: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

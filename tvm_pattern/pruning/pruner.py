@@ -27,7 +27,7 @@ from .report import PruneReport, build_report
 STATE_VERSION = 1
 _STATE_KEYS = {
     "version", "config", "method", "phase", "started", "updates", "libraries", "pattern_id",
-    "tensors", "history", "energy_kept",
+    "orders", "tensors", "history", "energy_kept",
 }  # fmt: skip
 
 
@@ -344,6 +344,7 @@ class Pruner:
             "updates": self.updates,
             "libraries": {s.name: s.plan.pattern_set.to_json() for s in self.layers},
             "pattern_id": {name: ids.clone() for name, ids in chosen.items()},
+            "orders": {s.name: s.order.clone() for s in self.layers if s.order is not None},
             "tensors": {
                 key: {name: t.clone() for name, t in copies.items()}
                 for key, copies in self.engine.tensors().items()
@@ -373,6 +374,7 @@ class Pruner:
             library = PatternSet.from_json(state["libraries"][layer.name])
             layer.plan = replace(layer.plan, pattern_set=library)
             layer.pattern_id = layer.removed = None
+            layer.order = state.get("orders", {}).get(layer.name)
             if layer.name in state["pattern_id"]:
                 ids = state["pattern_id"][layer.name].to(layer.weight.device, copy=True)
                 layer.pattern_id = ids
@@ -387,14 +389,15 @@ class Pruner:
         def fail(what: str) -> None:
             raise ConfigError(f"not a usable pruner state: {what}")
 
-        if not isinstance(state, dict) or set(state) != _STATE_KEYS:
+        # States of before filters alike could share have no orders.
+        if not isinstance(state, dict) or {*state, "orders"} != _STATE_KEYS:
             got = sorted(state) if isinstance(state, dict) else type(state).__name__
             fail(f"expected the keys {sorted(_STATE_KEYS)}, got {got}")
         if state["version"] != STATE_VERSION:
             fail(f"version {state['version']!r}, this release reads {STATE_VERSION}")
         if state["phase"] not in ("training", "frozen", "finished"):
             fail(f"unknown phase {state['phase']!r}")
-        if state["config"] != json.dumps(self.config.to_dict(), sort_keys=True):
+        if not self._made_with_this_config(state):
             fail(f"it was made with the configuration {state['config']}; give the same one")
         if state["method"] != self.method.model_dump_json():
             fail(f"it was made with the method {state['method']}; give the same one")
@@ -407,7 +410,23 @@ class Pruner:
                     f"pattern_id of {name} is {ids.dtype} {tuple(ids.shape)},"
                     f" expected torch.uint8 {names[name][:2]}"
                 )
+        for name, order in state.get("orders", {}).items():
+            filters = names.get(name, (0,))[0]
+            if not torch.equal(order.sort().values.cpu(), torch.arange(filters)):
+                fail(f"orders of {name} is no permutation of its {filters} filters")
         for key, copies in state["tensors"].items():
             for name, tensor in copies.items():
                 if tuple(tensor.shape) != names.get(name):
                     fail(f"{key} of {name} is {tuple(tensor.shape)}, expected {names.get(name)}")
+
+    def _made_with_this_config(self, state: dict[str, Any]) -> bool:
+        own = self.config.to_dict()
+        if "orders" not in state and _shares_nothing_or_neighbours(self.config):
+            del own["sharing"]
+        return bool(state["config"] == json.dumps(own, sort_keys=True))
+
+
+def _shares_nothing_or_neighbours(config: PatternConfig) -> bool:
+    """Whether a state of before filters alike could share was made by the same settings."""
+    groups = (config.group, *(rule.group or 1 for rule in config.rules))
+    return config.sharing == "neighbours" or max(groups) == 1
