@@ -18,6 +18,7 @@ from tvm.ir import Call, Expr
 
 from topi_kernels.eligibility import is_depthwise, why_dense
 from topi_kernels.geometry import ConvGeometry
+from topi_kernels.report import LayerRow
 from topi_kernels.structure import Structure, determine
 
 from .dataflow import (
@@ -32,7 +33,7 @@ from .dataflow import (
     static_shape,
 )
 from .markers import ConvParams, Marker
-from .report import LayerRow, ReportBuilder
+from .report import ReportBuilder
 
 # Leaves room for the padding of the planes; the operator itself refuses what still exceeds 2**31.
 MAX_ELEMENTS = 2**29

@@ -10,6 +10,7 @@ from tvm.ir.transform import Pass
 from tvm.target import Target
 
 from topi_kernels.backend import Backend
+from topi_kernels.report import RewriteReport
 from topi_kernels.structure import Structure
 
 from .fold_batch_norm import FoldBatchNorm
@@ -21,7 +22,7 @@ from .name_layers import NameLayers
 from .pattern_rewrite import PatternRewrite
 from .plane_layout import PlaneLayout
 from .recognize_activations import RecognizeActivations
-from .report import ReportBuilder, RewriteReport
+from .report import ReportBuilder
 from .schedule import ConfigFor, Schedule, no_records
 from .targets import resolve
 
@@ -131,12 +132,12 @@ def lower(
 
 
 def current_target() -> Target:
-    """The target in scope.
+    """The target in scope, resolved.
 
     Raises
     ------
     ValueError
-        If there is none, or it lacks the key ``pattern``.
+        If there is none.
     """
     target = Target.current(allow_none=True)
     if target is None:

@@ -1,7 +1,9 @@
 """The target tags ``pattern/...`` and how a target is chosen.
 
-A target belongs to this project if its keys contain ``pattern``; any target may say so. The tags
-are shorthands for common machines, registered with TVM when this module is imported.
+Any target of a device that the project knows will do: a tag, a configuration, or a plain
+``Target("llvm")``, which means the least that every processor of this machine's kind can do. The
+tags are shorthands for common machines, registered with TVM when this module is imported. The key
+``pattern`` marks a target that is resolved.
 """
 
 from __future__ import annotations
@@ -92,14 +94,14 @@ def resolve(target: str | dict[str, Any] | Target) -> Target:
     Raises
     ------
     ValueError
-        If the tag is unknown, TVM cannot read the configuration, or the key ``pattern`` is missing.
+        If the tag is unknown, TVM cannot read the configuration, or no device matches.
     TypeError
         If ``target`` is something else.
     """
     if isinstance(target, str) and target.startswith(PREFIX) and target not in targets():
         raise ValueError(
-            f"unknown target {target!r}; expected one of {targets()} or any TVM target with the"
-            f" key {KEY!r}"
+            f"unknown target {target!r}; expected one of {targets()} or a TVM target of one of"
+            f" the devices {DEVICES.names()}"
         )
     if not isinstance(target, str | dict | Target):
         raise TypeError(
@@ -109,15 +111,13 @@ def resolve(target: str | dict[str, Any] | Target) -> Target:
         resolved = target if isinstance(target, Target) else Target(target)
     except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(
-            f"TVM cannot read the target {target!r}: {error}; expected one of {targets()} or any"
-            f" TVM target with the key {KEY!r}"
+            f"TVM cannot read the target {target!r}: {error}; expected one of {targets()} or a"
+            f" TVM target of one of the devices {DEVICES.names()}"
         ) from error
-    if KEY not in resolved.keys:
-        raise ValueError(
-            f"target {target!r} has the keys {[str(k) for k in resolved.keys]} without {KEY!r};"
-            f" use one of {targets()} or add {KEY!r} to its keys"
-        )
-    return resolved
+    if KEY in resolved.keys:
+        return resolved
+    DEVICES.of(resolved)
+    return Target({**resolved.export(), "keys": [KEY, *map(str, resolved.keys)]})
 
 
 for _name, _config in tag_configs().items():

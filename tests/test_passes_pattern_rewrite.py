@@ -12,9 +12,10 @@ from tvm.script import relax as R
 
 from relay_passes.markers import ConvParams, Marker, layout_from_list, layout_to_list, parse
 from relay_passes.pattern_rewrite import PatternRewrite
-from relay_passes.report import LayerRow, ReportBuilder, RewriteReport
+from relay_passes.report import ReportBuilder
 from topi_kernels.geometry import ConvGeometry
 from topi_kernels.layout import PlaneLayout
+from topi_kernels.report import LayerRow, RewriteReport
 
 
 def rewrite(mod, **kwargs):

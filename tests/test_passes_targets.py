@@ -74,11 +74,19 @@ def test_resolve_takes_targets_and_dicts():
     assert targets.resolve(target).same_as(target)
 
 
+@pytest.mark.parametrize("plain", ["llvm", {"kind": "llvm", "mcpu": "znver4", "num-cores": 3}])
+def test_a_plain_target_gets_the_key_and_keeps_the_rest(plain):
+    resolved, want = targets.resolve(plain), Target(plain)
+    assert list(resolved.keys) == ["pattern", *want.keys]
+    assert {**resolved.export(), "keys": None} == {**want.export(), "keys": None}
+    assert targets.resolve(resolved).same_as(resolved)
+
+
 @pytest.mark.parametrize(
     ("target", "error", "message"),
     [
         ("pattern/pentium", ValueError, "unknown target 'pattern/pentium'; expected one of"),
-        ("llvm", ValueError, r"has the keys \['cpu'\] without 'pattern'"),
+        ("cuda", ValueError, "no device matches the target"),
         ("gibberish", ValueError, "TVM cannot read the target 'gibberish'"),
         ({"kind": "gibberish"}, ValueError, "TVM cannot read the target"),
         (7, TypeError, "a target is a tag, a dict or a tvm.target.Target, got int"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from relay_passes.report import RewriteReport
+from topi_kernels.report import RewriteReport
 from topi_kernels.structure import ASSIGNMENT, Structure
 
 

@@ -365,7 +365,7 @@ def inspect(
 
     Works for libraries of other machines too, and for a manifest alone: no code runs.
     """
-    from relay_passes.report import RewriteReport
+    from topi_kernels.report import RewriteReport
 
     from .artifact import Manifest, manifest_of, manifest_path
     from .machine import why_not_runnable

@@ -13,7 +13,7 @@ from tvm.target import Target
 
 from relay_passes import pipeline
 from relay_passes import targets as target_tags
-from relay_passes.report import RewriteReport
+from topi_kernels.report import RewriteReport
 
 from . import code_cache
 from .assigned import warn_of_lost_pruning
@@ -68,7 +68,7 @@ tvm.IRModule
         Shapes and dtypes to compile for; may be omitted for an exported program, an ONNX model
         with fixed shapes and an IRModule.
     target : str, dict or tvm.target.Target
-        A tag of :func:`targets`, or any TVM target with the key ``pattern``.
+        A tag of :func:`targets`, or any TVM target of a device that the project knows.
     tuning_log : str or os.PathLike, optional
         Records whose configs to use; by default those that ship with the project.
     num_threads : int, optional

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from tvm import relax
 from tvm.target import Target
 
-from relay_passes.report import LayerRow, RewriteReport
+from topi_kernels.report import LayerRow, RewriteReport
 
 from . import __version__
 from .frontend import TensorSpec

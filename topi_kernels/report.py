@@ -1,0 +1,144 @@
+"""What became of each convolution, as plain data: the report that a compiled library carries.
+
+Read without tvm, torch or rich; rich is imported when a table is asked for. The passes fill it
+(:mod:`relay_passes.report`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+STR_WIDTH = 200
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One convolution of the input module.
+
+    Parameters
+    ----------
+    layer : str
+        Name of the variable that the convolution was bound to.
+    op : str
+        Operator of the input module, such as ``nn.conv2d``.
+    taken : bool
+        True if it runs through the project's operators.
+    reason : str
+        Why it was left dense to TVM, or what is worth knowing of one that was taken.
+    in_shape, out_shape, kernel_size, stride : tuple of int
+        Empty where the shape is not static.
+    sparsity : float
+        Fraction of removed weights.
+    pattern_set : tuple of str
+        The distinct patterns, as rows of taps (``xx./.x./...``).
+    group : int
+        Filters that share kernels and patterns; 0 where that does not apply.
+    config : dict
+        Chosen point of the search space.
+    dense_equivalent_gflop, effective_gflop : float
+        Work of the dense layer, and of its kept weights only.
+    structure : str
+        Where the kept weights are known from: the pruner's ``assignment``, ``zeros`` of the
+        weights, or ``covering``; empty for a layer that was left dense.
+    """
+
+    layer: str
+    op: str
+    taken: bool
+    reason: str = ""
+    in_shape: tuple[int, ...] = ()
+    out_shape: tuple[int, ...] = ()
+    kernel_size: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    sparsity: float = 0.0
+    pattern_set: tuple[str, ...] = ()
+    group: int = 0
+    config: dict[str, Any] = field(default_factory=dict)
+    dense_equivalent_gflop: float = 0.0
+    effective_gflop: float = 0.0
+    structure: str = ""
+
+
+@dataclass(frozen=True)
+class RewriteReport:
+    """Rows in the order of the module; every convolution of the input has one.
+
+    ``notes`` are lines about the whole module, printed below the table.
+    """
+
+    rows: tuple[LayerRow, ...]
+    notes: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[LayerRow]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def taken(self) -> tuple[LayerRow, ...]:
+        """Rows that run through the project's operators."""
+        return tuple(row for row in self.rows if row.taken)
+
+    @property
+    def skipped(self) -> tuple[LayerRow, ...]:
+        """Rows left dense, each with its reason."""
+        return tuple(row for row in self.rows if not row.taken)
+
+    def to_json(self) -> str:
+        """The rows as a JSON list."""
+        return json.dumps([asdict(row) for row in self.rows])
+
+    @classmethod
+    def from_json(cls, text: str) -> RewriteReport:
+        """Inverse of :meth:`to_json`."""
+        rows = []
+        for data in json.loads(text):
+            for key in ("in_shape", "out_shape", "kernel_size", "stride", "pattern_set"):
+                data[key] = tuple(data[key])
+            rows.append(LayerRow(**data))
+        return cls(tuple(rows))
+
+    def table(self) -> Table:
+        """The report as a rich table."""
+        from rich.table import Table
+
+        table = Table(title="Convolutions")
+        for name in ("layer", "op", "taken", "input", "output", "kernel", "stride"):
+            table.add_column(name)
+        table.add_column("structure")
+        for name in ("sparsity", "patterns", "group", "dense-eq. GFLOP", "effective GFLOP"):
+            table.add_column(name, justify="right")
+        table.add_column("reason")
+        for row in self.rows:
+            shapes = (row.in_shape, row.out_shape, row.kernel_size, row.stride)
+            table.add_row(
+                row.layer,
+                row.op,
+                "yes" if row.taken else "no",
+                *("x".join(map(str, shape)) for shape in shapes),
+                row.structure,
+                f"{row.sparsity:.1%}",
+                str(len(row.pattern_set)),
+                str(row.group),
+                f"{row.dense_equivalent_gflop:.3f}",
+                f"{row.effective_gflop:.3f}",
+                row.reason,
+            )
+        return table
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=STR_WIDTH, force_terminal=False)
+        with console.capture() as capture:
+            console.print(self.table())
+            for note in self.notes:
+                console.print(note, markup=False, highlight=False)
+        return capture.get().rstrip()
