@@ -106,6 +106,29 @@ def test_exported_program_and_weights(tmp_path):
         )
 
 
+def test_files_are_pruned_at_once(tmp_path):
+    model = small_net().eval()
+    image = torch.randn(1, 3, 9, 11)
+    torch.export.save(torch.export.export(model, (image,)), tmp_path / "net.pt2")
+    torch.onnx.export(model, (image,), tmp_path / "net.onnx", dynamo=True, verbose=False)
+    rate = ("--connectivity", 2, "--connectivity-1x1", 2, "--threads", 1)
+    for name in ("net.pt2", "net.onnx"):
+        path = tmp_path / f"{name}.tar"
+        rows = run_json("compile", tmp_path / name, *rate, "-o", path)["report"]
+        assert [round(row["sparsity"], 2) for row in rows] == [0.56, 0.5]
+
+
+def test_rates_that_would_have_no_effect(tmp_path):
+    for options in (
+        ("--group", 4),
+        ("--connectivity-1x1", 2),
+        ("--group", 4, "--connectivity-1x1", 2),
+    ):
+        code, _, error = run("compile", FACTORY, *options, "-o", tmp_path / "net.tar")
+        assert code == 1
+        assert "without --connectivity; nothing is pruned" in error.replace("\n", " ")
+
+
 def test_run(library, tmp_path):
     image = np.random.default_rng(0).standard_normal((1, 3, 9, 11)).astype("float32")
     np.save(tmp_path / "x.npy", image)

@@ -150,7 +150,12 @@ def compile_command(
         float | None,
         typer.Option(help="Prune the weights at once, without training: kernels / kept kernels."),
     ] = None,
-    group: Annotated[int, typer.Option(help="Filters sharing kernels, with --connectivity.")] = 1,
+    connectivity_1x1: Annotated[
+        float | None, typer.Option(help="The same for 1x1 kernels; default 1, all of them stay.")
+    ] = None,
+    group: Annotated[
+        int | None, typer.Option(help="Filters sharing kernels, with --connectivity; default 1.")
+    ] = None,
     trust: Trust = False,
     no_verify: Annotated[
         bool, typer.Option("--no-verify", help="Do not hold the library against the model.")
@@ -172,17 +177,14 @@ def compile_command(
     """
     from .artifact import manifest_path
     from .compiler import compile as compile_library
-    from .sources import examples_of, open_model
+    from .sources import examples_of, open_model, pruned_at_once
 
     if no_verify and verify_graph:
         raise typer.BadParameter("got --no-verify and --verify-graph, expected at most one")
     examples = examples_of(shape)
     with _console(sys.stderr).status("compiling"):
         opened = open_model(model, weights, trust)
-        if connectivity is not None:
-            from .pruning import oneshot
-
-            oneshot(opened, connectivity=connectivity, group=group)
+        opened = pruned_at_once(opened, connectivity, connectivity_1x1, group)
         verify = "graph" if verify_graph else not no_verify
         library = compile_library(opened, examples, target, tuning_log, threads, verify)
         library.export(output)

@@ -61,6 +61,30 @@ def open_model(source: str, weights: Path | None = None, trust: bool = False) ->
     return model
 
 
+def pruned_at_once(
+    model: Any, connectivity: float | None, connectivity_1x1: float | None, group: int | None
+) -> Any:
+    """The model pruned by ``--connectivity`` and the options beside it; itself without them.
+
+    Raises
+    ------
+    ValueError
+        If options are given that need a rate, or as :func:`.imported_weights.prune_at_once`.
+    """
+    if connectivity is None:
+        given = {"--connectivity-1x1": connectivity_1x1, "--group": group}
+        alone = [name for name, value in given.items() if value is not None]
+        if alone:
+            raise ValueError(
+                f"got {' and '.join(alone)} without --connectivity; nothing is pruned without it"
+                " (--connectivity 1 prunes to patterns and keeps every kernel)"
+            )
+        return model
+    from .imported_weights import prune_at_once
+
+    return prune_at_once(model, connectivity, connectivity_1x1 or 1.0, group or 1)[0]
+
+
 def examples_of(shapes: Sequence[str] | None) -> tuple[np.ndarray, ...] | None:
     """Example inputs of ``--shape`` options, such as ``1x3x224x224``; None without any.
 

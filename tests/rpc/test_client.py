@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import struct
@@ -94,11 +95,38 @@ def test_the_server_command_has_every_option():
     assert "--host 0.0.0.0 --port 9100" in text
 
 
+def test_a_server_listens_where_its_tracker_reaches_it(monkeypatch):
+    assert ServerOptions("127.0.0.1:9190", "k").listen_address == "127.0.0.1"
+    assert ServerOptions("10.0.0.9:9190", "k", host="0.0.0.0").listen_address == "0.0.0.0"
+    monkeypatch.setattr(server, "address_towards", lambda host, port: f"own address to {host}")
+    assert ServerOptions("10.0.0.9:9190", "k").listen_address == "own address to 10.0.0.9"
+    assert "--host own address to 10.0.0.9" in " ".join(
+        ServerOptions("10.0.0.9:9190", "k").command()
+    )
+
+
+def test_no_way_to_the_tracker():
+    with pytest.raises(RuntimeError, match=r"no way to the tracker at no\.such\.host\.invalid:1"):
+        server.address_towards("no.such.host.invalid", 1)
+
+
+@pytest.mark.parametrize(("address", "warns"), [("127.0.0.1", False), ("10.0.0.7", True)])
+def test_the_server_command_warns_of_other_machines(monkeypatch, address, warns):
+    served = []
+    monkeypatch.setattr(server, "address_towards", lambda host, port: address)
+    monkeypatch.setattr(server, "supervise", lambda options, *_: served.append(options) or 0)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    result = CliRunner().invoke(app, ["server", "--tracker", "10.0.0.1:9190", "--key", "k"])
+    assert result.exit_code == 0, result.output
+    assert served[0].host == address
+    assert (f"whoever reaches {address} may run code here" in result.output) == warns
+
+
 def test_phone_commands_bound_the_ports():
     for command in phone_commands("10.0.0.1:9190", "pixel"):
         assert "10.0.0.1:9190" in command
         assert "pixel" in command
-        assert "port-end" in command
+        assert re.search(r"--port[ =]9090 --port-end[ =]9099 ", command)
 
 
 class FalseServer:

@@ -261,6 +261,13 @@ def test_busy_farm(farm):
         Device.from_tracker(farm.address, KEY, wait=1.0)
 
 
+def test_direct_connection_past_the_tracker(farm):
+    host, port = next(iter(farm.client.servers(KEY)))
+    address = f"{host}:{port}"
+    with pytest.raises(DeviceError, match=r"is registered at a tracker.*Device\.from_tracker"):
+        Device.connect(address)
+
+
 def test_direct_connection(exported, expected):
     """TVM's own server, without a tracker."""
     port = free_port()

@@ -15,6 +15,7 @@ from tvm_pattern.cli import app
 from tvm_pattern.deploy import Device
 from tvm_pattern.deploy.device import RemoteLibrary
 from tvm_pattern.profiling import StepTime
+from tvm_pattern.rpc.server import phone_commands
 
 from .conftest import ROOT
 
@@ -42,6 +43,14 @@ def test_command(words):
         command, context = inner, click.Context(inner, info_name=name, parent=context)
     # Wrong options and missing arguments raise click.UsageError; nothing is run.
     assert command.make_context(str(command.name), list(words), parent=context) is not None
+
+
+def test_servers_are_started_as_the_tracker_says():
+    """The page's commands, by the words that the tracker's hints have."""
+    python, cpp = (c.split() for c in phone_commands("COMPUTER:9190", "pi5"))
+    page = GUIDE.replace("\\\n", " ").split()
+    assert set(python) <= set(page)
+    assert {"server", "--host=0.0.0.0", "--port=9090", "--port-end=9099"} <= set(cpp) & set(page)
 
 
 def test_all_commands_were_found():

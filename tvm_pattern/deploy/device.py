@@ -94,6 +94,11 @@ def _as_device_error(name: str, doing: str, session: Any, error: Exception) -> D
         )
     if means(text, "no_space"):
         return _no_space(name, doing)
+    if means(text, "other_key"):
+        return DeviceError(
+            f"{name} is registered at a tracker, which alone gives the key to it: use"
+            " Device.from_tracker, or start the server without --tracker"
+        )
     if isinstance(error, RuntimeError) and not means(text, "said_by_device"):
         return DeviceLostError(
             f"{name} gave an answer that cannot be read while {doing} ({last}); the session has"

@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated
 
 import typer
@@ -68,22 +68,39 @@ def tracker(
 def server(
     tracker: Tracker,
     key: Annotated[str, typer.Option(help="Name of the kind of device.")],
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = LOOPBACK,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            help="Address to listen at. Default: the one that the tracker's way leads to."
+        ),
+    ] = None,
     port: Annotated[int, typer.Option(help="First port to try.")] = 9090,
     custom_address: Annotated[
         str | None, typer.Option(help="Address that clients shall use instead.")
     ] = None,
     cpu: Annotated[int | None, typer.Option(help="Core to stay on.")] = None,
 ) -> None:
-    """Serve this machine to a tracker; a server that dies is restarted."""
-    from .server import ServerOptions, supervise
+    """Serve this machine to a tracker; a server that dies is restarted.
+
+    With a tracker on another computer it listens where that computer reaches it.
+
+    Example: tvm-pattern rpc server --tracker 192.168.1.5:9190 --key pi5
+    """
+    from .server import ServerOptions, is_loopback, supervise
 
     options = ServerOptions(tracker, key, host, port, custom_address, cpu)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     console = _console()
-    console.print(f"serving {key} to {tracker}; Ctrl-C stops", soft_wrap=True)
+    address = options.listen_address
+    options = replace(options, host=address)
+    console.print(f"serving {key} to {tracker}, at {address}; Ctrl-C stops", soft_wrap=True)
+    if not is_loopback(address):
+        console.print(
+            f"warning: whoever reaches {address} may run code here; use a network you trust",
+            soft_wrap=True,
+        )
     restarts = supervise(options, stop, lambda text: console.print(text, soft_wrap=True))
     console.print(f"server stopped after {restarts} restarts")
 

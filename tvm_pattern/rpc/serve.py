@@ -10,7 +10,7 @@ import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
-_PORTS = 100
+_MORE_PORTS = 100
 
 
 def die_with_parent() -> None:
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.register_at_fork(after_in_child=die_with_parent)
     host, port = options.tracker.rsplit(":", 1)
     try:
-        sock = bind(options.host, options.port, min(65535, options.port + _PORTS))
+        sock = bind(options.host, options.port, min(65535, options.port + _MORE_PORTS))
     except OSError as error:
         print(error, file=sys.stderr)
         return 1

@@ -23,7 +23,7 @@ from .client import parse_address
 logger = logging.getLogger(__name__)
 
 FIRST_SERVER_PORT = 9090
-_PORTS = 100
+_PORTS = 10
 _RESTART_PAUSE = 0.2
 # A server that dies this soon again and again has another problem than a crashed session.
 _SHORT_LIFE = 3.0
@@ -40,8 +40,9 @@ class ServerOptions:
         ``HOST:PORT``.
     key : str
         Name of the kind of device.
-    host : str
-        Address to listen at.
+    host : str, optional
+        Address to listen at; default: this machine's own on the way to the tracker, which is
+        loopback for a tracker that runs here.
     port : int
         First port to try.
     custom_address : str, optional
@@ -52,7 +53,7 @@ class ServerOptions:
 
     tracker: str
     key: str
-    host: str = "127.0.0.1"
+    host: str | None = None
     port: int = FIRST_SERVER_PORT
     custom_address: str | None = None
     cpu: int | None = None
@@ -69,11 +70,22 @@ class ServerOptions:
                 f" {sorted(os.sched_getaffinity(0))}"
             )
 
+    @property
+    def listen_address(self) -> str:
+        """Where the server listens.
+
+        Raises
+        ------
+        RuntimeError
+            If no host is given and there is no way to the tracker.
+        """
+        return address_towards(*parse_address(self.tracker)) if self.host is None else self.host
+
     def command(self) -> list[str]:
         """The command of the process that :func:`supervise` keeps alive."""
         command = [sys.executable, "-m", "tvm_pattern.rpc.serve"]
         command += ["--tracker", self.tracker, "--key", self.key]
-        command += ["--host", self.host, "--port", str(self.port)]
+        command += ["--host", self.listen_address, "--port", str(self.port)]
         if self.custom_address is not None:
             command += ["--custom-address", self.custom_address]
         if self.cpu is not None:
@@ -133,23 +145,45 @@ def free_port(host: str = "127.0.0.1") -> int:
         return int(sock.getsockname()[1])
 
 
-def lan_address() -> str:
-    """Address of this machine in its network, by its routing table; nothing is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.connect(("10.255.255.255", 1))
+def address_towards(host: str, port: int) -> str:
+    """This machine's own address on the way to another, by its routing table; nothing is sent.
+
+    Raises
+    ------
+    RuntimeError
+        If there is no way.
+    """
+    try:
+        with socket.socket(address_family(host), socket.SOCK_DGRAM) as sock:
+            sock.connect((host, port))
             return str(sock.getsockname()[0])
-        except OSError:
-            return "127.0.0.1"
+    except OSError as error:
+        raise RuntimeError(
+            f"no way to the tracker at {host}:{port} ({error}); compare the address with what the"
+            " tracker printed, or say by --host where to listen"
+        ) from error
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches an address."""
+    return address == "localhost" or address.startswith("127.") or address == "::1"
+
+
+def lan_address() -> str:
+    """Address of this machine in its network; loopback where it has none."""
+    try:
+        return address_towards("10.255.255.255", 1)
+    except RuntimeError:
+        return "127.0.0.1"
 
 
 def phone_commands(tracker: str, key: str) -> list[str]:
     """What to run on a device so that it serves under ``key``, one command per way to serve."""
-    port = FIRST_SERVER_PORT
-    ports = f"--port {port} --port-end {port + _PORTS}"
+    first, last = FIRST_SERVER_PORT, FIRST_SERVER_PORT + _PORTS - 1
     return [
-        f"python -m tvm.exec.rpc_server --host 0.0.0.0 {ports} --tracker {tracker} --key {key}",
-        f"./tvm_rpc server --host=0.0.0.0 --port={port} --port-end={port + _PORTS}"
+        f"TVM_USE_RUNTIME_LIB=1 python -m tvm.exec.rpc_server --host 0.0.0.0 --port {first}"
+        f" --port-end {last} --tracker {tracker} --key {key}",
+        f"./tvm_rpc server --host=0.0.0.0 --port={first} --port-end={last}"
         f" --tracker={tracker} --key={key}",
     ]
 

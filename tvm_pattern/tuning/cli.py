@@ -28,8 +28,12 @@ def tune(
     connectivity: Annotated[
         float | None, typer.Option(help="Prune at once, without training, to this rate.")
     ] = None,
-    connectivity_1x1: Annotated[float, typer.Option(help="The same for 1x1 kernels.")] = 1.0,
-    group: Annotated[int, typer.Option(help="Filters sharing kernels, with --connectivity.")] = 1,
+    connectivity_1x1: Annotated[
+        float | None, typer.Option(help="The same for 1x1 kernels; default 1, all of them stay.")
+    ] = None,
+    group: Annotated[
+        int | None, typer.Option(help="Filters sharing kernels, with --connectivity; default 1.")
+    ] = None,
     log: Annotated[
         Path | None, typer.Option(help="Default: tuning_logs/TARGET/MODEL.jsonl")
     ] = None,
@@ -58,7 +62,7 @@ def tune(
     """Tune a model's convolutions by measuring, here or on devices over RPC."""
     from topi_kernels.schedules.config import knobs_of
 
-    from ..sources import examples_of, open_model
+    from ..sources import examples_of, open_model, pruned_at_once
     from .measure import MeasureOptions
     from .session import TuneOptions
     from .show import tune_shown
@@ -85,9 +89,6 @@ def tune(
         measure=measure,
     )
     opened = open_model(model, weights, trust)
-    if connectivity is not None:
-        from ..pruning import oneshot
-
-        oneshot(opened, connectivity=connectivity, connectivity_1x1=connectivity_1x1, group=group)
+    opened = pruned_at_once(opened, connectivity, connectivity_1x1, group)
     path = log or default_log(target, model)
     tune_shown(opened, examples_of(shape), target, path, options, threads, plot)
