@@ -18,6 +18,8 @@ from topi_kernels.devices import DEVICES
 
 KEY = "pattern"
 PREFIX = "pattern/"
+#: Kinds of targets that run where they are called.
+CPU_KINDS = ("llvm", "c")
 # Features that choose a family or an instruction, by their names in /proc/cpuinfo and LLVM.
 _X86_FEATURES = {
     "avx2": "avx2",
@@ -88,16 +90,28 @@ def targets() -> list[str]:
     return sorted(str(name) for name in list_tags() if str(name).startswith(PREFIX))
 
 
-def resolve(target: str | dict[str, Any] | Target) -> Target:
+def resolve(
+    target: str | dict[str, Any] | Target, host: str | dict[str, Any] | Target | None = None
+) -> Target:
     """The target that a tag, a configuration or a Target stands for.
+
+    Parameters
+    ----------
+    target : str, dict or tvm.target.Target
+    host : str, dict or tvm.target.Target, optional
+        The CPU beside a GPU: ``native``, ``cortex-a76`` and so on, or any target of a CPU. Default:
+        what ``target`` says, which is 64-bit ARM for the tags.
 
     Raises
     ------
     ValueError
-        If the tag is unknown, TVM cannot read the configuration, or no device matches.
+        If the tag is unknown, TVM cannot read the configuration, no device matches, or ``host`` is
+        no CPU or is given for one.
     TypeError
         If ``target`` is something else.
     """
+    if host is not None:
+        return _with_host(resolve(target), host)
     if isinstance(target, str) and target.startswith(PREFIX) and target not in targets():
         raise ValueError(
             f"unknown target {target!r}; expected one of {targets()} or a TVM target of one of"
@@ -118,6 +132,25 @@ def resolve(target: str | dict[str, Any] | Target) -> Target:
         return resolved
     DEVICES.of(resolved)
     return Target({**resolved.export(), "keys": [KEY, *map(str, resolved.keys)]})
+
+
+def _with_host(target: Target, host: str | dict[str, Any] | Target) -> Target:
+    """``target`` with another host."""
+    if target.kind.name in CPU_KINDS:
+        raise ValueError(
+            f"got the host {host!r} for the target {target.attrs.get('mcpu', target.kind.name)!s},"
+            " which is a CPU itself; a host belongs to a GPU, such as pattern/mali"
+        )
+    tag = PREFIX + host if isinstance(host, str) and "/" not in host else host
+    try:
+        cpu = resolve(tag)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"the host: {error}") from None
+    if cpu.kind.name not in CPU_KINDS:
+        raise ValueError(
+            f"the host {host!r} is of the kind {cpu.kind.name}, expected a CPU, such as native"
+        )
+    return Target({**target.export(), "host": cpu.export()})
 
 
 for _name, _config in tag_configs().items():

@@ -22,6 +22,7 @@ MOUNTED: dict[str, str] = {
     "tune": "tvm_pattern.tuning.cli",
     "logs": "tvm_pattern.tuning.logs_cli",
     "rpc": "tvm_pattern.rpc.cli",
+    "opencl": "tvm_pattern.opencl.cli",
     "device": "tvm_pattern.deploy.cli",
 }
 
@@ -72,6 +73,10 @@ LibraryArgument = Annotated[
     Path | None, typer.Argument(help="A library written by the command compile.")
 ]
 LibraryOption = Annotated[Path | None, typer.Option("--lib", help="The library, as an option.")]
+Host = Annotated[
+    str | None,
+    typer.Option(help="The CPU beside a GPU target: native, cortex-a76, ... Default: 64-bit ARM."),
+]
 Tracker = Annotated[str | None, typer.Option(help="HOST:PORT of an RPC tracker: use its devices.")]
 Key = Annotated[str | None, typer.Option(help="Key of the devices; all of them are used.")]
 Trust = Annotated[
@@ -144,6 +149,7 @@ def compile_command(
         Path | None, typer.Option(help="Pruned weights (.safetensors) for the network.")
     ] = None,
     target: Annotated[str, typer.Option(help="See the command targets.")] = "pattern/native",
+    host: Host = None,
     tuning_log: Annotated[Path | None, typer.Option(help="Records of the command tune.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of a run.")] = None,
     connectivity: Annotated[
@@ -186,7 +192,7 @@ def compile_command(
         opened = open_model(model, weights, trust)
         opened = pruned_at_once(opened, connectivity, connectivity_1x1, group)
         verify = "graph" if verify_graph else not no_verify
-        library = compile_library(opened, examples, target, tuning_log, threads, verify)
+        library = compile_library(opened, examples, target, tuning_log, threads, verify, host=host)
         library.export(output)
     files = [str(output), str(manifest_path(output))]
     if json_output:

@@ -18,11 +18,12 @@ from topi_kernels.report import RewriteReport
 from . import code_cache
 from .assigned import warn_of_lost_pruning
 from .building import build
+from .devices import why_no_device
 from .frontend import ImportedModel, import_model, output_specs
 from .library import Library, describe
 from .linking import CompiledCode
 from .machine import host_target, target_architecture, why_not_runnable
-from .profiling import Step, with_steps
+from .profiling import with_steps
 from .threads import check_num_threads, stay_alone
 from .tuning.lookup import config_lookup
 from .verification import (
@@ -52,6 +53,7 @@ def compile(
     num_threads: int | None = None,
     verify: bool | str = True,
     interleaved_lanes: bool = False,
+    host: str | dict | Target | None = None,
 ) -> Library:
     """Compile a pruned model, and check the result against it.
 
@@ -83,6 +85,9 @@ tvm.IRModule
         Let neighbouring pixels lie in neighbouring vectors where the cost model expects a gain: 3x3
         layers at F = 1 get faster on AVX-512. The shipped tuning records are for plain rows, so
         that these layers run at level 0.
+    host : str, dict or tvm.target.Target, optional
+        The CPU beside a GPU target: ``native`` for a library that runs on an OpenCL device of this
+        computer, ``cortex-a76`` and so on for a phone's. Default: any 64-bit ARM.
 
     Returns
     -------
@@ -99,7 +104,7 @@ tvm.IRModule
     """
     check_verify(verify)
     num_threads = check_num_threads(num_threads)
-    resolved = target_tags.resolve(target)
+    resolved = target_tags.resolve(target, host)
     imported = import_model(model, example_inputs)
 
     def build_part(mod: tvm.IRModule) -> Library:
@@ -132,9 +137,8 @@ def _build(
         structures=imported.structures,
         interleaved_lanes=interleaved_lanes,
     )
-    steps: tuple[Step, ...] = ()
+    lowered, steps = with_steps(lowered, imported.layer_names)
     if resolved.kind.name == "llvm":
-        lowered, steps = with_steps(lowered, imported.layer_names)
         built = build(lowered, resolved, cache)
         code = CompiledCode(built.executable, _triple(resolved), built.objects)
     else:
@@ -162,9 +166,8 @@ def _verified(
         return not_checked("verify=False")
     manifest = library.manifest
     reason = why_not_runnable(manifest.architecture, manifest.cpu_features)
-    kind = library.target.kind.name
-    if reason is None and kind not in ("llvm", "c") and not tvm.device(kind, 0).exist:
-        reason = f"this TVM runtime finds no {kind} device"
+    if reason is None:
+        reason = why_no_device(library.target)
     if reason is None:
 
         def compile_and_run(mod: tvm.IRModule, arrays: Sequence[Any]) -> list[Any]:

@@ -20,10 +20,12 @@ from tvm.target import Target
 from topi_kernels.report import LayerRow, RewriteReport
 
 from . import __version__
+from .devices import device_of, why_no_device
 from .frontend import TensorSpec
 from .linking import CompiledCode
 from .machine import required_features, target_architecture, why_not_runnable
 from .manifest import ArtifactError, Manifest, bad_field
+from .opencl.errors import explain, message_of
 from .profiling import Profile, Step, check_timing, time_steps
 from .publish import publish
 from .threads import calls_at_once, check_num_threads, run_on
@@ -81,7 +83,7 @@ class Library:
         self.inputs = tuple(_spec_of(data) for data in manifest.inputs)
         self.outputs = tuple(_spec_of(data) for data in manifest.outputs)
         self._num_threads = manifest.num_threads
-        self.target = _target_of(manifest, origin)
+        self.target = target_of(manifest, origin)
         self.report = _report_of(manifest, origin)
         self._device: tvm.runtime.Device | None = None
         # No reference back to the library: it is freed as soon as nobody has it any more.
@@ -171,14 +173,19 @@ class Library:
         Raises
         ------
         ValueError
-            On a wrong number of inputs, or a wrong shape or dtype.
+                On a wrong number of inputs, or a wrong shape or dtype.
+        OpenCLError
+            If the device cannot run it; the layer is named.
         """
         arguments = self.to_device(*inputs)
         run = self._run if self._is_checked else self._run_first
-        result = run_on(self._num_threads, run, arguments)
-        if len(self.outputs) == 1 and hasattr(result, "numpy"):
-            return result.numpy()
-        return tuple(value.numpy() for value in result)
+        try:
+            result = run_on(self._num_threads, run, arguments)
+            if len(self.outputs) == 1 and hasattr(result, "numpy"):
+                return result.numpy()
+            return tuple(value.numpy() for value in result)
+        except RuntimeError as error:
+            raise self._told(error) from error.__cause__
 
     def _run(self, arguments: list[tvm.runtime.Tensor]) -> Any:
         vm = self._vms.borrow(calls_at_once(self._num_threads))
@@ -187,12 +194,18 @@ class Library:
         finally:
             self._vms.give_back(vm)
 
+    def _told(self, error: RuntimeError) -> RuntimeError:
+        """An error of a run, by the layer that it is about where it is OpenCL's."""
+        return explain(str(error), self.manifest.steps) or error
+
     def _run_first(self, arguments: list[tvm.runtime.Tensor]) -> Any:
         """Run, and hold the result against the manifest, which may have been edited."""
         _ = self.vm
         try:
             result = self._run(arguments)
         except (RuntimeError, ValueError, TypeError) as error:
+            if message_of(str(error)) is not None:
+                raise
             reason = str(error).strip().splitlines()[-1]
             raise bad_field(
                 self._origin, "inputs", f"the code does not take them ({reason})"
@@ -214,7 +227,10 @@ class Library:
             )
         arrays = [_as_array(v, spec) for v, spec in zip(inputs, self.inputs, strict=True)]
         device = self.device
-        return [tvm.runtime.tensor(array, device) for array in arrays]
+        try:
+            return [tvm.runtime.tensor(array, device) for array in arrays]
+        except RuntimeError as error:
+            raise self._told(error) from error.__cause__
 
     def benchmark(self, *inputs: Any, number: int = 1, repeat: int = 10) -> Any:
         """Time runs on the device.
@@ -281,7 +297,10 @@ class Library:
             finally:
                 self._vms.give_back(vm)
 
-        return run_on(self._num_threads, run)
+        try:
+            return run_on(self._num_threads, run)
+        except RuntimeError as error:
+            raise self._told(error) from error.__cause__
 
     def export(self, path: str | os.PathLike, cc: str | None = None) -> Path:
         """Write the library and its manifest.
@@ -348,19 +367,20 @@ def _start(code: Code, manifest: Manifest, target: Target, origin: str) -> _Mach
 
 
 def _device_of(target: Target) -> tvm.runtime.Device:
-    kind = target.kind.name
-    if kind in ("llvm", "c"):
-        return tvm.cpu()
-    device = tvm.device(kind, 0)
-    if not device.exist:
-        raise ArtifactError(
-            f"the library needs a {kind} device and this TVM runtime finds none; run it on the"
-            " target device"
-        )
-    return device
+    reason = why_no_device(target)
+    if reason is not None:
+        raise ArtifactError(f"the library cannot run here: {reason}")
+    return device_of(target)
 
 
-def _target_of(manifest: Manifest, origin: str) -> Target:
+def target_of(manifest: Manifest, origin: str) -> Target:
+    """The target that a manifest names.
+
+    Raises
+    ------
+    ArtifactError
+        If TVM knows no such target.
+    """
     try:
         return Target(manifest.target)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:

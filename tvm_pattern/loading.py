@@ -11,10 +11,12 @@ from pathlib import Path
 
 import tvm
 
-from .library import Library
+from .devices import prepare
+from .library import Library, target_of
 from .linking import LoadedCode, link, open_module, private_folder, readable_errors
 from .machine import why_not_runnable
 from .manifest import ArtifactError, Manifest
+from .opencl import OpenCLError
 from .publish import copy_checked
 from .threads import check_num_threads
 
@@ -49,6 +51,7 @@ def load(path: str | os.PathLike, num_threads: int | None = None) -> Library:
         manifest = _checked(manifest, path, num_threads)
         if path.suffix == ".tar":
             copy = _link_tar(copy, path)
+        _prepare(manifest, path)
         # The mapping outlives the name.
         code = LoadedCode(_open(copy, path))
         return Library(code, manifest, origin=str(path))
@@ -72,6 +75,14 @@ def _checked(manifest: Manifest, path: Path, num_threads: int | None) -> Manifes
             f"{path} cannot run on this machine: {reason}; compile it again for this machine"
         )
     return manifest
+
+
+def _prepare(manifest: Manifest, path: Path) -> None:
+    """Load the runtime of a GPU that the library needs while it is opened."""
+    try:
+        prepare(target_of(manifest, str(path)))
+    except OpenCLError as error:
+        raise ArtifactError(f"cannot load {path}: {error}") from None
 
 
 def _open(copy: Path, path: Path) -> tvm.runtime.Module:
