@@ -89,6 +89,12 @@ def shape_of(expr: Expr) -> tuple[int, ...]:
     return shape
 
 
+def height_width(image: Expr) -> tuple[int, int]:
+    """Extent of an image ``[n, c, h, w]`` of static shape."""
+    height, width = shape_of(image)[2:]
+    return height, width
+
+
 def array_of(expr: Expr) -> np.ndarray:
     """Value of a tensor that is known to be a constant.
 

@@ -16,6 +16,8 @@ import tvm
 from tvm import relax
 from tvm.ir import Call, Expr
 
+from topi_kernels.backend import Backend
+from topi_kernels.conv_task import ConvTask
 from topi_kernels.eligibility import is_depthwise, why_dense
 from topi_kernels.geometry import ConvGeometry
 from topi_kernels.report import LayerRow
@@ -26,6 +28,7 @@ from .dataflow import (
     array_of,
     bindings_of,
     constant,
+    height_width,
     map_functions,
     op_name,
     rebuild,
@@ -37,6 +40,7 @@ from .report import ReportBuilder
 
 # Leaves room for the padding of the planes; the operator itself refuses what still exceeds 2**31.
 MAX_ELEMENTS = 2**29
+NO_FLOAT16 = "no target is known to compute in float16"
 _NOT_2D = {
     "relax.nn.conv1d": "1-D convolution",
     "relax.nn.conv3d": "3-D convolution",
@@ -149,24 +153,26 @@ class PatternRewrite:
         Receives one row per convolution.
     unsupported : str
         Non-empty: no convolution is rewritten, for this reason (a target without schedules).
-    no_float16 : str
-        Non-empty: no float16 convolution is rewritten, for this reason.
     structures : mapping, optional
         What the pruner assigned, by the name of the variable that a convolution is bound to. The
         others, and those that their weights contradict, get what the weights say.
+    backend : Backend, optional
+        Says whether it computes in float16, and has a schedule for a convolution. Default: no
+        float16, and any convolution.
     """
 
     def __init__(
         self,
         report: ReportBuilder,
         unsupported: str = "",
-        no_float16: str = "no target is known to compute in float16",
         structures: Mapping[str, Structure] | None = None,
+        backend: Backend | None = None,
     ) -> None:
         self.structures = structures or {}
         self.report = report
         self.unsupported = unsupported
-        self.no_float16 = no_float16
+        self.backend = backend
+        self.no_float16 = NO_FLOAT16 if backend is None else backend.no_float16
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         return map_functions(mod, self._transform)
@@ -183,10 +189,32 @@ class PatternRewrite:
                 if not reason:
                     value = array_of(binding.value.args[1])
                     structure = determine(value, self.structures.get(name))
-                row = describe(binding.value, binding.var, name, reason, structure)
+                    reason = self._unscheduled(binding, structure)
+                known = None if reason else structure
+                row = describe(binding.value, binding.var, name, reason, known)
                 layer = self.report.add(row)
                 if not reason:
                     marker = marker_of(binding.value, layer, structure)
                     block[i] = relax.VarBinding(binding.var, marker.call(binding.var.ty))
             blocks.append(block)
         return rebuild(func, blocks)
+
+    def _unscheduled(self, binding: relax.Binding, structure: Structure) -> str:
+        """Why the device has no schedule for a convolution that is otherwise accepted."""
+        marker = marker_of(binding.value, str(binding.var.name), structure)
+        if self.backend is None or marker.op != "conv2d":
+            return ""
+        params = ConvParams.from_dict(marker.params)
+        x, weight = marker.tensors[0], array_of(marker.tensors[1])
+        dtype = str(weight.dtype)
+        pad = max(*params.geometry.padding, *params.end_padding)
+        task = ConvTask.from_weight(
+            weight,
+            params.geometry,
+            self.backend.layout_for(*height_width(x), pad, dtype),
+            self.backend.layout_for(*height_width(binding.var), 0, dtype),
+            family=self.backend.name,
+            batch=shape_of(x)[0],
+            structure=structure,
+        )
+        return self.backend.why_not(task)

@@ -51,12 +51,12 @@ def marker_passes(
     the compiler asks for. A device without schedules gets its convolutions reported and left to
     TVM.
     """
-    if backend.why_not:
-        return [PatternRewrite(report, backend.why_not)]
+    if reason := backend.why_not():
+        return [PatternRewrite(report, reason)]
     return [
         LowerMatmul(backend.planes()),
         *normalize_passes(),
-        PatternRewrite(report, no_float16=backend.no_float16, structures=structures),
+        PatternRewrite(report, structures=structures, backend=backend),
         FuseEpilogue(),
         NameLayers(),
         PlaneLayout(backend.layout_for, backend.lane_order_for),
@@ -69,9 +69,11 @@ def sparse_passes(
     config_for: ConfigFor = no_records,
     structures: Mapping[str, Structure] | None = None,
 ) -> list[Pass]:
-    """Every pass of this project for a device, in order."""
+    """Every pass of this project for a device, in order; the device's own come last."""
     passes = marker_passes(backend, report, structures)
-    return passes if backend.why_not else [*passes, Schedule(backend, report, config_for)]
+    if not backend.why_not():
+        passes.append(Schedule(backend, report, config_for))
+    return [*passes, *backend.passes()]
 
 
 def lower(

@@ -29,6 +29,7 @@ from .dataflow import (
     Uses,
     bindings_of,
     constant,
+    height_width,
     is_float_image,
     map_functions,
     op_name,
@@ -284,7 +285,7 @@ class _Block:
             changed = sum(shape_of(m)[0] * shape_of(m)[1] for m in members if self._is_changed(m))
             order = self.choose_lanes(
                 needs,
-                _height_width(members[0]),
+                height_width(members[0]),
                 max(self.pads[member] for member in members),
                 changed,
                 dtype=str(members[0].ty.dtype),
@@ -307,10 +308,10 @@ class _Block:
         order, pad = self.orders[image], self.pads[image]
         if order is None:
             return self._plain_layout(image)
-        return order.layout(*_height_width(image), pad, self._border(image))
+        return order.layout(*height_width(image), pad, self._border(image))
 
     def _plain_layout(self, image: Expr) -> Layout:
-        return self.choose(*_height_width(image), self.pads[image], dtype=str(image.ty.dtype))
+        return self.choose(*height_width(image), self.pads[image], dtype=str(image.ty.dtype))
 
     def run(self) -> list[relax.Binding]:
         for binding in self.bindings:
@@ -405,11 +406,6 @@ class _Normal:
             return var
 
         return flatten(value, True)
-
-
-def _height_width(image: Expr) -> tuple[int, int]:
-    height, width = shape_of(image)[2:]
-    return height, width
 
 
 def _name(expr: Expr) -> str:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import tvm
 from conv_cases import ConvCase, pattern_weights
+from relax_oracle import check_against_torch
 from torch import nn
 from tvm.target import Target
 
@@ -79,6 +80,52 @@ def test_a_toy_device_compiles_and_tunes(toy: Device, network: nn.Module, tmp_pa
     assert max(tiles) <= 6
 
 
+def test_a_convolution_that_no_schedule_takes_is_left_dense_with_its_reason(toy: Device) -> None:
+    """One register is not enough for an accumulator and a weight."""
+    cramped = replace(TOY_FACTS, name="cramped", vector_registers=1, temporaries=0)
+    DEVICES.add(Device("cramped", lambda target: False, cramped))
+    try:
+        model = nn.Conv2d(3, 8, 3, padding=1)
+        target = {**targets.native_config(), "keys": ["pattern", "cramped", "cpu"]}
+        report = check_against_torch(model, torch.randn(1, 3, 12, 12), target=target)
+    finally:
+        DEVICES.remove("cramped")
+    (row,) = report.skipped
+    assert row.reason == (
+        "the device 'cramped' has no legal configuration for 3x3 3->8 12x12; compiled dense by TVM"
+    )
+    assert not row.structure
+
+
+def test_a_device_adds_passes_of_its_own_between_ours_and_those_of_tvm(toy: Device) -> None:
+    seen = []
+
+    @tvm.transform.module_pass(opt_level=0, name="Witness")
+    def witness(mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        seen.append(sorted(gv.name_hint for gv in mod.get_global_vars()))
+        return mod
+
+    DEVICES.add(replace(toy, name="watched", passes=lambda: [witness]))
+    try:
+        target = {**targets.native_config(), "keys": ["pattern", "watched", "cpu"]}
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Softmax(1))
+        check_against_torch(model, torch.randn(1, 3, 8, 8), target=target)
+    finally:
+        DEVICES.remove("watched")
+    # Scheduled convolutions are there, what TVM legalises is not yet.
+    (names,) = seen
+    assert any("pattern_conv2d" in name for name in names)
+    assert not any("softmax" in name for name in names)
+
+
+@pytest.mark.parametrize("tag", ["cortex-a76", "x86-avx2", "mali", "adreno"])
+def test_the_kind_of_a_device_is_what_tvm_calls_it(tag: str) -> None:
+    """TVM's own number of the device, against that of the target's kind."""
+    target = targets.resolve(f"pattern/{tag}")
+    kind = Backend.of(target).device_kind
+    assert tvm.device(kind, 0).dlpack_device_type() == target.get_target_device_type()
+
+
 def test_a_toy_device_is_gone_after_its_test() -> None:
     with pytest.raises(ValueError, match="unknown device 'toy'"):
         DEVICES.named("toy")
@@ -145,7 +192,7 @@ def test_a_device_without_schedules_plans_nothing() -> None:
         with pytest.raises(ValueError, match=r"has no schedules; expected one of.*'x86-avx2'"):
             use()
     backend = Backend.of(targets.resolve("pattern/mali"))
-    assert backend.why_not == "no schedules for the device 'mali'; compiled dense by TVM"
+    assert backend.why_not() == "no schedules for the device 'mali'; compiled dense by TVM"
     passes = pipeline.marker_passes(backend, ReportBuilder())
     assert [p.info.name for p in passes] == ["PatternRewrite"]
 
@@ -157,6 +204,7 @@ def test_a_backend_is_what_its_target_says() -> None:
     task = ConvCase(family="arm-neon").plan(pattern_weights(8, 8)).task
     plan = backend.plan(task, pattern_weights(8, 8))
     assert plan.config == plan_conv(task, pattern_weights(8, 8)).config
+    assert backend.why_not(task) == ""
     assert plan.num_threads == 4
     assert plan.config in set(backend.space(task))
     assert backend.layout_for(14, 14, 1) == task.in_layout

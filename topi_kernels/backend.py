@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from tvm.ir.transform import Pass
 from tvm.target import Target
 
 from .conv_task import ConvTask
@@ -90,11 +91,30 @@ class Backend:
         return DEVICES.facts(self.name)
 
     @property
-    def why_not(self) -> str:
-        """Why no operator of this project runs on the device; empty if they do."""
-        if self.device.facts is not None:
+    def device_kind(self) -> str:
+        """What TVM calls the device: ``tvm.device(device_kind, 0)``."""
+        return self.device.kind
+
+    def passes(self) -> list[Pass]:
+        """Module passes that only this device wants, between ours and TVM's own."""
+        return list(self.device.passes())
+
+    def why_not(self, task: ConvTask | None = None) -> str:
+        """Why the device runs none of the project's operators, or not this one; empty if it does.
+
+        Parameters
+        ----------
+        task : ConvTask, optional
+            A convolution; default: any operator at all.
+        """
+        if self.device.facts is None:
+            return f"no schedules for the device {self.name!r}; compiled dense by TVM"
+        if task is None or next(iter(self.space(task)), None) is not None:
             return ""
-        return f"no schedules for the device {self.name!r}; compiled dense by TVM"
+        return (
+            f"the device {self.name!r} has no legal configuration for {task.label}; compiled dense"
+            " by TVM"
+        )
 
     def layout_for(self, height: int, width: int, pad: int, dtype: str = "float32") -> PlaneLayout:
         """Preferred plane layout of an activation, see :func:`default_layout`."""

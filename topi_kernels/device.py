@@ -6,10 +6,11 @@ This file and the files of the devices are the only places that inspect a Target
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tvm.ir.transform import Pass
 from tvm.target import Target, codegen
 
 from .schedules.config import Family
@@ -34,6 +35,10 @@ class Device:
         Target configurations of common machines of this kind, by the name after ``pattern/``.
     fallback : bool
         Only asked when no other device matches.
+    kind : str
+        What TVM calls such devices: ``cpu``, ``opencl``.
+    passes : callable, optional
+        Module passes that follow the project's own and come before what TVM lowers.
     """
 
     name: str
@@ -42,6 +47,8 @@ class Device:
     why_no_float16: Callable[[Target], str] | None = None
     tags: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     fallback: bool = False
+    kind: str = "cpu"
+    passes: Callable[[], Sequence[Pass]] = tuple
 
 
 class Registry:

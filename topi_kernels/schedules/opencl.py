@@ -19,4 +19,4 @@ def opencl_device(name: str) -> Device:
         "keys": [name, "opencl", "gpu"],
         "host": {"kind": "llvm", "mtriple": "aarch64-linux-gnu"},
     }
-    return Device(name, matches, tags={name: config})
+    return Device(name, matches, tags={name: config}, kind="opencl")

@@ -66,7 +66,7 @@ def extract_tasks(
         If the target's device has no search space, or no device matches.
     """
     backend = Backend.of(target, num_threads)
-    if backend.why_not:
+    if backend.why_not():
         raise ValueError(
             f"the device {backend.name!r} has no search space to tune; expected one of"
             f" {DEVICES.names(with_schedules=True)}"
