@@ -53,7 +53,7 @@ class Settings:
 
 
 FILLING = 8
-"""Members up to which an epoch on a GPU takes hardly longer than that of one (H200: one 2.9 s, twelve
+"""Members up to which an epoch on a GPU takes hardly longer than that of one (H200: 2.9 s, twelve
 3.9 s), so that what one takes says nothing of a further one."""
 
 

@@ -19,6 +19,7 @@ from .ema import MaskedEma
 from .libraries import greedy_library, model_library, natural_library
 from .methods import Admm, Gradual, OneShot
 from .oneshot import oneshot
+from .onnx_network import OnnxNetwork
 from .pruner import Pruner
 from .report import PruneReport
 from .weights import bake_weights
@@ -35,6 +36,7 @@ __all__ = [
     "LibrarySpec",
     "MaskedEma",
     "OneShot",
+    "OnnxNetwork",
     "PatternConfig",
     "Plan",
     "PruneReport",
