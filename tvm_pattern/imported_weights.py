@@ -1,21 +1,20 @@
 """Prune the weights of a model that is a file: an ONNX model, or an exported program.
 
-The pruner works on convolutions of torch, so the file's convolutions are mirrored by modules with
-the same weights, pruned there in one shot, and the weights written back.
+The pruner works on convolutions of torch. An ONNX model becomes a module; a program's convolutions
+are mirrored by modules with the same weights, pruned there in one shot, and the weights written
+back.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from .pruning import PruneReport, oneshot
+from .pruning import OnnxNetwork, PruneReport, oneshot
 
 # Overloads of a 2-D convolution in an exported program; the weight is the second argument.
 _CONVOLUTIONS = ("conv2d.default", "conv2d.padding", "convolution.default")
@@ -61,17 +60,15 @@ def prune_at_once(
     }
     if isinstance(model, nn.Module):
         return model, oneshot(model, **settings)  # type: ignore[arg-type]
-    if isinstance(model, torch.export.ExportedProgram):
-        stored = _of_program(model)
-    else:
-        from .frontend.onnx_models import read_onnx
-
-        model = read_onnx(Path(model)) if isinstance(model, str | os.PathLike) else model
-        stored = _of_onnx(model)
+    if not isinstance(model, torch.export.ExportedProgram):
+        network = OnnxNetwork(model)
+        report = oneshot(network, **settings)  # type: ignore[arg-type]
+        return network.to_onnx(), report
+    stored = _of_program(model)
     if not stored:
         raise ValueError(
-            "the file has no 2-D convolution whose weight is stored in it, so there is nothing to"
-            " prune; leave out the rate, or prune the model before it is exported"
+            "the program has no 2-D convolution whose weight is stored in it, so there is nothing"
+            " to prune; leave out the rate, or prune the model before it is exported"
         )
     mirror = nn.ModuleDict({name: _convolution(item) for name, item in stored.items()})
     report = oneshot(mirror, **settings)  # type: ignore[arg-type]
@@ -121,25 +118,3 @@ def _of_program(program: torch.export.ExportedProgram) -> dict[str, _Stored]:
 def _groups(node: Any, weight: torch.Tensor) -> int:
     """Groups of a convolution: its input has ``groups`` times the weight's in_channels."""
     return int(node.args[0].meta["val"].shape[1]) // int(weight.shape[1])
-
-
-def _of_onnx(model: Any) -> dict[str, _Stored]:
-    from onnx import numpy_helper
-
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    found: dict[str, _Stored] = {}
-    seen: set[str] = set()
-    for node in model.graph.node:
-        tensor = tensors.get(node.input[1]) if node.op_type == "Conv" else None
-        if tensor is None or tensor.name in seen or len(tensor.dims) != 4:
-            continue
-        seen.add(tensor.name)
-
-        def replace(weight: torch.Tensor, tensor: Any = tensor) -> None:
-            tensor.CopyFrom(numpy_helper.from_array(weight.numpy(), tensor.name))
-
-        groups = next((a.i for a in node.attribute if a.name == "group"), 1)
-        name = tensor.name.removesuffix(".weight") if "." in tensor.name else node.name
-        weight = torch.from_numpy(numpy_helper.to_array(tensor).copy())
-        found[_module_name(name, found)] = _Stored(weight, groups, replace)
-    return found
