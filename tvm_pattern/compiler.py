@@ -19,7 +19,7 @@ from . import code_cache
 from .assigned import warn_of_lost_pruning
 from .building import build
 from .devices import why_no_device
-from .frontend import ImportedModel, import_model, output_specs
+from .frontend import ImportedModel, import_model, is_instance_of, output_specs
 from .library import Library, describe
 from .linking import CompiledCode
 from .machine import host_target, target_architecture, why_not_runnable
@@ -105,6 +105,8 @@ tvm.IRModule
     check_verify(verify)
     num_threads = check_num_threads(num_threads)
     resolved = target_tags.resolve(target, host)
+    if is_instance_of(model, "tvm_pattern.pruning", "OnnxNetwork"):
+        model = model.to_onnx()
     imported = import_model(model, example_inputs)
 
     def build_part(mod: tvm.IRModule) -> Library:

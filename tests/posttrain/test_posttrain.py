@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 import tvm_pattern as tp
 from tvm_pattern.cli import app
 from tvm_pattern.posttrain import PosttrainError, calibration_batches, posttrain, run
-from tvm_pattern.pruning import ConfigError, load_pruned, oneshot, recalibrate_bn
-from tvm_pattern.pruning.data import DataError
+from tvm_pattern.pruning import ConfigError, OnnxNetwork, load_pruned, oneshot, recalibrate_bn
+from tvm_pattern.pruning.data import IMAGENET_MEAN, IMAGENET_STD, DataError
 
 
 def network(width: int = 16) -> nn.Sequential:
@@ -291,6 +291,47 @@ def test_command(pictures, tmp_path):
     result = CliRunner().invoke(app, [*arguments, "--weights", str(tmp_path / "none.safetensors")])
     assert result.exit_code == 1
     assert "no such" in result.output
+
+
+def test_command_with_an_onnx_file(pictures, tmp_path):
+    torch.manual_seed(1)
+    model = tmp_path / "m.onnx"
+    example = torch.zeros(1, 3, 16, 16)
+    batch = torch.export.Dim("batch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            coloured(5).eval(), (example,), model, dynamo=True, verbose=False,
+            dynamic_shapes=({0: batch},), external_data=False,
+        )  # fmt: skip
+    arguments = ["posttrain", "--model", str(model), "--images", str(pictures)]
+    arguments += ["--image-size", "16", "--connectivity", "2", "--mean", "0", "0", "0"]
+    arguments += ["--std", "1", "1", "1", "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    pruned = OnnxNetwork(tmp_path / "out" / "pruned.onnx")
+    kept = [int(m.weight.count_nonzero()) for m in pruned.modules() if isinstance(m, nn.Conv2d)]
+    assert kept == [3 * 8 * 4, 8 * 8 * 4 // 2]
+    library = tp.compile(pruned, example)
+    np.testing.assert_allclose(library(example), pruned(example).detach(), rtol=1e-4, atol=1e-5)
+    for extra, message in (
+        (["--weights", "w.safetensors"], "has its own; leave them out"),
+        (["--std", "1", "0", "1"], "std above 0"),
+    ):
+        result = CliRunner().invoke(app, [*arguments, *extra])
+        assert result.exit_code == 1
+        assert message in " ".join(result.output.split())
+    result = CliRunner().invoke(app, ["posttrain", "--model", "vgg16", "--images", str(pictures)])
+    assert "name them with --weights" in result.output
+
+
+def test_pictures_are_prepared_as_asked(pictures):
+    standard = calibration_batches(pictures, size=16, limit=2)[0]
+    plain = calibration_batches(pictures, size=16, limit=2, mean=(0, 0, 0), std=(1, 1, 1))[0]
+    assert plain.min() >= 0
+    assert plain.max() <= 1
+    mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    torch.testing.assert_close((plain - mean) / std, standard)
 
 
 @pytest.mark.parametrize("sharing", ["similar", "neighbours"])

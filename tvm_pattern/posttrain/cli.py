@@ -11,11 +11,14 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from ..atomic import write_file
 from ..locks import LockError, locked_folder
 from ..pruning.checkpoint import load_weights, save_pruned
 from ..pruning.cli import build_model
+from ..pruning.data import IMAGENET_MEAN, IMAGENET_STD
+from ..pruning.onnx_network import OnnxNetwork
 from .images import calibration_batches
 from .run import PosttrainReport, posttrain
 
@@ -32,13 +35,39 @@ def _table(report: PosttrainReport) -> Table:
     return table
 
 
+def _open(model: str, weights: Path | None, classes: int) -> nn.Module:
+    """The trained network.
+
+    Raises
+    ------
+    ValueError
+        Without weights, with weights beside a file that has its own, or where one cannot be read.
+    """
+    if Path(model).suffix == ".onnx":
+        if weights is not None:
+            raise ValueError(f"got --weights {weights}, but {model} has its own; leave them out")
+        return OnnxNetwork(model)
+    if weights is None:
+        raise ValueError(f"{model} is a network without weights; name them with --weights")
+    torch.manual_seed(0)
+    network = build_model(model, classes)
+    load_weights(weights, network)
+    return network.eval()
+
+
 @app.command("posttrain")
 def posttrain_command(
     model: Annotated[
-        str, typer.Option(help="vgg16, vgg16_bn, resnet50, mobilenet_v2 or package.module:callable")
+        str,
+        typer.Option(
+            help="an .onnx file, vgg16, vgg16_bn, resnet50, mobilenet_v2 or package.module:callable"
+        ),
     ],
-    weights: Annotated[Path, typer.Option(help="trained weights: safetensors or a state dict")],
     images: Annotated[Path, typer.Option(help="folder of pictures; labels are not needed")],
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="trained weights of a network: safetensors or a state dict"),
+    ] = None,
     output: Annotated[Path, typer.Option(help="folder for weights and report")] = Path("pruned"),
     connectivity: Annotated[float, typer.Option(help="kernels before / after")] = 3.6,
     connectivity_1x1: Annotated[float, typer.Option(help="the same for 1x1 layers")] = 1.0,
@@ -47,18 +76,27 @@ def posttrain_command(
     limit: Annotated[int, typer.Option(help="pictures at most")] = 256,
     batch: Annotated[int, typer.Option(help="pictures at a time")] = 16,
     image_size: Annotated[int, typer.Option(help="height and width of the crops")] = 224,
+    mean: Annotated[
+        tuple[float, float, float], typer.Option(help="of the pictures' colours, 0 to 1")
+    ] = IMAGENET_MEAN,
+    std: Annotated[
+        tuple[float, float, float], typer.Option(help="their deviations; 1 1 1 with mean 0 0 0")
+    ] = IMAGENET_STD,
     classes: Annotated[int, typer.Option(help="classes that the model was trained for")] = 1000,
     json_output: Annotated[bool, typer.Option("--json", help="print the figures as JSON")] = False,
 ) -> None:
     """Prune a trained model by some pictures: no labels, no training. Goes on where it was
-    stopped."""
+    stopped.
+
+    Example: tvm-pattern posttrain --model yolo.onnx --images photos --image-size 640 --mean 0 0 0
+    --std 1 1 1 --connectivity 1.8
+    """
     console = Console(stderr=True, quiet=json_output)
     try:
-        batches = calibration_batches(images, size=image_size, batch=batch, limit=limit)
-        torch.manual_seed(0)
-        network = build_model(model, classes)
-        load_weights(weights, network)
-        network.eval()
+        batches = calibration_batches(
+            images, size=image_size, batch=batch, limit=limit, mean=mean, std=std
+        )
+        network = _open(model, weights, classes)
         output.mkdir(parents=True, exist_ok=True)
         with locked_folder(output, "pruning into"):
             start = time.monotonic()
@@ -71,7 +109,10 @@ def posttrain_command(
                 connectivity_1x1,
                 checkpoint=output / _CHECKPOINT,
             )
-            save_pruned(output / "pruned.safetensors", network, report.assignment)
+            if isinstance(network, OnnxNetwork):
+                network.save(output / "pruned.onnx")
+            else:
+                save_pruned(output / "pruned.safetensors", network, report.assignment)
             write_file(output / "report.json", json.dumps(report.to_dict(), indent=2).encode())
     except (ValueError, LockError) as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False)

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from ..pruning.data import SUFFIXES, DataError, read_picture
+from ..pruning.data import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MEAN,
+    STD,
+    SUFFIXES,
+    DataError,
+    read_picture,
+)
 
 
 def calibration_batches(
-    folder: str | Path, *, size: int = 224, batch: int = 16, limit: int = 256
+    folder: str | Path,
+    *,
+    size: int = 224,
+    batch: int = 16,
+    limit: int = 256,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
 ) -> list[torch.Tensor]:
     """Pictures below ``folder``, evenly chosen, prepared as for ImageNet's evaluation.
 
@@ -26,17 +41,22 @@ def calibration_batches(
         Pictures in a batch.
     limit : int
         Pictures at most.
+    mean, std : sequence of 3 floats
+        Of red, green and blue between 0 and 1: what the network was trained with. Zeros and ones
+        for pictures between 0 and 1, as detectors often want.
 
     Returns
     -------
     list of Tensor
-        float32 ``[N, 3, size, size]``, normalised by ImageNet's mean and deviation.
+        float32 ``[N, 3, size, size]``, normalised.
 
     Raises
     ------
     DataError
-        If there is no readable picture.
+        If there is no readable picture, or a number is not usable.
     """
+    if len(mean) != 3 or len(std) != 3 or not all(s > 0 for s in std):
+        raise DataError(f"got mean={mean}, std={std}; expected three numbers each, std above 0")
     if size < 1 or batch < 1 or limit < 1:
         raise DataError(f"got size={size}, batch={batch}, limit={limit}; expected at least 1 each")
     found = sorted(
@@ -62,4 +82,8 @@ def calibration_batches(
             f" ({broken[0]}{', ...' if len(broken) > 1 else ''})",
             stacklevel=2,
         )
-    return list(torch.stack(pictures).split(batch))
+    wanted_mean, wanted_std = (torch.tensor(v)[:, None, None] for v in (mean, std))
+    images = torch.stack(pictures)
+    if (tuple(mean), tuple(std)) != (IMAGENET_MEAN, IMAGENET_STD):
+        images = images.mul_(STD).add_(MEAN).sub_(wanted_mean).div_(wanted_std)
+    return list(images.split(batch))

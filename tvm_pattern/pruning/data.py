@@ -22,8 +22,10 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
 IGNORED = -1
 """Label of an image that cannot be read; the loss and the accuracy leave it out."""
 
-_MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
-_STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+MEAN = torch.tensor(IMAGENET_MEAN)[:, None, None]
+STD = torch.tensor(IMAGENET_STD)[:, None, None]
 _CIFAR_RECORD = 1 + 3 * 32 * 32
 
 Key = tuple[int, int]
@@ -46,7 +48,7 @@ def _uniform(generator: torch.Generator, low: float, high: float) -> float:
 
 def _normalise(image: Image.Image) -> torch.Tensor:
     pixels = torch.from_numpy(np.array(image, np.uint8)).permute(2, 0, 1).float().div_(255)
-    return pixels.sub_(_MEAN).div_(_STD)
+    return pixels.sub_(MEAN).div_(STD)
 
 
 def _open(path: Path) -> Image.Image:
@@ -152,7 +154,7 @@ class ImageTensor(Dataset[Item]):
     def __getitem__(self, key: Key) -> Item:
         index = key[1]
         image = self.images[index].float().div_(255)
-        image = image.sub_(_MEAN).div_(_STD)
+        image = image.sub_(MEAN).div_(STD)
         if self.train:
             generator = _generator(self.seed, key)
             size, p = image.shape[-1], self.padding
