@@ -2,6 +2,7 @@
 #   make demo    train, prune, compile and measure; pictures and tables under build/demo/
 #   make test    the whole test suite on all cores (WORKERS=n for fewer)
 #   make faults  the long form of tests/faults: kills, full disks, bad peers, damaged files
+#   make docs    every block and command of README and docs/, the slow ones too
 #   make lint    style, types and the import contracts
 #   make coverage  the test suite with lines and branches counted; pages under build/coverage/
 #   make golden  pins of the generated code written anew, to be reviewed as a diff
@@ -36,7 +37,7 @@ OPENCL_HEADER := /usr/include/CL/cl.h
 OPENCL_VENDORS := /etc/OpenCL/vendors
 OPENCL_PACKAGES := g++ ocl-icd-libopencl1 opencl-headers pocl-opencl-icd oclgrind
 
-.PHONY: help demo test coverage faults fault-tools lint golden bench clean check-tools arm-tools \
+.PHONY: help demo test coverage docs faults fault-tools lint golden bench clean check-tools arm-tools \
   opencl-tools
 
 help:
@@ -56,6 +57,9 @@ coverage: $(VENV)/.stamp-dev $(VENV)/.stamp-coverage arm-tools opencl-tools faul
 faults: $(VENV)/.stamp-dev fault-tools
 	TVM_PATTERN_FAULTS=long $(TEST_ENV) $(BIN)/python -m pytest -q $(XDIST) --timeout=2400 tests/faults \
 	  $(TEST_ARGS)
+
+docs: $(VENV)/.stamp-dev arm-tools
+	TVM_PATTERN_DOCS=long $(TEST_ENV) $(BIN)/python -m pytest -q $(XDIST) tests/docs $(TEST_ARGS)
 
 # The kill at every write needs strace; full disks are a tmpfs where root runs this.
 fault-tools:

@@ -47,7 +47,7 @@ def test_json_says_what_the_rows_say(report):
 def test_every_form_names_every_layer_and_reason(report, tmp_path):
     stream = io.StringIO()
     report.print(Console(file=stream, width=200))
-    texts = [stream.getvalue(), report.to_markdown(), report.to_html()]
+    texts = [stream.getvalue(), str(report), report.to_markdown(), report.to_html()]
     for text in texts:
         assert "natural6" in text
         assert "1x1 convolution kept dense" in text

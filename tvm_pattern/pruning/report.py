@@ -17,6 +17,8 @@ from .assignment import Assignment
 from .layers import LayerPlan, SkippedLayer
 from .modules import convolutions, layer_kind
 
+_STR_WIDTH = 160
+
 REPORT_SCHEMA = 1
 
 
@@ -159,6 +161,12 @@ class PruneReport:
     def print(self, console: Console | None = None) -> None:
         """Show :meth:`table` in a terminal."""
         (console or Console()).print(self.table())
+
+    def __str__(self) -> str:
+        console = Console(width=_STR_WIDTH, force_terminal=False)
+        with console.capture() as capture:
+            console.print(self.table())
+        return capture.get().rstrip()
 
     def to_markdown(self) -> str:
         """Summary line and table as Markdown."""
