@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import tvm
 from tvm.target import Target
 
@@ -26,11 +28,10 @@ def prepare(target: Target) -> None:
         load_runtime()
 
 
-def device_of(target: Target) -> tvm.runtime.Device:
-    """The device; :func:`why_no_device` says whether it is there."""
-    if target.kind.name in CPU_KINDS:
-        return tvm.cpu()
-    return tvm.device(target.kind.name, 0)
+def device_of(target: Target, session: Any = tvm) -> tvm.runtime.Device:
+    """The device, here or at the other end of an RPC session; it need not be there."""
+    kind = target.kind.name
+    return session.cpu(0) if kind in CPU_KINDS else session.device(kind, 0)
 
 
 def why_no_device(target: Target) -> str | None:
@@ -45,6 +46,20 @@ def why_no_device(target: Target) -> str | None:
     device = device_of(target)
     if not device.exist:
         return facts.why_none() if kind == OPENCL else f"this TVM runtime finds no {kind} device"
+    return why_wrong_gpu(target, str(device.device_name)) if kind == OPENCL else None
+
+
+def why_not_there(target: Target, session: Any) -> str | None:
+    """Why the machine at the other end of an RPC session has no device for ``target``, or None."""
+    kind = target.kind.name
+    if kind in CPU_KINDS:
+        return None
+    device = device_of(target, session)
+    if not device.exist:
+        return (
+            f"its server has no {kind} device; start `tvm-pattern rpc server --opencl`, or on a"
+            " phone a tvm_rpc that is built with OpenCL (docs/phones.md)"
+        )
     return why_wrong_gpu(target, str(device.device_name)) if kind == OPENCL else None
 
 

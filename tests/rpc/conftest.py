@@ -62,11 +62,10 @@ class Farm:
             return False
         return True
 
-    def start_server(self, key: str = KEY) -> subprocess.Popen:
+    def start_server(self, key: str = KEY, *options: str) -> subprocess.Popen:
         before = self.count(key)
-        process = self._start(
-            "server", "--tracker", self.address, "--key", key, "--port", str(free_port())
-        )
+        command = ["server", "--tracker", self.address, "--key", key, "--port", str(free_port())]
+        process = self._start(*command, *options)
         await_true(lambda: self.count(key) > before, f"a server of {key}")
         return process
 

@@ -7,7 +7,7 @@ import gc
 import io
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,25 @@ from typing import Any
 import numpy as np
 import tvm
 from tvm import relax
+from tvm.target import Target
 
 from ..artifact import Manifest
 from ..crosscompile import read_elf
+from ..devices import device_of, why_not_there
+from ..library import target_of
 from ..profiling import Profile, Step, check_timing, time_steps
 from ..publish import copy_checked
 from ..rpc import line
-from ..rpc.client import NoDeviceError, RPCError, TrackerClient, parse_address
+from ..rpc.client import NoDeviceError, TrackerClient, parse_address
 from ..rpc.messages import means
+from .errors import (
+    DeviceError,
+    DeviceLostError,
+    WrongDeviceError,
+    no_space,
+    other_runtime,
+    translated,
+)
 
 SESSION_TIMEOUT = 120.0
 CONNECT_TIMEOUT = 30.0
@@ -31,100 +42,6 @@ CLUSTERS = {"big": 1, "little": -1}
 # More than any file system stores beside a file's name.
 _PROBE = bytes(range(256)) * 32
 _ARCHITECTURES = {"aarch64": "ARM64", "arm": "32-bit ARM", "x86_64": "x86-64"}
-
-
-class DeviceError(RPCError):
-    """A device that did not do what was asked."""
-
-
-class DeviceLostError(DeviceError):
-    """The connection to the device ended in the middle of the work."""
-
-
-class WrongDeviceError(DeviceError):
-    """The device cannot load the library: another architecture or another TVM runtime."""
-
-
-@contextlib.contextmanager
-def _translated(name: str, doing: str, session: Any = None) -> Iterator[None]:
-    """TVM's messages about a device as what happened and what to do.
-
-    A session that is lost is cut, and so is one whose time is over: it may be out of step.
-    """
-    try:
-        with _in_words(name, doing, session):
-            yield
-        if session is not None and line.is_over(session):
-            raise _time_over(name, doing)
-    except DeviceLostError:
-        if session is not None:
-            line.cut(session)
-        raise
-
-
-@contextlib.contextmanager
-def _in_words(name: str, doing: str, session: Any) -> Iterator[None]:
-    try:
-        yield
-    except (DeviceError, line.SilentServerError):
-        raise
-    except (RuntimeError, OSError, ValueError, AttributeError) as error:
-        # Not kept in a variable: its traceback leads here, and the circle would keep the session.
-        raise _as_device_error(name, doing, session, error) from error
-
-
-def _as_device_error(name: str, doing: str, session: Any, error: Exception) -> DeviceError:
-    text = str(error)
-    last = text.strip().splitlines()[-1] if text.strip() else type(error).__name__
-    if means(text, "other_runtime"):
-        return _other_runtime(name, last)
-    if session is not None and line.was_cut(session):
-        return DeviceLostError(
-            f"{name}: the session's time ended while {doing}, and the device did not say so:"
-            " check its power and cable, or give a longer session_timeout"
-        )
-    has_said_so = isinstance(error, TimeoutError) or means(text, "time_over")
-    if has_said_so or (session is not None and line.is_over(session)):
-        return _time_over(name, doing)
-    if means(text, "lost"):
-        return DeviceLostError(
-            f"{name} disappeared while {doing}: its session crashed, or its power or cable"
-            " failed; TVM's own RPC server does not survive a crashed session and has to be"
-            " restarted"
-        )
-    if means(text, "no_space"):
-        return _no_space(name, doing)
-    if means(text, "other_key"):
-        return DeviceError(
-            f"{name} is registered at a tracker, which alone gives the key to it: use"
-            " Device.from_tracker, or start the server without --tracker"
-        )
-    if isinstance(error, RuntimeError) and not means(text, "said_by_device"):
-        return DeviceLostError(
-            f"{name} gave an answer that cannot be read while {doing} ({last}); the session has"
-            " been ended"
-        )
-    return DeviceError(f"{name}: {doing} failed: {last}")
-
-
-def _time_over(name: str, doing: str) -> DeviceLostError:
-    return DeviceLostError(
-        f"{name}: the session's time ended while {doing}; give a longer session_timeout"
-    )
-
-
-def _no_space(name: str, doing: str) -> DeviceError:
-    return DeviceError(
-        f"{name}: no space left on the device while {doing}; free some, or start the server in"
-        " another folder"
-    )
-
-
-def _other_runtime(name: str, detail: str) -> WrongDeviceError:
-    return WrongDeviceError(
-        f"{name}: the TVM runtime there is of another version, this one is {tvm.__version__};"
-        f" install the same on both sides ({detail})"
-    )
 
 
 @dataclass(frozen=True)
@@ -207,7 +124,7 @@ class Device:
             return cls(client.request(key, session_timeout, wait, skip_silent=skip_silent), name)
         except NoDeviceError as error:
             if means(str(error), "other_runtime"):
-                raise _other_runtime(name, str(error)) from error
+                raise other_runtime(name, str(error)) from error
             raise
 
     @classmethod
@@ -244,7 +161,7 @@ class Device:
             )
         try:
             line.check_reachable(host, port, wait)
-            with _translated(address, "connecting"):
+            with translated(address, "connecting"):
                 return cls(line.connect(host, port, key, session_timeout, wait), address)
         except line.SilentServerError as error:
             raise DeviceError(f"no RPC server answers at {address}: {error}") from error
@@ -282,8 +199,10 @@ class Device:
             raise DeviceError(f"{self.name} has been given back; request a device again")
         return self._session
 
-    def _translated(self, doing: str) -> contextlib.AbstractContextManager[None]:
-        return _translated(self.name, doing, self._session)
+    def _translated(
+        self, doing: str, steps: Sequence[Any] = ()
+    ) -> contextlib.AbstractContextManager[None]:
+        return translated(self.name, doing, self._session, steps)
 
     def use_cores(self, cluster: str, num_threads: int) -> None:
         """Bind the device's thread pool to a cluster of cores.
@@ -320,6 +239,8 @@ class Device:
             )
         content = io.BytesIO()
         manifest = copy_checked(path, content)
+        target = target_of(manifest, str(path))
+        self._check_place(target)
         architecture = read_elf(path).architecture
         self._loads += 1
         # A name of its own: writing over a file that is loaded crashes the session.
@@ -338,7 +259,9 @@ class Device:
             ) from error
         try:
             with self._translated("starting the virtual machine"):
-                vm = relax.VirtualMachine(module, self.session.cpu(0))
+                place, cpu = device_of(target, self.session), self.session.cpu(0)
+                places = [cpu] if place == cpu else [place, cpu]
+                vm = relax.VirtualMachine(module, places)
         except (DeviceLostError, WrongDeviceError):
             raise
         except DeviceError as error:
@@ -346,9 +269,16 @@ class Device:
                 f"{self.name}: the TVM runtime there cannot run a library of TVM"
                 f" {manifest.versions.get('tvm', '?')}; install that version there ({error})"
             ) from error
-        loaded = RemoteLibrary(self, vm, manifest)
+        loaded = RemoteLibrary(self, vm, manifest, place)
         self._libraries.append(loaded)
         return loaded
+
+    def _check_place(self, target: Target) -> None:
+        """Refuse a target whose device is not over there, or is another GPU."""
+        with self._translated("looking for its device"):
+            reason = why_not_there(target, self.session)
+        if reason is not None:
+            raise WrongDeviceError(f"{self.name} cannot run the library: {reason}")
 
     def _upload(self, name: str, content: bytes, remote: str) -> None:
         """Send a file, and make sure that it arrived.
@@ -364,7 +294,7 @@ class Device:
             self.session.remove(probe)
             if not is_whole:
                 self.session.remove(remote)
-                raise _no_space(self.name, doing)
+                raise no_space(self.name, doing)
 
     def read_file(self, path: str) -> str | None:
         """Text of a file on the device, None where it cannot be read."""
@@ -398,26 +328,29 @@ class Device:
 class RemoteLibrary:
     """A library loaded on a device."""
 
-    def __init__(self, device: Device, vm: Any, manifest: Manifest) -> None:
-        self.device, self._vm, self.manifest = device, vm, manifest
+    def __init__(self, device: Device, vm: Any, manifest: Manifest, place: Any) -> None:
+        self.device, self._vm, self.manifest, self._place = device, vm, manifest, place
+
+    def _translated(self, doing: str) -> contextlib.AbstractContextManager[None]:
+        return self.device._translated(doing, self.manifest.steps)
 
     def release(self) -> None:
         """Drop what lives on the device; runs are refused from now on."""
-        self._vm = None
+        self._vm = self._place = None
 
     def _arguments(self, inputs: Sequence[np.ndarray]) -> list[Any]:
         wanted = [(tuple(s["shape"]), s["dtype"]) for s in self.manifest.inputs]
         got = [(tuple(np.shape(x)), str(np.asarray(x).dtype)) for x in inputs]
         if wanted != got:
             raise ValueError(f"got inputs {got}, expected {wanted}")
-        with self.device._translated("copying inputs"):
-            cpu = self.device.session.cpu(0)
-            return [tvm.runtime.tensor(np.ascontiguousarray(x), cpu) for x in inputs]
+        _ = self.device.session
+        with self._translated("copying inputs"):
+            return [tvm.runtime.tensor(np.ascontiguousarray(x), self._place) for x in inputs]
 
     def run(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         """Outputs for ``inputs`` (shapes and dtypes of the manifest)."""
         arguments = self._arguments(inputs)
-        with self.device._translated("running"):
+        with self._translated("running"):
             self._vm.set_input("main", *arguments)
             self._vm.invoke_stateful("main")
             result = self._vm.get_outputs("main")
@@ -459,11 +392,12 @@ class RemoteLibrary:
             )
         arguments = self._arguments(inputs)
         seconds: list[float] = []
-        with self.device._translated("timing"):
+        with self._translated("timing"):
             self._vm.set_input("main", *arguments)
-            cpu = self.device.session.cpu(0)
             once = repeat if cool_down == 0 else 1
-            timer = self._vm.time_evaluator("invoke_stateful", cpu, number=number, repeat=once)
+            timer = self._vm.time_evaluator(
+                "invoke_stateful", self._place, number=number, repeat=once
+            )
             while len(seconds) < repeat:
                 time.sleep(cool_down)
                 seconds += timer("main").results
@@ -478,10 +412,11 @@ class RemoteLibrary:
         """
         steps = [Step.from_dict(step) for step in self.manifest.steps]
         check_timing(steps, repeat, min_repeat_ms, cool_down)
-        with self.device._translated("profiling"):
+        _ = self.device.session
+        with self._translated("profiling"):
             return time_steps(
                 self._vm,
-                self.device.session.cpu(0),
+                self._place,
                 steps,
                 self.manifest.inputs,
                 repeat=repeat,

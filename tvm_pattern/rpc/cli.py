@@ -79,6 +79,9 @@ def server(
         str | None, typer.Option(help="Address that clients shall use instead.")
     ] = None,
     cpu: Annotated[int | None, typer.Option(help="Core to stay on.")] = None,
+    opencl: Annotated[
+        bool, typer.Option("--opencl", help="Serve the OpenCL devices of this machine too.")
+    ] = False,
 ) -> None:
     """Serve this machine to a tracker; a server that dies is restarted.
 
@@ -88,14 +91,15 @@ def server(
     """
     from .server import ServerOptions, is_loopback, supervise
 
-    options = ServerOptions(tracker, key, host, port, custom_address, cpu)
+    options = ServerOptions(tracker, key, host, port, custom_address, cpu, opencl)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     console = _console()
     address = options.listen_address
     options = replace(options, host=address)
-    console.print(f"serving {key} to {tracker}, at {address}; Ctrl-C stops", soft_wrap=True)
+    gpu = f" with {_opencl_device()}" if opencl else ""
+    console.print(f"serving {key} to {tracker}, at {address}{gpu}; Ctrl-C stops", soft_wrap=True)
     if not is_loopback(address):
         console.print(
             f"warning: whoever reaches {address} may run code here; use a network you trust",
@@ -103,6 +107,17 @@ def server(
         )
     restarts = supervise(options, stop, lambda text: console.print(text, soft_wrap=True))
     console.print(f"server stopped after {restarts} restarts")
+
+
+def _opencl_device() -> str:
+    """The device that clients get as ``cl(0)``; the server would say too late that it has none."""
+    from ..opencl import OpenCLError, devices
+    from ..opencl.facts import why_none
+
+    found = devices()
+    if not found:
+        raise OpenCLError(why_none())
+    return found[0].name
 
 
 @app.command()
@@ -127,6 +142,9 @@ def doctor(
     tracker: Tracker = f"{LOOPBACK}:9190",
     key: Annotated[str | None, typer.Option(help="Device to check.")] = None,
     target: Annotated[str | None, typer.Option(help="Target to check on the device.")] = None,
+    cpu_host: Annotated[
+        str | None, typer.Option("--host", help="The CPU beside a GPU target, as for compile.")
+    ] = None,
     json_output: Json = False,
 ) -> None:
     """Find out why a device cannot be used. Exit code 1 if something is wrong."""
@@ -136,7 +154,7 @@ def doctor(
     from .client import TrackerClient, parse_address
     from .doctor import diagnose
 
-    resolved = resolve(target) if target is not None else None
+    resolved = resolve(target, cpu_host) if target is not None else None
     linker = linker_for(resolved) if resolved is not None else None
     findings = diagnose(TrackerClient(*parse_address(tracker)), key, resolved, linker)
     if json_output:

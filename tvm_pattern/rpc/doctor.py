@@ -14,6 +14,9 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.target import Target
 from tvm.tirx.script import builder as T
 
+from relay_passes.targets import CPU_KINDS
+
+from ..devices import device_of, why_not_there
 from ..machine import target_architecture
 from . import line
 from .client import KeyStatus, NoDeviceError, RPCError, TrackerClient
@@ -36,14 +39,30 @@ class Finding:
     detail: str
 
 
-def probe_function() -> Any:
-    """``y = 2 x + y`` on one vector: the smallest function that uses the target's vectors."""
+def probe_function(target: Target) -> Any:
+    """``y = 2 x + y`` on one vector: the smallest function that uses the target's vectors.
+
+    On a GPU each element is a work-item.
+    """
+    if target.kind.name not in CPU_KINDS:
+        return _work_items()
     with IRBuilder() as builder, T.prim_func():
         T.func_name("main")
         x = T.arg("x", T.buffer((_LANES,), "float32"))
         y = T.arg("y", T.buffer((_LANES,), "float32"))
         lane = T.ramp(0, 1, _LANES)
         T.buffer_store(y, x[lane] * T.broadcast(T.float32(2.0), _LANES) + y[lane], [lane])
+    return builder.get()
+
+
+def _work_items() -> Any:
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("main")
+        x = T.arg("x", T.buffer((_LANES,), "float32"))
+        y = T.arg("y", T.buffer((_LANES,), "float32"))
+        with T.thread_binding(_LANES, thread="threadIdx.x") as item, T.sblock("y"):
+            i = T.axis.spatial(_LANES, item)
+            T.buffer_store(y, x[i] * T.float32(2.0) + y[i], [i])
     return builder.get()
 
 
@@ -55,15 +74,18 @@ def probe(session: Any, target: Target, linker: str) -> None:
     TargetMismatchError
         If the device cannot load or run it.
     """
+    reason = why_not_there(target, session)
+    if reason is not None:
+        raise TargetMismatchError(f"the device does not fit the target: {reason}")
     architecture = target_architecture(target)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "probe.so")
-        library = tvm.compile(tvm.IRModule({"main": probe_function()}), target)
+        library = tvm.compile(tvm.IRModule({"main": probe_function(target)}), target)
         library.export_library(str(path), cc=linker)
         try:
             session.upload(str(path))
             function = session.load_module("probe.so")["main"]
-            device = session.cpu(0)
+            device = device_of(target, session)
             tensors = [tvm.runtime.tensor(np.ones(_LANES, np.float32), device) for _ in range(2)]
             function(*tensors)
             result = tensors[1].numpy()

@@ -28,10 +28,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=9090)
     parser.add_argument("--custom-address")
     parser.add_argument("--cpu", type=int)
+    parser.add_argument("--opencl", action="store_true")
     options = parser.parse_args(arguments)
     if options.cpu is not None:
         os.sched_setaffinity(0, {options.cpu})
     die_with_parent()
+
+    if options.opencl:
+        from ..opencl import load_runtime
+
+        load_runtime()  # touches no driver: each session, which is forked, does that for itself
 
     from .listener import Listener, bind
     from .registration import Registration

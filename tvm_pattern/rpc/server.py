@@ -49,6 +49,8 @@ class ServerOptions:
         Address the tracker shall tell clients, behind port forwarding.
     cpu : int, optional
         Core that the server and its sessions stay on.
+    opencl : bool
+        Whether sessions get the OpenCL devices of this machine.
     """
 
     tracker: str
@@ -57,6 +59,7 @@ class ServerOptions:
     port: int = FIRST_SERVER_PORT
     custom_address: str | None = None
     cpu: int | None = None
+    opencl: bool = False
 
     def __post_init__(self) -> None:
         parse_address(self.tracker)
@@ -90,6 +93,8 @@ class ServerOptions:
             command += ["--custom-address", self.custom_address]
         if self.cpu is not None:
             command += ["--cpu", str(self.cpu)]
+        if self.opencl:
+            command += ["--opencl"]
         return command
 
 

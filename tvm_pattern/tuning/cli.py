@@ -23,6 +23,7 @@ def default_log(target: str, model: str) -> Path:
 def tune(
     model: Annotated[str, typer.Option(help="As for the command compile.")],
     target: args.Target = "pattern/native",
+    host: args.Host = None,
     shape: Annotated[list[str] | None, typer.Option(help="Input shape, 1x3x224x224.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Pruned weights (.safetensors).")] = None,
     connectivity: Annotated[
@@ -60,6 +61,7 @@ def tune(
     ] = False,
 ) -> None:
     """Tune a model's convolutions by measuring, here or on devices over RPC."""
+    from relay_passes.targets import resolve
     from topi_kernels.schedules.config import knobs_of
 
     from ..sources import examples_of, open_model, pruned_at_once
@@ -91,4 +93,5 @@ def tune(
     opened = open_model(model, weights, trust)
     opened = pruned_at_once(opened, connectivity, connectivity_1x1, group)
     path = log or default_log(target, model)
-    tune_shown(opened, examples_of(shape), target, path, options, threads, plot)
+    resolved = resolve(target, host)
+    tune_shown(opened, examples_of(shape), resolved, path, options, threads, plot)

@@ -24,6 +24,7 @@ from tvm.s_tir.meta_schedule.runner import EvaluatorConfig, RPCConfig, RunnerInp
 from tvm.support.popen_pool import MapResult, PopenPoolExecutor, StatusKind
 from tvm.target import Target
 
+from relay_passes.targets import CPU_KINDS
 from topi_kernels.conv_task import ConvTask
 from topi_kernels.layout import PlaneLayout, to_planes
 from topi_kernels.operator import ConvPlan, plan_conv
@@ -31,6 +32,7 @@ from topi_kernels.schedules.config import ConvConfig
 from topi_kernels.structure import Structure
 
 from ..crosscompile import linker_for
+from ..devices import why_no_device
 from ..machine import (
     required_features,
     target_architecture,
@@ -233,11 +235,14 @@ class Measurer:
             check_target(self.client, str(options.key), target, linker_for(target))
         else:
             reason = why_not_runnable(target_architecture(target), required_features(target))
+            reason = reason or why_no_device(target)
             if reason is not None:
                 raise ValueError(
                     f"this machine cannot measure for the target: {reason}; choose another target,"
                     " or a device of that kind by --tracker and --key"
                 )
+        kind = target.kind.name
+        self._device_kind = "cpu" if kind in CPU_KINDS else kind
         self._directory = tempfile.TemporaryDirectory(prefix="tvm-pattern-tuning-")
         self.folder = Path(self._directory.name)
         self._allocate = partial(worker.allocate, str(self.folder))
@@ -303,7 +308,7 @@ class Measurer:
         for i, (outcome, (function, token)) in enumerate(zip(built, candidates, strict=True)):
             if not isinstance(outcome, Measurement):
                 infos = [*ArgInfo.from_prim_func(function), TensorInfo("int64", [token])]
-                jobs[i] = RunnerInput(outcome, "cpu", infos)
+                jobs[i] = RunnerInput(outcome, self._device_kind, infos)
         measured = self._run(jobs)
         results = [measured[i] if i in jobs else built[i] for i in range(len(built))]
         for job in jobs.values():
@@ -385,7 +390,7 @@ class Measurer:
             evaluator_config=self._evaluator(),
             f_alloc_argument=self._allocate,
             f_run_evaluator=worker.evaluate_cpu_clock if cpu_clock else worker.evaluate,
-            initializer=None if cpu is None else partial(worker.stay_on, cpu),
+            initializer=partial(worker.prepare, cpu, self._device_kind),
         )
 
     def _rpc_runner(self) -> Any:

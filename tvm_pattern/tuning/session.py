@@ -355,6 +355,7 @@ def tune(
     options: TuneOptions | None = None,
     num_threads: int | None = None,
     callback: Callable[[Progress], None] | None = None,
+    host: str | dict | Target | None = None,
 ) -> TuneResult:
     """Tune the convolutions of a pruned model by measuring.
 
@@ -370,6 +371,8 @@ def tune(
         Threads that the operators are scheduled for and measured with.
     callback : callable, optional
         Called with a :class:`Progress` after every batch.
+    host : str, dict or tvm.target.Target, optional
+        The CPU beside a GPU target, as for :func:`tvm_pattern.compile`.
 
     Returns
     -------
@@ -393,7 +396,7 @@ def tune(
     """
     options = options or TuneOptions()
     threads = check_num_threads(num_threads)
-    resolved = target_tags.resolve(target)
+    resolved = target_tags.resolve(target, host)
     # First, so that a device that is missing or of another kind is known at once.
     with Measurer(resolved, threads, options.measure) as measurer:
         imported = import_model(model, example_inputs)

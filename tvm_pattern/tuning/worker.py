@@ -25,9 +25,14 @@ class WrongResultError(ValueError):
     """A candidate computed something else than the naive operator."""
 
 
-def stay_on(cpu: int) -> None:
-    """Bind this process to one core."""
-    os.sched_setaffinity(0, {cpu})
+def prepare(cpu: int | None, device_kind: str) -> None:
+    """Bind this process to one core if asked to, and load what its device needs."""
+    if cpu is not None:
+        os.sched_setaffinity(0, {cpu})
+    if device_kind == "opencl":
+        from tvm_pattern.opencl import load_runtime
+
+        load_runtime()
 
 
 def build_library(folder: str, compiler: str, job: Any) -> str:

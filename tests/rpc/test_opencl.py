@@ -1,0 +1,138 @@
+"""GPU libraries over RPC: tracker, server, OpenCL device, with the same calls as for a CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import tvm
+from torch import nn
+from tvm.target import Target
+
+import tvm_pattern as tp
+from relay_passes.targets import resolve
+from tvm_pattern import devices, opencl
+from tvm_pattern.crosscompile import linker_for
+from tvm_pattern.deploy.device import Device, DeviceError, WrongDeviceError
+from tvm_pattern.deploy.farm import run_everywhere
+from tvm_pattern.opencl.facts import why_none
+from tvm_pattern.rpc.client import RPCError
+from tvm_pattern.rpc.doctor import check_target
+from tvm_pattern.rpc.server import ServerOptions
+
+from .conftest import Farm
+
+GPU, PLAIN = "gpu", "plain"
+
+
+@pytest.fixture(scope="module")
+def servers():
+    """A tracker, a server with OpenCL and one without."""
+    if not opencl.devices():
+        pytest.skip(f"{why_none()} (make opencl-tools)")
+    farm = Farm()
+    try:
+        farm.start_tracker()
+        farm.start_server(GPU, "--opencl")
+        farm.start_server(PLAIN)
+        yield farm
+    finally:
+        farm.stop()
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 49, 10)]
+    return nn.Sequential(*layers).eval()
+
+
+@pytest.fixture(scope="module")
+def exported(servers, model, tmp_path_factory):
+    """A library for the server, its input and the model's output."""
+    image = torch.randn(1, 3, 9, 9, generator=torch.Generator().manual_seed(1))
+    library = tp.compile(model, image, target="pattern/adreno", host="native")
+    path = library.export(tmp_path_factory.mktemp("gpu") / "m.so")
+    return path, image.numpy(), model(image).detach().numpy()
+
+
+def test_run_verify_and_profile(servers, exported):
+    path, image, expected = exported
+    (row,) = run_everywhere(servers.address, GPU, path, [image], [expected], repeat=2, profile=True)
+    assert row.error == ""
+    assert row.verified is True
+    assert row.max_abs_error < 1e-5
+    assert row.median_ms > 0
+    assert any("conv2d" in step.op for step in row.profile.steps)
+
+
+def test_a_server_without_opencl(servers, exported):
+    path, image, _ = exported
+    (row,) = run_everywhere(servers.address, PLAIN, path, [image])
+    assert "its server has no opencl device; start `tvm-pattern rpc server --opencl`" in row.error
+
+
+def test_whether_a_server_fits_the_target(servers):
+    target = resolve("pattern/mali", "native")
+    check_target(servers.client, GPU, target, linker_for(target))
+    with pytest.raises(RPCError, match="its server has no opencl device"):
+        check_target(servers.client, PLAIN, target, linker_for(target))
+
+
+def test_another_gpu_over_there(servers, exported, monkeypatch):
+    path, _, _ = exported
+    monkeypatch.setattr(devices, "why_wrong_gpu", lambda target, name: f"not for {name}")
+    with (
+        Device.from_tracker(servers.address, GPU) as device,
+        pytest.raises(WrongDeviceError, match="cannot run the library: not for "),
+    ):
+        device.load(path)
+
+
+def test_an_error_over_there_names_the_layer(servers, tmp_path):
+    if opencl.devices()[0].float16:
+        pytest.skip("this device computes in float16")
+    half = nn.Sequential(nn.Conv2d(3, 4, 3)).eval().half()
+    image = torch.ones(1, 3, 9, 9, dtype=torch.float16)
+    library = tp.compile(half, image, target="pattern/mali", host="native", verify=False)
+    path = library.export(tmp_path / "h.so")
+    with Device.from_tracker(servers.address, GPU) as device:
+        loaded = device.load(path)
+        with pytest.raises(DeviceError, match=r"running failed in layer \w+: .*float16, which"):
+            loaded.run(image.numpy())
+
+
+def test_too_much_for_the_device_over_there(servers):
+    with Device.from_tracker(servers.address, GPU) as device:
+        place = devices.device_of(Target("pattern/mali"), device.session)
+        with (
+            pytest.raises(DeviceError, match=r"no buffer of \d+ bytes.*smaller batch"),
+            device._translated("allocating"),
+        ):
+            tvm.runtime.empty((1 << 42,), "float32", place)
+
+
+def test_the_command_of_a_server_with_opencl():
+    command = ServerOptions("127.0.0.1:1", "k", "127.0.0.1", opencl=True).command()
+    assert command[-1] == "--opencl"
+    assert "--opencl" not in ServerOptions("127.0.0.1:1", "k", "127.0.0.1").command()
+
+
+def test_a_server_that_shall_have_opencl_and_has_none(monkeypatch):
+    from typer.testing import CliRunner
+
+    from tvm_pattern.cli import app
+
+    monkeypatch.setattr(opencl, "devices", list)
+    monkeypatch.setenv("COLUMNS", "300")
+    arguments = ["rpc", "server", "--tracker", "127.0.0.1:1", "--key", "k", "--opencl"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 1
+    assert "no OpenCL device" in done.output
+
+
+def test_outputs_are_the_same_here_and_there(servers, exported):
+    path, image, _ = exported
+    with Device.from_tracker(servers.address, GPU) as device:
+        (there,) = device.load(path).run(image)
+    np.testing.assert_array_equal(there, tp.load(path)(image))
