@@ -14,7 +14,8 @@ import tvm
 from tvm import relax
 from tvm.ir import Expr
 
-from topi_kernels.matvec import MatvecConfig, matvec, pack_columns
+from topi_kernels.matvec import MatvecConfig, pack_columns
+from topi_kernels.plane_operators import matvec
 from topi_kernels.plane_ops import PlaneTarget
 
 from .dataflow import (

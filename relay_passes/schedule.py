@@ -15,11 +15,10 @@ import tvm
 from tvm import relax, tirx
 from tvm.ir import Call, Expr, GlobalVar, Var
 
-from topi_kernels import layout_ops, plane_ops, plane_windows
+from topi_kernels import plane_operators
 from topi_kernels.backend import Backend
 from topi_kernels.conv_task import ConvTask
 from topi_kernels.geometry import ConvGeometry
-from topi_kernels.layout import PlaneLayout
 from topi_kernels.operator import ConvPlan
 from topi_kernels.plane_ops import PlaneTarget
 
@@ -122,7 +121,7 @@ class _Scheduler:
         key = (batch, channels, window, target, in_layout, out_layout, epilogue)
 
         def make() -> tirx.PrimFunc:
-            return plane_windows.depthwise_conv(
+            return plane_operators.depthwise_conv(
                 batch,
                 channels,
                 in_layout,
@@ -141,32 +140,20 @@ class _Scheduler:
 Dims = tuple[int, int]
 
 
-def _any_interleaved(*layouts: PlaneLayout) -> bool:
-    return any(layout.is_interleaved for layout in layouts)
-
-
 def _pack(dims: Dims, marker: Marker, target: PlaneTarget) -> tirx.PrimFunc:
-    layout = layout_from_list(marker.params["out_layout"])
-    make = layout_ops.pack if layout.is_interleaved else plane_ops.pack
-    return make(*dims, layout, target)
+    return plane_operators.pack(*dims, layout_from_list(marker.params["out_layout"]), target)
 
 
 def _unpack(dims: Dims, marker: Marker, target: PlaneTarget) -> tirx.PrimFunc:
-    layout = layout_from_list(marker.params["in_layout"])
-    make = layout_ops.unpack if layout.is_interleaved else plane_ops.unpack
-    return make(*dims, layout, target)
+    return plane_operators.unpack(*dims, layout_from_list(marker.params["in_layout"]), target)
 
 
 def _elementwise(dims: Dims, marker: Marker, target: PlaneTarget) -> tirx.PrimFunc:
     params = marker.params
-    sources = tuple(layout_from_list(values) for values in params["in_layouts"])
-    layout = layout_from_list(params["out_layout"])
-    interleaved = _any_interleaved(*sources, layout)
-    make = layout_ops.elementwise if interleaved else plane_ops.elementwise
-    return make(
+    return plane_operators.elementwise(
         *dims,
-        sources,
-        layout,
+        tuple(layout_from_list(values) for values in params["in_layouts"]),
+        layout_from_list(params["out_layout"]),
         target,
         params["operator"],
         params["activation"],
@@ -177,18 +164,16 @@ def _elementwise(dims: Dims, marker: Marker, target: PlaneTarget) -> tirx.PrimFu
 def _pool(dims: Dims, marker: Marker, target: PlaneTarget) -> tirx.PrimFunc:
     params = marker.params
     window = ConvGeometry.from_dict(params["window"])
-    in_layout, out_layout = (layout_from_list(params[k]) for k in ("in_layout", "out_layout"))
-    pools = layout_ops if _any_interleaved(in_layout, out_layout) else plane_windows
+    layouts = (layout_from_list(params["in_layout"]), layout_from_list(params["out_layout"]))
     if marker.op == "plane_max_pool":
-        return pools.max_pool(*dims, in_layout, out_layout, window, target)
+        return plane_operators.max_pool(*dims, *layouts, window, target)
     include_pad = params["count_include_pad"]
-    return pools.avg_pool(*dims, in_layout, out_layout, window, target, include_pad)
+    return plane_operators.avg_pool(*dims, *layouts, window, target, include_pad)
 
 
 def _global_pool(dims: Dims, marker: Marker, target: PlaneTarget) -> tirx.PrimFunc:
     layout = layout_from_list(marker.params["in_layout"])
-    ops = layout_ops if layout.is_interleaved else plane_ops
-    return ops.global_avg_pool(*dims, layout, target, marker.params["keep_dims"])
+    return plane_operators.global_avg_pool(*dims, layout, target, marker.params["keep_dims"])
 
 
 _PLANE_OPS = {

@@ -10,6 +10,7 @@ import pytest
 import torch
 import tvm
 from conv_cases import ConvCase, pattern_weights
+from families import UNSCHEDULED
 from relax_oracle import check_against_torch
 from torch import nn
 from tvm.target import Target
@@ -183,16 +184,25 @@ def test_a_typo_is_an_error_that_lists_the_devices(use) -> None:
         use()
 
 
-def test_a_device_without_schedules_plans_nothing() -> None:
+@pytest.fixture
+def unscheduled() -> Iterator[str]:
+    """The name of a registered device that has no schedules."""
+    DEVICES.add(UNSCHEDULED)
+    yield UNSCHEDULED.name
+    DEVICES.remove(UNSCHEDULED.name)
+
+
+def test_a_device_without_schedules_plans_nothing(unscheduled: str) -> None:
     for use in (
-        lambda: Backend.named("mali").facts,
-        lambda: Backend.named("mali").layout_for(8, 8, 1),
-        lambda: PlaneTarget("adreno").lanes,
+        lambda: Backend.named(unscheduled).facts,
+        lambda: Backend.named(unscheduled).layout_for(8, 8, 1),
+        lambda: PlaneTarget(unscheduled).lanes,
     ):
         with pytest.raises(ValueError, match=r"has no schedules; expected one of.*'x86-avx2'"):
             use()
-    backend = Backend.of(targets.resolve("pattern/mali"))
-    assert backend.why_not() == "no schedules for the device 'mali'; compiled dense by TVM"
+    backend = Backend.named(unscheduled)
+    reason = f"no schedules for the device {unscheduled!r}; compiled dense by TVM"
+    assert backend.why_not() == reason
     passes = pipeline.marker_passes(backend, ReportBuilder())
     assert [p.info.name for p in passes] == ["PatternRewrite"]
 

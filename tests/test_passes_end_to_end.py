@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import tvm
+from families import UNSCHEDULED
 from relax_oracle import check_against_torch, execute, import_torch
 from torch import nn
 from tvm import relax
@@ -21,6 +22,7 @@ from relay_passes.report import ReportBuilder
 from relay_passes.schedule import Schedule
 from relay_passes.targets import resolve
 from topi_kernels.backend import Backend
+from topi_kernels.devices import DEVICES
 from topi_kernels.report import RewriteReport
 
 
@@ -359,12 +361,17 @@ def test_pipeline_needs_a_target_of_a_device():
         tvm.compile(mod, Target("cuda", host="llvm"), relax_pipeline="pattern_sparse")
 
 
-def test_gpu_is_reported_and_left_to_tvm():
+def test_a_device_without_schedules_is_reported_and_left_to_tvm():
     mod = import_torch(nn.Conv2d(1, 1, 1), torch.randn(1, 1, 2, 2))
-    _, report = pipeline.lower(mod, "pattern/mali")
+    DEVICES.add(UNSCHEDULED)
+    try:
+        keys = ["pattern", UNSCHEDULED.name, "cpu"]
+        _, report = pipeline.lower(mod, {"kind": "llvm", "keys": keys})
+    finally:
+        DEVICES.remove(UNSCHEDULED.name)
     (row,) = report
     assert not row.taken
-    assert "no schedules for the device 'mali'" in row.reason
+    assert "no schedules for the device 'toy-npu'" in row.reason
 
 
 def test_lower_rejects_bad_arguments():

@@ -16,8 +16,8 @@ from .layout import PlaneLayout
 from .layout_choice import ConvNeed, LaneOrder, choose_lane_order, default_layout
 from .operator import ConvPlan, plan_conv
 from .plane_ops import PlaneTarget
-from .schedules.config import ConvConfig, Family
-from .schedules.search_space import search_space
+from .schedules.choose import Config, Facts
+from .schedules.opencl.config import GpuFacts
 from .structure import Structure
 
 
@@ -80,7 +80,7 @@ class Backend:
         return self.device.name
 
     @property
-    def facts(self) -> Family:
+    def facts(self) -> Facts:
         """What the schedules know of the device.
 
         Raises
@@ -129,7 +129,7 @@ class Backend:
         dtype: str = "float32",
     ) -> LaneOrder | None:
         """Order of the pixels of connected tensors, see :func:`choose_lane_order`."""
-        if not self.interleaved_lanes:
+        if not self.interleaved_lanes or isinstance(self.facts, GpuFacts):
             return None
         return choose_lane_order(needs, size, pad, changed_channels, self.name, dtype)
 
@@ -141,12 +141,12 @@ class Backend:
         self,
         task: ConvTask,
         weight: np.ndarray,
-        config: ConvConfig | None = None,
+        config: Config | None = None,
         structure: Structure | None = None,
     ) -> ConvPlan:
         """The planned convolution, see :func:`~topi_kernels.operator.plan_conv`."""
         return plan_conv(task, weight, config, self.num_threads, structure)
 
-    def space(self, task: ConvTask) -> Iterator[ConvConfig]:
+    def space(self, task: ConvTask) -> Iterator[Config]:
         """The configurations that the device's schedules offer for a task, in a fixed order."""
-        return search_space(task.shape, task.machine)
+        return task.configs()

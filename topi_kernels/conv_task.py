@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,8 +19,8 @@ from .devices import DEVICES
 from .geometry import ConvGeometry
 from .layout import PlaneLayout
 from .pattern import Pattern
-from .schedules.config import ConvConfig, Family
-from .schedules.search_space import ConvShape, illegal_for
+from .schedules.choose import Config, ConvSchedules, Facts, schedules_of
+from .schedules.search_space import ConvShape
 from .structure import Structure, determine
 from .workload import Epilogue
 
@@ -224,9 +225,14 @@ class ConvTask:
         return 2 * self.batch * self.kept_weights * self.out_layout.height * self.out_layout.width
 
     @property
-    def machine(self) -> Family:
+    def machine(self) -> Facts:
         """The facts of the family, with the lanes that its vectors have in this dtype."""
         return DEVICES.facts(self.family).of_dtype(self.dtype)
+
+    @property
+    def schedules(self) -> ConvSchedules:
+        """What the device's configurations are, and what they become."""
+        return schedules_of(self.machine)
 
     @property
     def shape(self) -> ConvShape:
@@ -248,11 +254,25 @@ class ConvTask:
             self.max_group,
         )
 
-    def illegal_reason(self, config: ConvConfig) -> str | None:
+    def configs(self) -> Iterator[Config]:
+        """All legal configurations, in a fixed order."""
+        return self.schedules.space(self.shape, self.machine)
+
+    def default_config(self) -> Config:
+        """The level-0 configuration."""
+        return self.schedules.default(self.shape, self.machine)
+
+    def cost(self, config: Config) -> float:
+        """What the device's model estimates; only the order counts."""
+        return self.schedules.cost(self.shape, config, self.machine)
+
+    def illegal_reason(self, config: Config) -> str | None:
         """Why ``config`` cannot be used for this task, or None when it can."""
+        if not isinstance(config, self.schedules.config):
+            return f"a {type(config).__name__} is for other devices than {self.family}"
         if config.group > self.max_group:
             return f"group {config.group} exceeds the {self.max_group} filters that share kernels"
-        return illegal_for(self.shape, config, self.machine)
+        return self.schedules.illegal(self.shape, config, self.machine)
 
 
 def check_weight(weight: np.ndarray) -> None:

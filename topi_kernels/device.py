@@ -13,7 +13,7 @@ from typing import Any
 from tvm.ir.transform import Pass
 from tvm.target import Target, codegen
 
-from .schedules.config import Family
+from .schedules.choose import Facts
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Device:
         Stable: tuning records and reports hold it. A Target that has it among its keys means it.
     matches : callable
         ``Target -> bool``: whether a Target that names no device means this one.
-    facts : Family or None
+    facts : Family or GpuFacts or None
         What the schedules must know; None for a device that has no schedules yet.
     why_no_float16 : callable, optional
         ``Target -> str``: why it does not compute in float16, empty if it does. Default: it has no
@@ -43,7 +43,7 @@ class Device:
 
     name: str
     matches: Callable[[Target], bool]
-    facts: Family | None = None
+    facts: Facts | None = None
     why_no_float16: Callable[[Target], str] | None = None
     tags: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     fallback: bool = False
@@ -96,7 +96,7 @@ class Registry:
             raise ValueError(f"unknown device {name!r}; expected one of {self.names()}")
         return self._devices[name]
 
-    def facts(self, name: str) -> Family:
+    def facts(self, name: str) -> Facts:
         """The facts of the device of that name.
 
         Raises

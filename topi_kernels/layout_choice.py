@@ -15,7 +15,6 @@ from .devices import DEVICES
 from .geometry import ConvGeometry
 from .layout import PlaneLayout, band_choices
 from .schedules.input_geometry import column_reach
-from .schedules.search_space import default_config, estimate_cost
 from .structure import Structure
 from .workload import Epilogue
 
@@ -96,12 +95,10 @@ class ConvNeed:
 
 def _cost(task: ConvTask) -> float | None:
     """Estimated slots of a convolution, None where no configuration is legal."""
-    shape, machine = task.shape, task.machine
     try:
-        config = default_config(shape, machine)
+        return task.cost(task.default_config())
     except ValueError:
         return None
-    return estimate_cost(shape, config, machine)
 
 
 def lane_orders(size: tuple[int, int], pad: int, reach: int, lanes: int) -> Iterator[LaneOrder]:

@@ -14,9 +14,7 @@ from tvm import tirx
 from .compute import naive_pattern_conv
 from .conv_task import ConvTask, check_weight
 from .fkw import FKW, pack, validate
-from .schedules.config import ConvConfig
-from .schedules.pattern_conv import schedule_pattern_conv
-from .schedules.search_space import default_config, illegal_for
+from .schedules.choose import Config
 from .schedules.tile import tiles_per_image
 from .structure import Structure, determine
 from .workload import ConvWorkload
@@ -28,7 +26,7 @@ class ConvPlan:
 
     task: ConvTask
     workload: ConvWorkload
-    config: ConvConfig
+    config: Config
     fkw: FKW
     num_threads: int
     structure: Structure
@@ -50,7 +48,7 @@ class ConvPlan:
 
     def primfunc(self) -> tirx.PrimFunc:
         """The scheduled operator; parameters ``(x, *arrays, [bias], [residual], out)``."""
-        return schedule_pattern_conv(self.workload, self.config, self.num_threads)
+        return self.task.schedules.primfunc(self.workload, self.config, self.num_threads)
 
     def naive_primfunc(self) -> tirx.PrimFunc:
         """The specification of the operator: same parameters, no schedule."""
@@ -60,7 +58,7 @@ class ConvPlan:
 def plan_conv(
     task: ConvTask,
     weight: np.ndarray,
-    config: ConvConfig | None = None,
+    config: Config | None = None,
     num_threads: int = 1,
     structure: Structure | None = None,
 ) -> ConvPlan:
@@ -71,7 +69,7 @@ def plan_conv(
     task : ConvTask
     weight : numpy.ndarray
         ``[out_channels, in_channels, kh, kw]`` of the task's dtype.
-    config : ConvConfig, optional
+    config : ConvConfig or GpuConfig, optional
         Default: the level-0 configuration.
     num_threads : int
         1 for a serial operator.
@@ -91,8 +89,8 @@ def plan_conv(
             f" {weight.dtype} of shape {weight.shape}"
         )
     if config is None:
-        config = default_config(task.shape, task.machine)
-    elif (reason := illegal_for(task.shape, config, task.machine)) is not None:
+        config = task.default_config()
+    elif (reason := task.illegal_reason(config)) is not None:
         raise ValueError(f"config {config} is illegal here: {reason}")
     structure = structure or determine(weight)
     fkw = pack(weight, config.group, task.patterns, task.structure, structure.kept)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from ..fkw import INDEX_DTYPES, LOOKAHEAD
@@ -89,9 +90,10 @@ def declare_parameters(workload: ConvWorkload) -> Buffers:
     def planes(name: str, channels: int, size: int) -> Any:
         return T.arg(name, T.Buffer((w.batch, channels, size), w.dtype))
 
-    def flat(whole: Any) -> Any:
+    def flat(name: str, whole: Any) -> Any:
         size = math.prod(int(extent) for extent in whole.shape)
-        return T.decl_buffer((size,), w.dtype, data=whole.data)
+        # A GPU's kernel names its arguments after the buffers that it accesses.
+        return IRBuilder.name(name, T.decl_buffer((size,), w.dtype, data=whole.data))
 
     def vector(name: str, length: int, dtype: str) -> Any:
         return T.arg(name, T.Buffer((length,), dtype))
@@ -113,7 +115,7 @@ def declare_parameters(workload: ConvWorkload) -> Buffers:
         residual = planes("residual", w.out_channels, w.residual_layout.size)
     out = planes("out", w.out_channels, w.out_layout.size)
     return Buffers(
-        flat(x),
+        flat("x", x),
         filter_order,
         group_start,
         weight_start,
@@ -121,7 +123,7 @@ def declare_parameters(workload: ConvWorkload) -> Buffers:
         in_channel,
         weights,
         bias,
-        None if residual is None else flat(residual),
-        flat(out),
+        None if residual is None else flat("residual", residual),
+        flat("out", out),
         plain_geometry(workload),
     )

@@ -14,9 +14,13 @@ import numpy as np
 from topi_kernels.conv_task import ConvTask
 from topi_kernels.geometry import ConvGeometry
 from topi_kernels.pattern import Pattern
-from topi_kernels.schedules.config import ConvConfig, register_need
+from topi_kernels.schedules.choose import Config
+from topi_kernels.schedules.config import ConvConfig, Family, register_need
 from topi_kernels.schedules.load_reuse import input_rows
+from topi_kernels.schedules.opencl.config import GpuConfig
 from topi_kernels.schedules.search_space import tile_count
+
+from .gpu_features import gpu_features
 
 FEATURES = (
     "issue_share",
@@ -48,6 +52,8 @@ FEATURES = (
     "flops_per_byte",
     "estimate",
 )
+#: Column of the schedule's own estimate, whatever the device.
+ESTIMATE = -1
 
 
 @lru_cache(maxsize=4096)
@@ -69,22 +75,31 @@ def _input_loads(
     return total / len(patterns)
 
 
-def config_features(task: ConvTask, config: ConvConfig, estimate: float) -> np.ndarray:
-    """Knobs and static facts of one configuration, in the order of :data:`FEATURES`.
+def config_features(task: ConvTask, config: Config, estimate: float) -> np.ndarray:
+    """Knobs and static facts of one configuration.
 
     Parameters
     ----------
     task : ConvTask
-    config : ConvConfig
+    config : ConvConfig or GpuConfig
     estimate : float
         The schedule's own cost estimate.
 
     Returns
     -------
     numpy.ndarray
-        ``[len(FEATURES)]``, float32; what spans orders of magnitude is a base-2 logarithm.
+        float32 in the order of :data:`FEATURES`, or of ``GPU_FEATURES`` on an OpenCL device; the
+        estimate is the last of both. What spans orders of magnitude is a base-2 logarithm.
     """
+    if isinstance(config, GpuConfig):
+        return gpu_features(task, config, estimate)
+    return _cpu_features(task, config, estimate)
+
+
+def _cpu_features(task: ConvTask, config: ConvConfig, estimate: float) -> np.ndarray:
     family, itemsize = task.machine, np.dtype(task.dtype).itemsize
+    if not isinstance(family, Family):
+        raise TypeError(f"a ConvConfig belongs to a CPU, the task is of {task.family!r}")
     c, layout = config, task.out_layout
     pixels, (filters, channels) = c.pixel_lanes, task.weight_shape[:2]
     tiles = tile_count(task.shape, c)

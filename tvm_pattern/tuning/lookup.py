@@ -17,7 +17,8 @@ import tuning_logs
 from topi_kernels.conv_task import ConvTask
 from topi_kernels.device import architecture
 from topi_kernels.devices import DEVICES
-from topi_kernels.schedules.config import ConvConfig
+from topi_kernels.schedules.choose import Config, schedules_of
+from topi_kernels.schedules.config import Family
 
 from .environment import device_name, target_dict
 from .records import BadLine, LogError, Record, TuningLog, best_records
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 DENSITY_TOLERANCE = 0.25
 
 
-def config_of(record: Record) -> ConvConfig:
+def config_of(record: Record) -> Config:
     """The configuration that a record measured.
 
     Knobs that came later have the value that the code had without them.
@@ -39,15 +40,17 @@ def config_of(record: Record) -> ConvConfig:
         On knobs this program does not know, or missing ones without a default.
     """
     try:
-        then = {"fetch_ahead": DEVICES.facts(str(record.task.get("family"))).fetch_ahead}
-        return ConvConfig.from_dict({**then, **record.config})
+        facts = DEVICES.facts(str(record.task.get("family")))
+        then = {"fetch_ahead": facts.fetch_ahead} if isinstance(facts, Family) else {}
+        return schedules_of(facts).config.from_dict({**then, **record.config})
     except ValueError as error:
         raise LogError(f"a recorded {error}; tune again with this version") from error
 
 
 def later_knobs(record: Record) -> list[str]:
     """Knobs that came after a record: its search could not vary them."""
-    return sorted({f.name for f in fields(ConvConfig)} - set(record.config))
+    kind = type(config_of(record))
+    return sorted({f.name for f in fields(kind)} - set(record.config))
 
 
 def log_folder() -> Path:
@@ -66,7 +69,7 @@ class Found:
 
     Parameters
     ----------
-    config : ConvConfig or None
+    config : ConvConfig or GpuConfig or None
         None if no record helps.
     exact : bool
         Whether the record is of this very task, not of one like it.
@@ -78,7 +81,7 @@ class Found:
         Device of the record.
     """
 
-    config: ConvConfig | None = None
+    config: Config | None = None
     exact: bool = False
     skipped: tuple[str, ...] = ()
     later_knobs: tuple[str, ...] = ()
@@ -141,7 +144,7 @@ class ConfigLookup:
     def __len__(self) -> int:
         return len({key for _, index in self._sources for key in index.exact})
 
-    def __call__(self, task: ConvTask) -> ConvConfig | None:
+    def __call__(self, task: ConvTask) -> Config | None:
         """The configuration for ``task``, or None if no record helps."""
         found = self.find(task)
         for reason, count in Counter(found.skipped).items():
@@ -169,7 +172,7 @@ class ConfigLookup:
         skipped: list[str] = []
         for record in self._ranked(task):
             config = usable_config(task, record)
-            if isinstance(config, ConvConfig):
+            if not isinstance(config, str):
                 exact, later = record.task_key == task.key, tuple(later_knobs(record))
                 return Found(config, exact, tuple(skipped), later, record.device)
             skipped.append(config)
@@ -232,7 +235,7 @@ def why_unusable(record: Record) -> str | None:
     return config if isinstance(config, str) else None
 
 
-def usable_config(task: ConvTask, record: Record) -> ConvConfig | str:
+def usable_config(task: ConvTask, record: Record) -> Config | str:
     """The configuration of a record for ``task``, or why this version cannot use it."""
     try:
         config = config_of(record)

@@ -28,7 +28,7 @@ from relay_passes.targets import CPU_KINDS
 from topi_kernels.conv_task import ConvTask
 from topi_kernels.layout import PlaneLayout, to_planes
 from topi_kernels.operator import ConvPlan, plan_conv
-from topi_kernels.schedules.config import ConvConfig
+from topi_kernels.schedules.choose import Config
 from topi_kernels.structure import Structure
 
 from ..crosscompile import linker_for
@@ -151,7 +151,7 @@ class TaskInputs:
         self._written: set[int] = set()
         self._answer_file = f"answer-{task.key}.npz"
 
-    def plan(self, config: ConvConfig) -> ConvPlan:
+    def plan(self, config: Config) -> ConvPlan:
         """The plan of a configuration; packed weights depend on its group only."""
         if config.group not in self._plans:
             self._plans[config.group] = plan_conv(
@@ -284,7 +284,7 @@ class Measurer:
         self,
         task: ConvTask,
         weight: np.ndarray,
-        configs: Sequence[ConvConfig],
+        configs: Sequence[Config],
         structure: Structure | None = None,
     ) -> list[Measurement]:
         """Outcome of every configuration, in order; ``structure`` says which weights are kept."""

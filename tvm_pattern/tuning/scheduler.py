@@ -16,7 +16,6 @@ _HOPE = 0.1
 _HOPE_TRIALS = 16
 _WINDOW = 3
 # Clock that turns estimated multiply-add slots into seconds until something has been measured.
-_NOMINAL_HZ = 2.5e9
 
 
 @dataclass
@@ -118,7 +117,8 @@ def network_estimate(states: Sequence[TaskState]) -> NetworkEstimate:
     if rates:
         rate = float(np.median(rates))
     else:
-        rate = 1.0 / (_NOMINAL_HZ * states[0].weighted.task.machine.fma_ports)
+        task = states[0].weighted.task
+        rate = task.schedules.seconds(task.machine)
     total = default_total = 0.0
     for state in states:
         guess = rate * state.level0_cost

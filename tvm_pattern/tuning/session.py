@@ -16,8 +16,7 @@ from tvm.target import Target
 
 from relay_passes import targets as target_tags
 from topi_kernels.conv_task import ConvTask
-from topi_kernels.schedules.config import ConvConfig
-from topi_kernels.schedules.search_space import estimate_cost
+from topi_kernels.schedules.choose import Config
 
 from ..frontend import import_model
 from ..locks import locked
@@ -144,7 +143,7 @@ class TuneResult:
 
 def make_record(
     task: ConvTask,
-    config: ConvConfig,
+    config: Config,
     outcome: Measurement | None,
     target: Target,
     device: str,
@@ -186,17 +185,16 @@ def warm_start_sets(records: Iterable[Record]) -> list[MeasuredSet]:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             logger.warning("skipped records of task %s: %s", same[0].task_key, error)
             continue
-        shape, family = task.shape, task.machine
         usable = [(c, r.seconds) for c, r in zip(_configs(same), same, strict=True) if c]
-        features = [config_features(task, c, estimate_cost(shape, c, family)) for c, _ in usable]
+        features = [config_features(task, c, task.cost(c)) for c, _ in usable]
         if usable:
             sets.append((np.stack(features), np.array([seconds for _, seconds in usable])))
     return sets
 
 
-def _configs(records: Iterable[Record]) -> list[ConvConfig | None]:
+def _configs(records: Iterable[Record]) -> list[Config | None]:
     """The configurations of records, None for those of another version of the knobs."""
-    configs: list[ConvConfig | None] = []
+    configs: list[Config | None] = []
     for record in records:
         try:
             configs.append(config_of(record))
@@ -265,7 +263,9 @@ class Search:
         space = Space(weighted.task, options.extra_knobs)
         extra: dict[str, Any] = {}
         if options.tuner == "xgb":
-            extra = {"epsilon": options.epsilon, "warm_start": warm_start}
+            width = space.features([0]).shape[1]  # of other kinds of devices it is another one
+            usable = [known for known in warm_start if known[0].shape[1] == width]
+            extra = {"epsilon": options.epsilon, "warm_start": usable}
         tuner = make_tuner(options.tuner, space, options.seed, **extra)
         return TaskState(weighted, space, tuner, options.early_stop)
 

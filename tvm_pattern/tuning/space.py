@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from topi_kernels.conv_task import ConvTask
-from topi_kernels.schedules.config import EXTRA_KNOBS, ConvConfig
-from topi_kernels.schedules.search_space import default_config, estimate_cost, search_space
+from topi_kernels.schedules.choose import Config
+from topi_kernels.schedules.config import EXTRA_KNOBS
 
 from .features import config_features
 
@@ -30,13 +30,13 @@ class Space:
     extra_knobs : dict of str to sequence, optional
         Knob -> further values to combine with every point of the schedule's own space, such as a
         value of :data:`~topi_kernels.schedules.config.WIDTHS`; default its ``EXTRA_KNOBS``. An
-        empty dict leaves the schedule's space as it is.
-    configs : iterable of ConvConfig, optional
+        empty dict leaves the schedule's space as it is. Knobs of other devices are left out.
+    configs : iterable of ConvConfig or GpuConfig, optional
         Search among these only.
 
     Attributes
     ----------
-    configs : list of ConvConfig
+    configs : list of ConvConfig or GpuConfig
         In a fixed order.
     dropped : dict of str to int
         Reason -> points dropped for it.
@@ -51,13 +51,15 @@ class Space:
         self,
         task: ConvTask,
         extra_knobs: dict[str, Sequence[Any]] | None = None,
-        configs: Iterable[ConvConfig] | None = None,
+        configs: Iterable[Config] | None = None,
     ) -> None:
         self.task = task
         self.dropped: Counter[str] = Counter()
         extra = EXTRA_KNOBS if extra_knobs is None else extra_knobs
         if configs is None:
-            base = list(search_space(task.shape, task.machine))
+            base = list(task.configs())
+            known = {f.name for f in fields(task.schedules.config)}
+            extra = {knob: values for knob, values in extra.items() if knob in known}
             origins = {c: origin for origin in base for c in _combine(origin, extra)}
             origins |= {origin: origin for origin in base}
         else:
@@ -80,7 +82,7 @@ class Space:
         self._by_row = {row: i for i, row in enumerate(rows)}
         self._features: dict[int, np.ndarray] = {}
 
-    def _legal(self, configs: Iterable[ConvConfig]) -> Iterable[ConvConfig]:
+    def _legal(self, configs: Iterable[Config]) -> Iterable[Config]:
         for config in dict.fromkeys(configs):
             reason = self.task.illegal_reason(config) or self._pointless(config)
             if reason is None:
@@ -88,7 +90,7 @@ class Space:
             else:
                 self.dropped[reason] += 1
 
-    def _pointless(self, config: ConvConfig) -> str | None:
+    def _pointless(self, config: Config) -> str | None:
         """Why another point of the space is the same program."""
         taps = max(len(p) for p in self.task.patterns)
         if config.taps_per_step > taps:
@@ -98,14 +100,14 @@ class Space:
     def __len__(self) -> int:
         return len(self.configs)
 
-    def position(self, config: ConvConfig) -> int | None:
+    def position(self, config: Config) -> int | None:
         """Index of ``config``, or None if it is outside the space."""
         return self._positions.get(config)
 
     @cached_property
     def default(self) -> int | None:
         """Index of the level-0 configuration."""
-        return self.position(default_config(self.task.shape, self.task.machine))
+        return self.position(self.task.default_config())
 
     @cached_property
     def estimates(self) -> np.ndarray:
@@ -113,8 +115,7 @@ class Space:
 
         A point that differs from one of the schedule's in an extra knob has that one's estimate.
         """
-        shape, family = self.task.shape, self.task.machine
-        costs = {c: estimate_cost(shape, c, family) for c in dict.fromkeys(self._origins)}
+        costs = {c: self.task.cost(c) for c in dict.fromkeys(self._origins)}
         return np.array([costs[origin] for origin in self._origins])
 
     def neighbour(self, index: int, rng: np.random.Generator) -> int:
@@ -149,7 +150,7 @@ class Space:
         return np.stack([self._features[i] for i in indices])
 
 
-def _combine(origin: ConvConfig, extra: dict[str, Sequence[Any]]) -> list[ConvConfig]:
+def _combine(origin: Config, extra: dict[str, Sequence[Any]]) -> list[Config]:
     """A point, with every combination of the values of extra knobs."""
     points = [origin]
     for knob, values in extra.items():

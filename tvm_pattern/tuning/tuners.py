@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .cost_model import MeasuredSet, RankModel
-from .features import FEATURES
+from .features import ESTIMATE
 from .space import Space
 
 # Of a batch that nothing guides.
@@ -243,7 +243,7 @@ class XGBTuner(Tuner):
         return sorted(fresh, key=lambda i: -scores[i])[:keep]
 
     def _columns(self, rows: np.ndarray) -> np.ndarray:
-        return rows if self.prior else np.delete(rows, FEATURES.index("estimate"), axis=1)
+        return rows if self.prior else np.delete(rows, ESTIMATE, axis=1)
 
     def _features(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         return self._columns(self.space.features([int(i) for i in indices]))

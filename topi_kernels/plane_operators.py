@@ -1,0 +1,124 @@
+"""Operators on planes, for the device and the layouts at hand.
+
+The same names as in :mod:`topi_kernels.plane_ops` and :mod:`topi_kernels.plane_windows`; which
+schedules compute them follows from the target and from the order of the pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+
+from . import layout_ops, plane_ops, plane_windows
+from . import matvec as cpu_matvec
+from .devices import DEVICES
+from .geometry import ConvGeometry
+from .layout import PlaneLayout
+from .matvec import MatvecConfig
+from .plane_ops import PlaneTarget
+from .schedules.opencl import depthwise as opencl_depthwise
+from .schedules.opencl import matvec as opencl_matvec
+from .schedules.opencl import planes as opencl_planes
+from .schedules.opencl.config import GpuFacts
+
+
+def _is_gpu(target: PlaneTarget) -> bool:
+    return isinstance(DEVICES.facts(target.family), GpuFacts)
+
+
+def _schedules(plain: Any, target: PlaneTarget, *layouts: PlaneLayout) -> Any:
+    """The module whose functions take these layouts on this device."""
+    if _is_gpu(target):
+        return opencl_planes
+    return layout_ops if any(layout.is_interleaved for layout in layouts) else plain
+
+
+def pack(batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget) -> tirx.PrimFunc:
+    """See :func:`topi_kernels.plane_ops.pack`."""
+    return _schedules(plane_ops, target, layout).pack(batch, channels, layout, target)
+
+
+def unpack(batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget) -> tirx.PrimFunc:
+    """See :func:`topi_kernels.plane_ops.unpack`."""
+    return _schedules(plane_ops, target, layout).unpack(batch, channels, layout, target)
+
+
+def elementwise(
+    batch: int,
+    channels: int,
+    in_layouts: tuple[PlaneLayout, ...],
+    out_layout: PlaneLayout,
+    target: PlaneTarget,
+    operator: str = "add",
+    activation: str = "none",
+    bounds: tuple[float, float] = (0.0, 6.0),
+) -> tirx.PrimFunc:
+    """See :func:`topi_kernels.plane_ops.elementwise`."""
+    schedules = _schedules(plane_ops, target, *in_layouts, out_layout)
+    return schedules.elementwise(
+        batch, channels, in_layouts, out_layout, target, operator, activation, bounds
+    )
+
+
+def max_pool(
+    batch: int,
+    channels: int,
+    in_layout: PlaneLayout,
+    out_layout: PlaneLayout,
+    window: ConvGeometry,
+    target: PlaneTarget,
+) -> tirx.PrimFunc:
+    """See :func:`topi_kernels.plane_windows.max_pool`."""
+    schedules = _schedules(plane_windows, target, in_layout, out_layout)
+    return schedules.max_pool(batch, channels, in_layout, out_layout, window, target)
+
+
+def avg_pool(
+    batch: int,
+    channels: int,
+    in_layout: PlaneLayout,
+    out_layout: PlaneLayout,
+    window: ConvGeometry,
+    target: PlaneTarget,
+    count_include_pad: bool,
+) -> tirx.PrimFunc:
+    """See :func:`topi_kernels.plane_windows.avg_pool`."""
+    schedules = _schedules(plane_windows, target, in_layout, out_layout)
+    return schedules.avg_pool(
+        batch, channels, in_layout, out_layout, window, target, count_include_pad
+    )
+
+
+def global_avg_pool(
+    batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget, keep_dims: bool = True
+) -> tirx.PrimFunc:
+    """See :func:`topi_kernels.plane_ops.global_avg_pool`."""
+    schedules = _schedules(plane_ops, target, layout)
+    return schedules.global_avg_pool(batch, channels, layout, target, keep_dims)
+
+
+def depthwise_conv(
+    batch: int,
+    channels: int,
+    in_layout: PlaneLayout,
+    out_layout: PlaneLayout,
+    window: ConvGeometry,
+    target: PlaneTarget,
+    bias: bool = False,
+    activation: str = "none",
+    multiplier: int = 1,
+) -> tirx.PrimFunc:
+    """See :func:`topi_kernels.plane_windows.depthwise_conv`."""
+    make = opencl_depthwise if _is_gpu(target) else plane_windows
+    return make.depthwise_conv(
+        batch, channels, in_layout, out_layout, window, target, bias, activation, multiplier
+    )
+
+
+def matvec(
+    rows: int, k: int, n: int, target: PlaneTarget, config: MatvecConfig | None = None
+) -> tirx.PrimFunc:
+    """See :func:`topi_kernels.matvec.matvec`."""
+    make = opencl_matvec if _is_gpu(target) else cpu_matvec
+    return make.matvec(rows, k, n, target, config)

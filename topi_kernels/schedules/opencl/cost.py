@@ -1,0 +1,137 @@
+"""A roofline model of the convolution: which of arithmetic, loads and memory bounds a config.
+
+It ranks configurations without a device. Its times come from public rates, and are no measurement.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ...geometry import ConvGeometry
+from ..search_space import ConvShape
+from .config import GpuConfig, GpuFacts, chunk_width
+from .reuse import KernelCounts, Taps, kernel_counts
+
+#: Operations on integers for each kernel: its index, its addresses, the loop.
+KERNEL_OVERHEAD = 12.0
+#: Operations of the epilogue and the store for each output.
+OUTPUT_OVERHEAD = 4.0
+#: Registers for addresses, loop and counters.
+ADDRESS_REGISTERS = 10
+#: A load takes the time of one of 128 bits, however few it brings.
+MIN_LOAD_BYTES = 16
+#: Waves of a core that hide the latency of a load.
+WAVES_IN_FLIGHT = 8
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Estimated microseconds of a launch by what bounds them.
+
+    Parameters
+    ----------
+    arithmetic, loads, memory : float
+    launch : float
+    """
+
+    arithmetic: float
+    loads: float
+    memory: float
+    launch: float
+
+    @property
+    def total(self) -> float:
+        """Microseconds of the launch."""
+        return max(self.arithmetic, self.loads, self.memory) + self.launch
+
+    @property
+    def bound(self) -> str:
+        """``arithmetic``, ``loads`` or ``memory``."""
+        rates = {"arithmetic": self.arithmetic, "loads": self.loads, "memory": self.memory}
+        return max(rates, key=lambda name: rates[name])
+
+
+@lru_cache(maxsize=65536)
+def _counts(geometry: ConvGeometry, config: GpuConfig, taps: Taps, chunk: int) -> KernelCounts:
+    return kernel_counts(geometry, config, taps, chunk)
+
+
+def counts_of(shape: ConvShape, config: GpuConfig) -> list[KernelCounts]:
+    """Counts of a kernel of each pattern."""
+    layout = shape.in_layout
+    chunk = chunk_width(config, layout.row_stride, layout.origin)
+    tile = GpuConfig(
+        config.vector_width,
+        config.filters,
+        config.tile_rows,
+        config.tile_cols,
+        config.taps_per_step,
+    )
+    return [_counts(shape.geometry, tile, pattern.taps, chunk) for pattern in shape.patterns]
+
+
+def tile_grid(shape: ConvShape, config: GpuConfig) -> tuple[int, int]:
+    """Register_tiles of an image, down and along."""
+    vectors = -(-shape.out_layout.width // config.vector_width)
+    return -(-shape.out_layout.height // config.tile_rows), -(-vectors // config.tile_cols)
+
+
+def sum_bytes(config: GpuConfig, facts: GpuFacts) -> int:
+    """Bytes of a sum."""
+    return 2 if facts.dtype == "float16" and config.accumulator == "float16" else 4
+
+
+def register_need(shape: ConvShape, config: GpuConfig, facts: GpuFacts) -> int:
+    """32-bit registers of a work_item: sums, inputs and weights of a step, addresses."""
+    size = sum_bytes(config, facts)
+    live = max(count.live_elements for count in counts_of(shape, config))
+    elements = config.accumulators * config.vector_width + live
+    return -(-elements * size // 4) + ADDRESS_REGISTERS
+
+
+def roofline(shape: ConvShape, config: GpuConfig, facts: GpuFacts) -> Roofline:
+    """The estimate of one image.
+
+    Parameters
+    ----------
+    shape : ConvShape
+    config : GpuConfig
+    facts : GpuFacts
+    """
+    counts = counts_of(shape, config)
+    share = shape.kernels_per_group / len(counts)
+    rows, cols = tile_grid(shape, config)
+    groups = -(-shape.out_channels // config.filters)
+    along = -(-rows * cols // config.tiles_per_group)
+    across = -(-groups // config.filter_groups_per_group)
+    # A work_group occupies whole waves, also where its last work_items have nothing to do.
+    items = along * across * -(-config.work_items // facts.wave) * facts.wave
+    outputs = config.accumulators * config.vector_width
+    operations = outputs * OUTPUT_OVERHEAD
+    layout = shape.in_layout
+    chunk_bytes = chunk_width(config, layout.row_stride, layout.origin) * facts.itemsize
+    loaded = 0.0
+    for count in counts:
+        operations += share * (count.multiply_adds * config.vector_width + KERNEL_OVERHEAD)
+        # Weights are the same for all work_items of a wave.
+        per_wave = count.weight_loads * 16 / facts.wave
+        loaded += share * (count.input_loads * max(chunk_bytes, MIN_LOAD_BYTES) + per_wave)
+    speed = 2.0 if sum_bytes(config, facts) == 2 else 1.0
+    idle = max(1.0, facts.cores * facts.wave * WAVES_IN_FLIGHT / items)
+    crowded = max(1.0, register_need(shape, config, facts) / facts.registers)
+    clock = facts.clock_mhz * facts.cores
+    weights = sum(len(p) for p in shape.patterns) / len(shape.patterns) * shape.kernels_per_group
+    size = shape.in_channels * shape.in_layout.size + shape.out_channels * shape.out_layout.size
+    size = size + int(weights * shape.out_channels)
+    return Roofline(
+        arithmetic=items * operations * idle * crowded / (clock * facts.multiply_adds * speed),
+        loads=items * loaded * idle / (clock * facts.load_bytes),
+        memory=size * facts.itemsize / facts.memory_gb_s / 1e3,
+        launch=facts.launch_us,
+    )
+
+
+def estimate_cost(shape: ConvShape, config: GpuConfig, facts: GpuFacts) -> float:
+    """Microseconds of one image by the model; only their order is meant."""
+    return roofline(shape, config, facts).total

@@ -1,0 +1,154 @@
+"""Search space, legality and level-0 default of the convolution on OpenCL devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import product
+
+from ...geometry import ConvGeometry
+from ...layout import PlaneLayout
+from ...reorder import GROUP_SIZES
+from ..search_space import ConvShape
+from .config import (
+    ACCUMULATORS,
+    MAX_FILTERS,
+    ORDERS,
+    VECTOR_WIDTHS,
+    GpuConfig,
+    GpuFacts,
+    chunk_width,
+)
+from .cost import estimate_cost, register_need, tile_grid
+from .reuse import row_chunks, tile_uses
+
+MAX_TILE_ROWS = 8
+TILE_COLS = (1, 2, 4)
+TILES_PER_GROUP = (16, 32, 64, 128)
+FILTER_GROUPS = (1, 2, 4)
+
+
+def illegal_for(shape: ConvShape, config: GpuConfig, facts: GpuFacts) -> str | None:
+    """Why ``config`` can't be used for a convolution, or None when it can."""
+    c, layout = config, shape.out_layout
+    if layout.is_interleaved or shape.in_layout.is_interleaved:
+        return "OpenCL schedules read planes of plain rows, got interleaved lanes"
+    if c.vector_width not in VECTOR_WIDTHS:
+        return f"vector_width {c.vector_width} is not one of {VECTOR_WIDTHS}"
+    if not 1 <= c.filters <= MAX_FILTERS:
+        return f"filters {c.filters} is not in 1..{MAX_FILTERS}"
+    if min(c.tile_rows, c.tile_cols, c.taps_per_step) < 1:
+        return "tile_rows, tile_cols and taps_per_step must be >= 1"
+    if min(c.tiles_per_group, c.filter_groups_per_group) < 1:
+        return "tiles_per_group and filter_groups_per_group must be >= 1"
+    if c.work_items > facts.max_work_items:
+        return f"{c.work_items} work_items exceed the device's {facts.max_work_items}"
+    if c.order not in ORDERS:
+        return f"order {c.order!r} is not one of {ORDERS}"
+    if c.accumulator not in ACCUMULATORS:
+        return f"accumulator {c.accumulator!r} is not one of {ACCUMULATORS}"
+    if c.accumulator == "float16" and facts.dtype != "float16":
+        return "float16 sums are for float16 layers"
+    vectors = -(-layout.width // c.vector_width)
+    if c.tile_rows > layout.height or c.tile_cols > vectors:
+        return f"a tile of {c.tile_rows} x {c.tile_cols} vectors exceeds the output"
+    if vectors * c.vector_width > layout.row_stride:
+        return f"vectors of {c.vector_width} pixels run over the row stride {layout.row_stride}"
+    return _out_of_plane(shape, c) or _too_many_registers(shape, c, facts)
+
+
+def _out_of_plane(shape: ConvShape, c: GpuConfig) -> str | None:
+    """Why some load would leave the input's plane, or None."""
+    layout = shape.in_layout
+    chunk = chunk_width(c, layout.row_stride, layout.origin)
+    if layout.size % chunk:
+        return f"planes of {layout.size} elements are no whole vectors of {chunk}"
+    taps = tuple(dict.fromkeys(tap for pattern in shape.patterns for tap in pattern.taps))
+    if reads_inside(layout, shape.out_layout, shape.geometry, c, taps):
+        return None
+    return "its vectors would read outside the input's planes"
+
+
+def reads_inside(
+    layout: PlaneLayout,
+    out_layout: PlaneLayout,
+    geometry: ConvGeometry,
+    c: GpuConfig,
+    taps: tuple[tuple[int, int], ...],
+) -> bool:
+    """Whether all tiles of an output read elements of the input's planes only."""
+    sh, sw = geometry.stride
+    chunk = chunk_width(c, layout.row_stride, layout.origin)
+    vectors = -(-out_layout.width // c.vector_width)
+    last_x = (vectors - c.tile_cols) * c.vector_width * sw
+    last_y = (out_layout.height - c.tile_rows) * sh
+    for row, columns in tile_uses(geometry, c, taps).items():
+        chunks = row_chunks(sorted(columns), c.vector_width, sw, chunk)
+        first = layout.offset(row, 0) + chunks[0] * chunk
+        end = layout.offset(last_y + row, last_x) + (chunks[-1] + 1) * chunk
+        if first < 0 or end > layout.size:
+            return False
+    return True
+
+
+def _too_many_registers(shape: ConvShape, c: GpuConfig, facts: GpuFacts) -> str | None:
+    need = register_need(shape, c, facts)
+    if need <= facts.max_registers:
+        return None
+    return f"{need} registers are wanted, a work_item has {facts.max_registers}"
+
+
+def search_space(shape: ConvShape, facts: GpuFacts) -> Iterator[GpuConfig]:
+    """All legal configurations of a convolution, in a fixed order."""
+    most_taps = max(len(p) for p in shape.patterns)
+    steps = {min(most_taps, 4), min(most_taps, 2), min(most_taps, shape.geometry.kernel_size[1])}
+    sums = ACCUMULATORS if facts.dtype == "float16" else ("float32",)
+    groups = [g for g in GROUP_SIZES if g <= min(shape.max_group, shape.out_channels, MAX_FILTERS)]
+    widths = [v for v in VECTOR_WIDTHS if v <= 16 // facts.itemsize]
+    tiles = product(
+        groups, widths, range(1, MAX_TILE_ROWS + 1), TILE_COLS, sorted(steps, reverse=True), sums
+    )
+    for filters, width, rows, cols, step, accumulator in tiles:
+        tile = GpuConfig(width, filters, rows, cols, step, 1, accumulator=accumulator)
+        if illegal_for(shape, tile, facts) is not None:
+            continue
+        for per_group, filter_groups in _work_groups(shape, tile, facts):
+            for order in ORDERS:
+                yield GpuConfig(
+                    width, filters, rows, cols, step, per_group, filter_groups, order, accumulator
+                )
+
+
+def _work_groups(shape: ConvShape, tile: GpuConfig, facts: GpuFacts) -> Iterator[tuple[int, int]]:
+    """``(tiles, filter_groups)`` of a work_group; several of both only where tiles are few."""
+    rows, cols = tile_grid(shape, tile)
+    count = rows * cols
+    if count <= max(TILES_PER_GROUP):
+        for filter_groups in FILTER_GROUPS:
+            fits = count * filter_groups <= facts.max_work_items
+            if fits and (filter_groups == 1 or count < facts.wave):
+                yield count, filter_groups
+    for size in TILES_PER_GROUP:
+        if size < count and size <= facts.max_work_items:
+            yield size, 1
+
+
+@lru_cache(maxsize=1024)
+def default_config(shape: ConvShape, facts: GpuFacts) -> GpuConfig:
+    """The level-0 configuration: the cheapest of the search_space by the model.
+
+    Sums are float32 at level 0; float16 ones are a choice of the tuner's or the user's.
+
+    Raises
+    ------
+    ValueError
+        If no configuration is legal.
+    """
+    configs = (c for c in search_space(shape, facts) if c.accumulator == "float32")
+    best = min(configs, key=lambda c: estimate_cost(shape, c, facts), default=None)
+    if best is None:
+        raise ValueError(
+            f"no legal configuration for {shape.out_layout.height}x{shape.out_layout.width} output"
+            f" on {facts.name}; its row stride {shape.out_layout.row_stride} may be too small"
+        )
+    return best
