@@ -53,6 +53,18 @@ def _extremum(name: str, a: Expr, b: Expr, lanes: int, dtype: str = "float32") -
     return tirx.call_llvm_pure_intrin(_vector_type(dtype, lanes), f"llvm.{name}", a, b)
 
 
+def held(x: Expr, lanes: int) -> Expr:
+    """``x``, float32, as a value that TVM's simplifier does not see through.
+
+    It puts the whole expression in the place of a bound variable, at each use and in each pass: an
+    exponential of a limited value grows a hundredfold. LLVM keeps the buffer in a register.
+    """
+    cell = T.alloc_buffer((lanes,), "float32", scope="local")
+    index: Any = 0 if lanes == 1 else T.ramp(0, 1, lanes)
+    T.buffer_store(cell, x, [index])
+    return T.Bind(cell[index])
+
+
 def limited(
     x: Expr,
     lanes: int,
@@ -73,14 +85,14 @@ def limited(
         LLVM's intrinsic is that instruction. x86's gives its second operand, which a comparison in
         the right order is compiled to.
     """
-    for name, bound in (("maximum", low), ("minimum", high)):
-        if math.isinf(bound):
-            continue
+    bounds = [("maximum", low), ("minimum", high)]
+    bounds = [(name, bound) for name, bound in bounds if not math.isinf(bound)]
+    for position, (name, bound) in enumerate(bounds):
         limit = broadcast(float(bound), lanes)
         if nan_maximum:
             x = _extremum(name, x, limit, lanes)
         else:
-            x = T.Bind(x)
+            x = held(x, lanes) if position else T.Bind(x)
             x = T.Select(x < limit if name == "maximum" else limit < x, limit, x)
     return x
 
@@ -113,12 +125,12 @@ def vector_exp(x: Expr, lanes: int, *, nan_maximum: bool = False) -> Expr:
         return broadcast(value, lanes)
 
     ints, floats = _vector_type("int32", lanes), _vector_type("float32", lanes)
-    x = T.Bind(limited(x, lanes, EXP_MIN, EXP_MAX, nan_maximum=nan_maximum))
+    x = held(limited(x, lanes, EXP_MIN, EXP_MAX, nan_maximum=nan_maximum), lanes)
     # Rounded by an addition: a conversion to integer is undefined for NaN, and takes longer.
     # The sum passes as an integer, or TVM would simplify (a + b) - b to a.
     rounded = T.Bind(T.reinterpret(ints, x * const(LOG2_E) + const(ROUNDING)))
     n = T.Bind(T.reinterpret(floats, rounded) - const(ROUNDING))
-    r = T.Bind((x - n * const(LN2_HIGH)) - n * const(LN2_LOW))
+    r = held((x - n * const(LN2_HIGH)) - n * const(LN2_LOW), lanes)
     poly = const(EXP_COEFFICIENTS[0])
     for coefficient in EXP_COEFFICIENTS[1:]:
         poly = T.Bind(poly * r + const(coefficient))
