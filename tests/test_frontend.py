@@ -129,11 +129,13 @@ def test_onnx_file_and_proto(tmp_path):
 
 def test_onnx_symbolic_dimensions_take_the_shapes_of_the_examples():
     model = onnx_model(("n", 3, "h", "w"))
-    with pytest.raises(ValueError, match=r"\['x'\] have symbolic dimensions; give example_inputs"):
+    with pytest.raises(
+        ValueError, match=r"\['x'\] have symbolic dimensions .*; give example_inputs"
+    ):
         import_model(model)
     imported = import_model(model, IMAGE)
     assert imported.outputs[0].shape == (1, 4, 7, 9)
-    with pytest.raises(ValueError, match=r"got shape \[1, 2, 7, 9\].*expects \['\?', 3, "):
+    with pytest.raises(ValueError, match=r"got shape \[1, 2, 7, 9\].*expects \[n, 3, "):
         import_model(model, IMAGE[:, :2])
     with pytest.raises(ValueError, match="got 2 example inputs, the ONNX model has 1"):
         import_model(model, (IMAGE, IMAGE))
@@ -149,7 +151,7 @@ def test_unreadable_onnx(tmp_path):
             import_model(path)
     model = onnx_model()
     model.graph.node[1].op_type = "NoSuchOperator"
-    with pytest.raises(ValueError, match="TVM's ONNX importer does not take this model"):
+    with pytest.raises(ValueError, match=r"without a translation: NoSuchOperator \(node 'y'\)"):
         import_model(model)
 
 

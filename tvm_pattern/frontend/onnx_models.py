@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tvm import relax
 
+from .onnx_files import check_opset, check_size
 from .onnx_rewrites import GraphEditor
+from .onnx_simplify import simplified
+from .onnx_sizes import with_fixed_sizes
 from .shared import (
     IMPORTER_ERRORS,
     ImportedModel,
@@ -23,79 +25,52 @@ from .shared import (
 _LIMITS = ("Clip", "Max", "Min")
 
 
-def read_onnx(path: Path) -> Any:
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    if not path.is_file():
-        raise ValueError(f"no such file: {path}; expected the path of an ONNX model")
-    try:
-        model = onnx.load(path)
-        onnx.checker.check_model(model)
-    except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise ValueError(
-            f"{path} is not a readable ONNX model: {error}; export it again and check it with"
-            " onnx.checker.check_model"
-        ) from error
-    return model
-
-
 def from_onnx_model(model: Any, example_inputs: Any) -> ImportedModel:
     from tvm.relax.frontend.onnx import from_onnx
 
+    check_opset(model)
+    check_size(model)
     _check_onnx_finite(model)
-    inputs = _onnx_inputs(model)
-    shapes = {}
-    if example_inputs is not None:
-        examples = as_input_tuple(example_inputs)
-        if len(examples) != len(inputs):
-            raise ValueError(
-                f"got {len(examples)} example inputs, the ONNX model has {len(inputs)}"
-                f" ({', '.join(inputs)}); give one per input"
-            )
-        for (name, dims), value in zip(inputs.items(), examples, strict=True):
-            got = list(np.shape(value))
-            if len(got) != len(dims) or any(
-                d not in (None, g) for d, g in zip(dims, got, strict=True)
-            ):
-                raise ValueError(
-                    f"example input {name!r}: got shape {got}, the ONNX model expects"
-                    f" {[d if d is not None else '?' for d in dims]}; give inputs that fit"
-                )
-            shapes[name] = got
-    else:
-        dynamic = [n for n, dims in inputs.items() if None in dims]
-        if dynamic:
-            raise ValueError(
-                f"ONNX inputs {dynamic} have symbolic dimensions; give example_inputs with the"
-                " shapes to compile for"
-            )
-    rewritten = GraphEditor(model, shapes).rewrite()
+    examples = as_input_tuple(example_inputs) if example_inputs is not None else None
+    plain = simplified(_with_layer_names(with_fixed_sizes(model, examples)))
+    check_operators(plain)
+    rewritten = GraphEditor(plain).rewrite()
     try:
         with quiet():
-            mod = from_onnx(rewritten, shape_dict=shapes or None)
-            if shapes:
-                mod = relax.transform.FoldConstant()(mod)
+            mod = from_onnx(rewritten)
+            mod = relax.transform.FoldConstant()(mod)
     except IMPORTER_ERRORS as error:
         raise ValueError(
             f"TVM's ONNX importer does not take this model: {first_line(error)}; simplify or"
             " re-export it"
         ) from error
     mod = relax.transform.BindParams("main", {})(mod)
-    return finish(mod, _onnx_layer_names(model))
+    return finish(mod, _layer_names(plain))
 
 
-def _onnx_inputs(model: Any) -> dict[str, list[int | None]]:
-    """Inputs that are no initializers -> dimensions, None where symbolic."""
-    stored = {t.name for t in model.graph.initializer}
-    return {
-        value.name: [
-            d.dim_value if d.HasField("dim_value") else None
-            for d in value.type.tensor_type.shape.dim
-        ]
-        for value in model.graph.input
-        if value.name not in stored
-    }
+def check_operators(model: Any) -> None:
+    """Refuse a model for the operators that nobody translates.
+
+    Raises
+    ------
+    ValueError
+        Names each with its first node, and the way out.
+    """
+    from tvm.relax.frontend.onnx import onnx_frontend
+
+    known = {*onnx_frontend._get_convert_map(), "Constant", "If"}
+    unknown: dict[str, Any] = {}
+    for node in model.graph.node:
+        if node.op_type not in known:
+            unknown.setdefault(node.op_type, node)
+    if unknown:
+        named = ", ".join(f"{kind} (node {n.name or n.output[0]!r})" for kind, n in unknown.items())
+        before = next(iter(unknown.values())).input[0]
+        raise ValueError(
+            f"the ONNX model has operators without a translation: {named}; compile the network up"
+            f" to there (onnx.utils.extract_model with the output {before!r}) and leave the rest"
+            " to ONNX Runtime"
+        )
 
 
 def _check_onnx_finite(model: Any) -> None:
@@ -111,12 +86,20 @@ def _check_onnx_finite(model: Any) -> None:
     )
 
 
-def _onnx_layer_names(model: Any) -> list[str | None]:
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+
+
+def _with_layer_names(model: Any) -> Any:
+    """The model with every convolution named after its layer, which its weights' name tells."""
     stored = {t.name for t in model.graph.initializer}
-    names: list[str | None] = []
+    stored.update(n.output[0] for n in model.graph.node if n.op_type == "Constant")
     for node in model.graph.node:
-        if node.op_type in ("Conv", "ConvTranspose"):
+        if node.op_type in _CONVOLUTIONS:
             weight = node.input[1]
             layer = layer_of(weight) if weight in stored and "." in weight else node.name
-            names.append(layer or None)
-    return names
+            node.name = layer or ""
+    return model
+
+
+def _layer_names(model: Any) -> list[str | None]:
+    return [node.name or None for node in model.graph.node if node.op_type in _CONVOLUTIONS]

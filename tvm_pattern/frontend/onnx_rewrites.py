@@ -19,19 +19,14 @@ class GraphEditor:
     Parameters
     ----------
     model : onnx.ModelProto
-    shapes : dict of str to list of int
-        Shapes of inputs that the model leaves open.
+        With inputs of fixed sizes.
     """
 
-    def __init__(self, model: Any, shapes: dict[str, list[int]]) -> None:
+    def __init__(self, model: Any) -> None:
         import onnx
 
         self.model = onnx.ModelProto()
         self.model.CopyFrom(model)
-        for value in self.model.graph.input:
-            dims = value.type.tensor_type.shape.dim
-            for dim, size in zip(dims, shapes.get(value.name, []), strict=False):
-                dim.dim_value = size
         inferred = onnx.shape_inference.infer_shapes(self.model, data_prop=True)
         graph = inferred.graph
         self._shapes = {
