@@ -144,7 +144,29 @@ def test_run(library, tmp_path):
     assert run_json("run", library, "--repeat", 0)["timing"] is None
     code, output, _ = run("run", library, "--repeat", 1)
     assert code == 0
-    assert "latency: median" in output
+    assert "latency: min" in output
+    code, output, _ = run("run", library, "--repeat", 1, "--profile", "--sort")
+    assert code == 0
+    assert "all / whole run" in output
+
+
+def test_compare(library):
+    data = run_json("compare", library, library, "--repeat", 2)
+    assert data["max_abs_error"] == 0
+    assert data["ratio_p10"] <= data["ratio"] <= data["ratio_p90"]
+    code, output, _ = run("compare", library, library, "--repeat", 2)
+    assert code == 0
+    assert "outputs differ by at most 0.00e+00" in output
+
+
+def test_a_library_that_takes_nothing_warns(library, tmp_path):
+    manifest = json.loads(manifest_path(library).read_text())
+    rows = [{**row, "taken": False, "reason": "no schedules"} for row in manifest["report"]]
+    (tmp_path / "other.so.json").write_text(json.dumps({**manifest, "report": rows}))
+    code, _, error = run("inspect", tmp_path / "other.so")
+    assert code == 0
+    assert "warning: none of 2 convolutions" in error
+    assert run("inspect", library)[2] == ""
 
 
 def test_inspect(library):

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .report_table import layer_table, reasons_of
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -105,40 +107,37 @@ class RewriteReport:
             rows.append(LayerRow(**data))
         return cls(tuple(rows))
 
-    def table(self) -> Table:
-        """The report as a rich table."""
-        from rich.table import Table
+    @property
+    def reasons(self) -> list[str]:
+        """What the numbers in the table's column ``note`` stand for, from 1."""
+        return reasons_of(self.rows)
 
-        table = Table(title="Convolutions")
-        for name in ("layer", "op", "taken", "input", "output", "kernel", "stride"):
-            table.add_column(name)
-        table.add_column("structure")
-        for name in ("sparsity", "patterns", "group", "dense-eq. GFLOP", "effective GFLOP"):
-            table.add_column(name, justify="right")
-        table.add_column("reason")
-        for row in self.rows:
-            shapes = (row.in_shape, row.out_shape, row.kernel_size, row.stride)
-            table.add_row(
-                row.layer,
-                row.op,
-                "yes" if row.taken else "no",
-                *("x".join(map(str, shape)) for shape in shapes),
-                row.structure,
-                f"{row.sparsity:.1%}",
-                str(len(row.pattern_set)),
-                str(row.group),
-                f"{row.dense_equivalent_gflop:.3f}",
-                f"{row.effective_gflop:.3f}",
-                row.reason,
-            )
-        return table
+    @property
+    def warning(self) -> str:
+        """One line if there are convolutions and none runs through the project; else empty."""
+        if not self.rows or self.taken:
+            return ""
+        return (
+            f"none of {len(self.rows)} convolutions runs through the pattern-sparse operator, so"
+            f" pruning makes nothing faster here: {'; '.join(self.reasons)}"
+        )
+
+    def table(self, width: int = STR_WIDTH, *, by_cost: bool = False) -> Table:
+        """The report as a rich table; see :func:`topi_kernels.report_table.layer_table`."""
+        return layer_table(self.rows, width=width, by_cost=by_cost)
+
+    def lines(self) -> list[str]:
+        """What stands below the table: reasons by number, the warning, notes."""
+        numbered = [f"{number}: {reason}" for number, reason in enumerate(self.reasons, 1)]
+        warning = [f"warning: {self.warning}"] if self.warning else []
+        return [*numbered, *warning, *self.notes]
 
     def __str__(self) -> str:
         from rich.console import Console
 
         console = Console(width=STR_WIDTH, force_terminal=False)
         with console.capture() as capture:
-            console.print(self.table())
-            for note in self.notes:
-                console.print(note, markup=False, highlight=False)
+            console.print(self.table(80))
+            for line in self.lines():
+                console.print(line, markup=False, highlight=False)
         return capture.get().rstrip()

@@ -82,6 +82,9 @@ Key = Annotated[str | None, typer.Option(help="Key of the devices; all of them a
 Trust = Annotated[
     bool, typer.Option("--trust", help="Let code that a .pt2 file holds run while it is read.")
 ]
+Sort = Annotated[
+    bool, typer.Option("--sort", help="The slowest layers first, not the network's order.")
+]
 ProfileOption = Annotated[bool, typer.Option("--profile", help="Time each layer by itself too.")]
 
 
@@ -201,10 +204,7 @@ def compile_command(
         _print_json({**facts, "verification": library.manifest.verification})
         return
     console = _console()
-    console.print(library.report.table())
-    _print_summary(console, library.report)
-    for note in library.report.notes:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    _print_report(console, library.report)
     console.print(f"wrote {' and '.join(files)} ({output.stat().st_size / 1e6:.1f} MB)")
 
 
@@ -230,6 +230,7 @@ def run(
         Path | None, typer.Option(help="Outputs to verify devices against (.npy or .npz).")
     ] = None,
     profile: ProfileOption = False,
+    sort: Sort = False,
     json_output: Json = False,
 ) -> None:
     """Run a compiled library once and time it: here, or on every device of a tracker's key.
@@ -256,7 +257,7 @@ def run(
         )
         raise typer.Exit(1 if failed else 0)
     _refuse("a run on this machine", {"--expected": expected})
-    _run_here(path, inputs, output, repeat, threads, seed, profile, json_output)
+    _run_here(path, inputs, output, repeat, threads, seed, profile, sort, json_output)
 
 
 def _run_here(
@@ -267,12 +268,14 @@ def _run_here(
     threads: int | None,
     seed: int,
     profile: bool,
+    by_time: bool,
     json_output: bool,
 ) -> None:
     import numpy as np
 
     from .artifact import load
-    from .profiling import profile_table
+    from .profiling import profile_text
+    from .timing import latency
 
     lib = load(path, num_threads=threads)
     arrays = [_read_array(path) for path in inputs or ()]
@@ -284,14 +287,8 @@ def _run_here(
     rows = [_describe_output(s.name, a) for s, a in zip(lib.outputs, outputs, strict=True)]
     timing = None
     if repeat:
-        times = np.asarray(lib.benchmark(*arrays, repeat=repeat).results) * 1e3
-        timing = {
-            "threads": lib.num_threads,
-            "runs": repeat,
-            "median_ms": float(np.median(times)),
-            "p10_ms": float(np.quantile(times, 0.1)),
-            "p90_ms": float(np.quantile(times, 0.9)),
-        }
+        figures = latency(lib.benchmark(*arrays, repeat=repeat).results)
+        timing = {"threads": lib.num_threads, **figures}
     layers = lib.profile() if profile else None
     if output is not None:
         named = {s.name: a for s, a in zip(lib.outputs, outputs, strict=True)}
@@ -302,7 +299,8 @@ def _run_here(
         return
     _print_run(rows, timing)
     if layers is not None:
-        _console().print(profile_table({"here": layers}))
+        width = _console().width
+        _print_lines(profile_text({"here": layers}, width, by_time=by_time))
 
 
 @app.command()
@@ -365,13 +363,51 @@ def _refuse(where: str, options: dict[str, Any]) -> None:
 
 
 @app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="A library written by the command compile.")],
+    second: Annotated[Path, typer.Argument(help="Another one of the same model.")],
+    repeat: Annotated[int, typer.Option(min=2, help="Rounds; each runs both once.")] = 30,
+    threads: Annotated[int | None, typer.Option(help="Instead of the compiled numbers.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
+    json_output: Json = False,
+) -> None:
+    """Compare two libraries of one model: their outputs, and their times in turns.
+
+    Example: tvm-pattern compare level0.so tuned.so --repeat 50
+    """
+    from .artifact import load
+    from .comparison import compare as compare_libraries
+
+    libraries = [load(path, num_threads=threads) for path in (first, second)]
+    found = compare_libraries(*libraries, repeat=repeat, seed=seed)
+    if json_output:
+        _print_json({**asdict(found), "verdict": found.verdict})
+        return
+    table = Table(title=f"{repeat} rounds in turns")
+    for name in ("library", "min ms", "p50", "p90", "p99"):
+        table.add_column(name, justify="left" if name == "library" else "right")
+    for path, row in ((first, found.first), (second, found.second)):
+        figures = (row[name] for name in ("min_ms", "median_ms", "p90_ms", "p99_ms"))
+        table.add_row(_escape(str(path)), *(f"{value:.3f}" for value in figures))
+    _console().print(table)
+    _print_lines(
+        f"second / first: {found.ratio:.3f} (p10 {found.ratio_p10:.3f}, p90 {found.ratio_p90:.3f});"
+        f" {found.verdict}\noutputs differ by at most {found.max_abs_error:.2e}, the largest is"
+        f" {found.scale:.3g}"
+    )
+
+
+@app.command()
 def inspect(
     library: Annotated[Path, typer.Argument(help="A library written by the command compile.")],
+    by_cost: Annotated[bool, typer.Option("--sort", help="The dearest layers first.")] = False,
     json_output: Json = False,
 ) -> None:
     """Show what a library takes, gives and needs, and the report of its compilation.
 
     Works for libraries of other machines too, and for a manifest alone: no code runs.
+
+    Example: tvm-pattern inspect resnet50.so --sort
     """
     from topi_kernels.report import RewriteReport
 
@@ -401,8 +437,7 @@ def inspect(
     facts.add_row("sha256", manifest.sha256)
     console.print(facts)
     report = RewriteReport.from_json(json.dumps(manifest.report))
-    console.print(report.table())
-    _print_summary(console, report)
+    _print_report(console, report, by_cost)
 
 
 def _read_array(path: Path) -> Any:
@@ -438,11 +473,23 @@ def _print_run(rows: list[dict[str, Any]], timing: dict[str, Any] | None) -> Non
     console = _console()
     console.print(table)
     if timing:
-        console.print(
-            f"latency: median {timing['median_ms']:.3f} ms (p10 {timing['p10_ms']:.3f},"
-            f" p90 {timing['p90_ms']:.3f}) over {timing['runs']} runs on"
-            f" {timing['threads']} thread(s)"
-        )
+        from .timing import latency_line
+
+        _print_lines(f"{latency_line(timing)} on {timing['threads']} thread(s)")
+
+
+def _print_report(console: Console, report: Any, by_cost: bool = False) -> None:
+    console.print(report.table(console.width, by_cost=by_cost))
+    _print_summary(console, report)
+    _print_lines("\n".join(report.lines()))
+    if report.warning:
+        _message(f"[bold yellow]warning:[/] {_escape(report.warning)}")
+
+
+def _print_lines(text: str) -> None:
+    """Text as it is: no markup, no folding."""
+    if text:
+        print(text)
 
 
 def _print_summary(console: Console, report: Any) -> None:

@@ -283,6 +283,7 @@ class Library:
                 repeat=repeat,
                 min_repeat_ms=min_repeat_ms,
                 cool_down=cool_down,
+                report=self.report,
             )
 
         return self._with_vm(measure)

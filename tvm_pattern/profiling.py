@@ -9,9 +9,10 @@ the whole network stands beside the sum of its steps.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,14 @@ from tvm.ir import Call, Var
 
 from relay_passes.dataflow import bindings_of, op_name, static_shape
 from relay_passes.name_layers import layer_of
+from topi_kernels.report import STR_WIDTH, RewriteReport
+from topi_kernels.report_table import layer_table
 
 MAIN = "main"
 PREFIX = "step_"
 _FLOATS = ("float32", "float16")
+# Names that TVM gives to values.
+_UNNAMED = re.compile(r"(lv|gv)\d*")
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,8 @@ class Step:
     function : str
         Its function in the library.
     layer : str
-        The convolution, by its name in the report; else the value that the call makes.
+        The convolution, by its name in the report; else the value that the call makes, and where
+        that has no name of the model's, the layer that it comes after.
     op : str
         The compiled function that it calls, such as ``pattern_conv2d``.
     inputs : tuple of dict
@@ -71,6 +77,8 @@ class Profile:
 
     steps: tuple[StepTime, ...]
     whole_ms: float
+    #: What the report says of the convolutions among the steps.
+    report: RewriteReport | None = field(default=None, repr=False, compare=False)
 
     @property
     def sum_ms(self) -> float:
@@ -78,7 +86,11 @@ class Profile:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
-        return {**asdict(self), "sum_ms": self.sum_ms}
+        steps = [asdict(step) for step in self.steps]
+        return {"steps": steps, "whole_ms": self.whole_ms, "sum_ms": self.sum_ms}
+
+    def __str__(self) -> str:
+        return profile_text({"here": self})
 
 
 def with_steps(
@@ -101,6 +113,7 @@ def with_steps(
     names = layer_names or {}
     result = mod.clone()
     steps: list[Step] = []
+    last = ""
     for block in bindings_of(mod[MAIN]):
         for binding in block:
             if op_name(binding.value) != "relax.call_tir" or not _is_float(binding.var):
@@ -111,11 +124,14 @@ def with_steps(
                 continue
             function = f"{PREFIX}{len(steps)}"
             result[function] = _step_function(function, call, images, binding.var)
-            layer = layer_of(str(binding.var.name))
+            variable = layer_of(str(binding.var.name))
+            layer = names.get(variable, variable)
+            if _UNNAMED.fullmatch(layer):
+                layer = f"after {last}" if last else "input"
+            else:
+                last = layer
             inputs = tuple({"shape": static_shape(i), "dtype": str(i.ty.dtype)} for i in images)
-            steps.append(
-                Step(function, names.get(layer, layer), str(call.args[0].name_hint), inputs)
-            )
+            steps.append(Step(function, layer, str(call.args[0].name_hint), inputs))
     return result, tuple(steps)
 
 
@@ -155,6 +171,7 @@ def time_steps(
     repeat: int = 5,
     min_repeat_ms: int = 2,
     cool_down: float = 0.0,
+    report: RewriteReport | None = None,
 ) -> Profile:
     """Time all steps and the whole network, each after one run to warm up.
 
@@ -171,6 +188,8 @@ def time_steps(
         Results of which the median is taken, and the least duration of each.
     cool_down : float
         Seconds of rest before each step.
+    report : RewriteReport, optional
+        What the profile says of the convolutions.
 
     Raises
     ------
@@ -201,21 +220,37 @@ def time_steps(
     whole = median_ms(MAIN, main_inputs)
     total = sum(measured)
     rows = (StepTime(s.layer, s.op, ms, ms / total) for s, ms in zip(steps, measured, strict=True))
-    return Profile(tuple(rows), whole)
+    return Profile(tuple(rows), whole, report)
 
 
-def profile_table(profiles: Mapping[str, Profile]) -> Table:
-    """One row per step, two columns (milliseconds, share) per device; the sums at the end."""
-    table = Table(title="Layers", show_footer=True)
-    table.add_column("layer", footer="all steps / whole run")
-    table.add_column("op")
-    for name, profile in profiles.items():
-        footer = f"{profile.sum_ms:.3f} / {profile.whole_ms:.3f}"
-        table.add_column(f"{name}: ms", footer=footer, justify="right")
-        table.add_column("share", justify="right")
-    if not profiles:
-        return table
-    for rows in zip(*(profile.steps for profile in profiles.values()), strict=True):
-        cells = [text for step in rows for text in (f"{step.ms:.3f}", f"{step.share:.1%}")]
-        table.add_row(rows[0].layer.replace("[", r"\["), rows[0].op, *cells)
-    return table
+def profile_table(
+    profiles: Mapping[str, Profile], width: int = STR_WIDTH, *, by_time: bool = False
+) -> Table:
+    """One row per step with its measured time on each device; the sums at the end."""
+    report = _report_of(profiles)
+    times = {
+        name: [(step.layer, step.op, step.ms, step.share) for step in profile.steps]
+        for name, profile in profiles.items()
+    }
+    footers = {
+        name: f"{profile.sum_ms:.3f} / {profile.whole_ms:.3f}" for name, profile in profiles.items()
+    }
+    rows = report.rows if report is not None and profiles else ()
+    return layer_table(rows, times, width=width, by_cost=by_time, footers=footers)
+
+
+def profile_text(profiles: Mapping[str, Profile], width: int = 80, *, by_time: bool = False) -> str:
+    """The table and the reasons that its notes stand for."""
+    from rich.console import Console
+
+    report = _report_of(profiles)
+    console = Console(width=STR_WIDTH, force_terminal=False)
+    with console.capture() as capture:
+        console.print(profile_table(profiles, width, by_time=by_time))
+        for line in report.lines() if report is not None else ():
+            console.print(line, markup=False, highlight=False)
+    return capture.get().rstrip()
+
+
+def _report_of(profiles: Mapping[str, Profile]) -> RewriteReport | None:
+    return next((p.report for p in profiles.values() if p.report is not None), None)

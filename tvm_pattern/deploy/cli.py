@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -115,17 +114,17 @@ def time_here(
 
 def print_results(results: Sequence[Any], json_output: bool) -> None:
     """One row per device; below it one row per layer where layers were timed."""
-    from ..profiling import profile_table
+    from ..profiling import profile_text
     from .farm import results_table
 
     if json_output:
-        print(json.dumps([asdict(row) for row in results], indent=1))
+        print(json.dumps([row.as_dict() for row in results], indent=1))
         return
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     console.print(results_table(results))
     profiles = {row.device: row.profile for row in results if row.profile is not None}
     if profiles:
-        console.print(profile_table(profiles))
+        print(profile_text(profiles, console.width))
 
 
 def check_place(tracker: str | None, key: str | None) -> bool:

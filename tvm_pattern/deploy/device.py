@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ import numpy as np
 import tvm
 from tvm import relax
 from tvm.target import Target
+
+from topi_kernels.report import RewriteReport
 
 from ..artifact import Manifest
 from ..crosscompile import read_elf
@@ -422,4 +425,5 @@ class RemoteLibrary:
                 repeat=repeat,
                 min_repeat_ms=min_repeat_ms,
                 cool_down=cool_down,
+                report=RewriteReport.from_json(json.dumps(self.manifest.report)),
             )

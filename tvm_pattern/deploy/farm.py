@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,13 @@ class DeviceResult:
     celsius: float | None = None
     error: str = ""
     profile: Profile | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return {
+            **asdict(replace(self, profile=None)),
+            "profile": None if self.profile is None else self.profile.as_dict(),
+        }
 
     @property
     def failed(self) -> bool:
