@@ -33,6 +33,7 @@ from torch import nn
 
 from benchmarks import digits
 from benchmarks.accuracy_summary import write_summary
+from tvm_pattern.posttrain import posttrain
 from tvm_pattern.pruning import (
     Admm,
     Gradual,
@@ -51,6 +52,7 @@ GROUPS = (2, 4, 8, 16)
 LIBRARIES = ("natural4", "natural12", "natural56", "fixed8", "phased8")
 DEFAULT_LIBRARY = "natural8"
 SWEEP_RATE = 12
+POSTTRAIN_RATES = (4, 8, 12, 16)
 TUNING_SEEDS = (100, 101, 102)
 RATE_TOLERANCE = 0.01
 
@@ -111,6 +113,8 @@ def sweep_trials() -> list[Trial]:
     kinds: tuple[Sharing, ...] = ("neighbours", "similar")
     rows = [Trial("gradual", SWEEP_RATE, group=g, sharing=s) for g in GROUPS for s in kinds]
     rows += [Trial("gradual", SWEEP_RATE, library=name) for name in LIBRARIES]
+    rows += [Trial("posttrain", rate) for rate in POSTTRAIN_RATES]
+    rows += [Trial("posttrain", 8, group=4, sharing=s) for s in kinds]
     return [*rows, Trial("admm-separate", SWEEP_RATE)]
 
 
@@ -342,8 +346,28 @@ def run_pattern(
     return model, figures
 
 
+def run_posttrain(
+    model: nn.Sequential, data: digits.Digits, trial: Trial, s: Settings, g: torch.Generator
+) -> tuple[nn.Module, dict[str, float]]:
+    """Pruned by the training images without their labels: nothing is trained."""
+    config = pattern_config(trial, s)
+    figures = hard_accuracy(model, Pruner(model, config, OneShot()), data, s)
+    posttrain(
+        model,
+        list(data.bank[0].split(s.batch_size)),
+        group=config.group,
+        library=config.library,
+        sharing=config.sharing,
+        first=config.first,
+        rules=config.rules,
+        progress=False,
+    )
+    return model, figures
+
+
 RUNNERS = {
     "dense": run_dense,
+    "posttrain": run_posttrain,
     "unstructured": run_unstructured,
     "filter": run_filter,
     "filter-shaped": run_filter,

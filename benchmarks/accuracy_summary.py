@@ -21,10 +21,12 @@ PAIRS = (
     ("gradual", "unstructured", None),
     ("admm", "oneshot", None),
     ("admm-separate", "admm", None),
+    ("posttrain", "dense", 1),
+    ("posttrain", "oneshot", None),
 )
 """(method, reference, rate of the reference or None for the same rate)."""
 
-PATTERN_METHODS = ("oneshot", "gradual", "admm", "admm-separate")
+PATTERN_METHODS = ("oneshot", "gradual", "admm", "admm-separate", "posttrain")
 
 
 def _key(row: Row) -> Key:

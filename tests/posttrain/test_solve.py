@@ -20,7 +20,7 @@ from tvm_pattern.posttrain.solve import (
     removal_errors,
     solve_masked,
 )
-from tvm_pattern.posttrain.statistics import layer_moments, patches_of
+from tvm_pattern.posttrain.statistics import inputs_from_the_start, layer_moments, patches_of
 
 
 def samples(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
@@ -120,9 +120,9 @@ def test_moments_give_the_error_of_other_weights():
 
     dense, pruned = Twice().eval(), Twice().eval()
     batches = [torch.randn(2, 4, 6, 5), torch.randn(1, 4, 6, 5)]
-    moments = layer_moments(
-        (dense, pruned), (dense.conv, pruned.conv), 2, batches, lambda m, b: m(b), 1000
-    )
+    convs = (dense.conv, pruned.conv)
+    inputs = inputs_from_the_start((dense, pruned), convs, 2, batches, lambda m, b: m(b))
+    moments = layer_moments(convs, inputs, 1000)
     assert moments.count == 3 * 2 * 30
     total = power = 0.0
     with torch.no_grad():

@@ -30,7 +30,8 @@ from ..pruning.modules import convolutions, unwrap
 from ..pruning.report import PruneReport, build_report
 from ..pruning.sharing import Sharing
 from .fit import Fit, fit_layer
-from .statistics import Forward, layer_moments
+from .statistics import Forward, Moments, inputs_from_the_start, layer_moments
+from .walks import OtherOrder, Walks, fits, halts_itself
 
 # Of a batch norm's first statistics, in standard deviations; random batches of trained data are
 # below 0.3.
@@ -209,6 +210,8 @@ class _Run:
         self.model, self.batches, self.forward = model, batches, forward
         self.steps, self.damping, self.positions = steps, damping, positions
         self.dense = copy.deepcopy(model).eval()
+        self._walks: Walks | None = None
+        self._may_walk = True
 
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
@@ -216,6 +219,7 @@ class _Run:
         try:
             yield
         except BaseException:
+            self._end_walks()
             self.model.load_state_dict(self.dense.state_dict())
             forget_assignment(self.model)
             raise
@@ -239,9 +243,10 @@ class _Run:
             for name in track(calls, "Fitting layers", console=console, disable=not shown):
                 fit = saved.layers.get(name)
                 if fit is None:
-                    fit = self._fit(by_name[name], calls[name])
+                    fit = self._fit(by_name[name], calls)
                     saved.add(name, fit)
                 self._set(name, fit)
+            self._end_walks()
         return {name: saved.layers[name] for name in calls}
 
     def _calls(self, names: list[str], batch: Any) -> dict[str, int]:
@@ -271,17 +276,58 @@ class _Run:
             )
         return calls
 
-    def _fit(self, plan: LayerPlan, calls: int) -> Fit:
+    def _fit(self, plan: LayerPlan, calls: dict[str, int]) -> Fit:
         convs = (convolutions(self.dense)[plan.name], convolutions(self.model)[plan.name])
-        moments = layer_moments(
-            (self.dense, self.model), convs, calls, self.batches, self.forward, self.positions
-        )
+        moments = self._moments(plan.name, convs, calls)
         if not all(bool(torch.isfinite(m).all()) for m in (moments.gram, moments.cross)):
             raise PosttrainError(
                 f"{plan.name}: its inputs are not finite on the calibration data; look for NaN in"
                 " the pictures or the weights"
             )
         return fit_layer(convs[0], plan, moments, self.steps, self.damping)
+
+    def _moments(
+        self, name: str, convs: tuple[nn.Conv2d, nn.Conv2d], calls: dict[str, int]
+    ) -> Moments:
+        if self._walks is None and self._may_walk:
+            self._begin_walks(name, calls)
+        if self._walks is not None:
+            try:
+                return layer_moments(convs, self._walks.inputs(name), self.positions)
+            except OtherOrder:
+                self._end_walks()
+                self._may_walk = False
+        inputs = inputs_from_the_start(
+            (self.dense, self.model), convs, calls[name], self.batches, self.forward
+        )
+        return layer_moments(convs, inputs, self.positions)
+
+    def _begin_walks(self, name: str, calls: dict[str, int]) -> None:
+        """Halt all forwards at this layer, if what they hold is little enough from here on."""
+        order = list(calls)
+        left = order[order.index(name) :]
+        if any(calls[later] > 1 for later in left):
+            return
+        pairs = {n: (convolutions(self.dense)[n], convolutions(self.model)[n]) for n in left}
+        first = next(iter(self.batches))
+        probe = inputs_from_the_start(
+            (self.dense, self.model), pairs[name], 1, [first], self.forward
+        )
+        [([value], _)] = probe
+        is_plain = self.forward is _forward
+        if fits(value, self.batches, in_threads=not halts_itself(self.model, is_plain=is_plain)):
+            self._walks = Walks(
+                (self.dense, self.model),
+                pairs,
+                self.batches,
+                self.forward,
+                is_plain=is_plain,
+            )
+
+    def _end_walks(self) -> None:
+        if self._walks is not None:
+            self._walks.close()
+            self._walks = None
 
     @torch.no_grad()
     def _set(self, name: str, fit: Fit) -> None:

@@ -141,20 +141,19 @@ def _run_to(
 
 
 @torch.no_grad()
-def layer_moments(
+def inputs_from_the_start(
     pair: tuple[nn.Module, nn.Module],
     convs: tuple[nn.Conv2d, nn.Conv2d],
     calls: int,
     batches: Iterable[Any],
     forward: Forward,
-    positions: int,
-) -> Moments:
-    """Moments of one layer over ``batches``.
+) -> Iterator[tuple[list[torch.Tensor], list[torch.Tensor]]]:
+    """Inputs of a layer in both networks, batch by batch; both run up to it, each time anew.
 
     Parameters
     ----------
     pair : tuple of nn.Module
-        The dense network and the one that is being pruned; both run on each batch in turn.
+        The dense network and the one that is being pruned.
     convs : tuple of nn.Conv2d
         The layer in each of them.
     calls : int
@@ -162,6 +161,29 @@ def layer_moments(
     batches : iterable
     forward : callable
         ``forward(model, batch)``.
+    """
+    for batch in batches:
+        dense, pruned = (
+            _run_to(model, conv, calls, batch, forward)
+            for model, conv in zip(pair, convs, strict=True)
+        )
+        yield dense, pruned
+
+
+@torch.no_grad()
+def layer_moments(
+    convs: tuple[nn.Conv2d, nn.Conv2d],
+    inputs: Iterable[tuple[list[torch.Tensor], list[torch.Tensor]]],
+    positions: int,
+) -> Moments:
+    """Moments of one layer.
+
+    Parameters
+    ----------
+    convs : tuple of nn.Conv2d
+        The layer in the dense and in the pruned network.
+    inputs : iterable
+        What reaches it in each of them, batch by batch and call by call.
     positions : int
         Output positions to take per image and call, chosen evenly by a fixed seed; the same in
         both networks.
@@ -169,12 +191,8 @@ def layer_moments(
     moments = Moments.zeros(convs[0])
     weight = convs[0].weight.float()
     generator = torch.Generator().manual_seed(0)
-    for batch in batches:
-        inputs = [
-            _run_to(model, conv, calls, batch, forward)
-            for model, conv in zip(pair, convs, strict=True)
-        ]
-        for dense, pruned in zip(*inputs, strict=True):
+    for pair in inputs:
+        for dense, pruned in zip(*pair, strict=True):
             for before, now in zip(dense, pruned, strict=True):
                 height, width = _output_size(convs[0], before)
                 chosen = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +88,24 @@ class OnnxNetwork(nn.Module):
         ConfigError
             If ONNX Runtime is not installed.
         """
+        walk = self.walk(*inputs)
+        while True:
+            try:
+                next(walk)
+            except StopIteration as end:
+                outputs: tuple[torch.Tensor, ...] = end.value
+                return outputs[0] if len(outputs) == 1 else outputs
+
+    def walk(
+        self, *inputs: torch.Tensor
+    ) -> Generator[tuple[nn.Module, torch.Tensor], None, tuple[torch.Tensor, ...]]:
+        """A forward that halts before each convolution: yields it and its input, returns outputs.
+
+        Raises
+        ------
+        ValueError, ConfigError
+            As :meth:`forward`, at the first step.
+        """
         graph = self._graph
         if len(inputs) != len(graph.inputs):
             raise ValueError(
@@ -97,13 +115,15 @@ class OnnxNetwork(nn.Module):
         values: dict[str, Any] = dict(zip(graph.inputs, inputs, strict=True))
         for step in graph.steps:
             if isinstance(step, _Place):
-                values[step.output] = step.run(self.get_submodule(step.name), values)
+                conv = self.get_submodule(step.name)
+                image = step.image(values)
+                yield conv, image
+                values[step.output] = conv(image)
             else:
                 values.update(step.run(values))
             for name in step.last_uses:
                 del values[name]
-        outputs = tuple(_as_tensor(values[name]) for name in graph.outputs)
-        return outputs[0] if len(outputs) == 1 else outputs
+        return tuple(_as_tensor(values[name]) for name in graph.outputs)
 
     def to_onnx(self) -> ModelProto:
         """The model with the present weights and biases of its convolutions."""
@@ -299,11 +319,10 @@ class _Place:
                 conv.bias.copy_(torch.tensor(arrays[self.bias]))
         return conv
 
-    def run(self, conv: nn.Module, values: Mapping[str, Any]) -> torch.Tensor:
-        value = _as_tensor(values[self.input])
-        if self.before:
-            value = F.pad(value, self.before)
-        return conv(value)
+    def image(self, values: Mapping[str, Any]) -> torch.Tensor:
+        """The input, padded where the convolution cannot pad it by itself."""
+        value: torch.Tensor = _as_tensor(values[self.input])
+        return F.pad(value, self.before) if self.before else value
 
 
 class _Piece:
