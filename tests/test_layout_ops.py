@@ -126,6 +126,51 @@ def test_pools_between_layouts(
     assert_planes(run(primfunc, to_planes(x, source), unwritten(out)), expected, out)
 
 
+# Orders so far apart that rows go through a buffer.
+FAR = {
+    "plain": PlaneLayout.make(16, 56, 1, 16),
+    "two bands of eight": PlaneLayout.interleave(16, 56, 1, 16, 2, 1),
+    "one band, four columns": PlaneLayout.interleave(16, 56, 0, 16, 1),
+    "eight lanes": PlaneLayout.interleave(16, 56, 1, 8, 2),
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "result"),
+    [
+        ("plain", "two bands of eight"),
+        ("two bands of eight", "plain"),
+        ("one band, four columns", "two bands of eight"),
+        ("one band, four columns", "eight lanes"),
+    ],
+)
+def test_rows_whose_pixels_lie_far_apart(source: str, result: str) -> None:
+    before, after = FAR[source], FAR[result]
+    x = images_of(before)
+    window, target = ConvGeometry((3, 3), (2, 2), (1, 1)), target_for(before, after)
+    small = (
+        PlaneLayout.interleave(8, 28, 1, after.lanes, after.bands, after.border)
+        if after.is_interleaved
+        else PlaneLayout.make(8, 28, 1, 16)
+    )
+    pools = {
+        small: layout_ops.max_pool(BATCH, CHANNELS, before, small, window, target),
+        after: layout_ops.elementwise(BATCH, CHANNELS, (before,), after, target),
+    }
+    expected = {small: F.max_pool2d(torch.from_numpy(x), 3, 2, 1).numpy(), after: x}
+    for layout, primfunc in pools.items():
+        got = run(primfunc, to_planes(x, before), unwritten(layout))
+        assert_planes(got, expected[layout], layout)
+
+
+def test_no_output_vector_takes_many_shuffles() -> None:
+    plain, bands = PlaneLayout.make(112, 112, 1, 16), PlaneLayout.interleave(56, 56, 1, 16, 2)
+    window, target = ConvGeometry((3, 3), (2, 2), (1, 1)), target_for(bands)
+    text = str(layout_ops.max_pool(1, 1, plain, bands, window, target))
+    rows = 3  # the first, the last and the others
+    assert text.count("Shuffle") <= 12 * rows * bands.columns
+
+
 @pytest.mark.parametrize("lanes", [4, 16])
 def test_the_mean_over_the_image(lanes: int) -> None:
     for layout in (

@@ -1,7 +1,8 @@
 """Vectors of output rows, their lanes picked from whole rows of the inputs in any layout.
 
 A row is read into registers in the order that its layout has, and folded in that order where a
-window covers several rows; only then the lanes of every output vector are picked.
+window covers several rows; only then the lanes of every output vector are picked: from the vectors
+where few of them have a share in it, else from the row in the order of its pixels.
 """
 
 from __future__ import annotations
@@ -17,8 +18,13 @@ from tvm.tirx.script import builder as T
 from .geometry import ConvGeometry
 from .layout import PlaneLayout
 from .plane_ops import Index, load, store
+from .row_lines import PixelLine, gather_row, reach_of
 from .row_writer import RowWriter
 from .vector_math import broadcast, largest_power_of_two
+
+# Vectors that the lanes of one are picked from at most; from more it is cheaper, to compile too, to
+# go by :mod:`.row_lines`.
+MAX_SOURCES = 2
 
 #: A place in the vectors of a row: number of the vector, lane.
 Place = tuple[int, int]
@@ -174,6 +180,10 @@ class RowOperator:
     def bands(self) -> int:
         return self.out.layout.bands
 
+    @property
+    def _sees_one_pixel(self) -> bool:
+        return (self.window.kernel_size, self.window.stride) == ((1, 1), (1, 1))
+
     def _source_row(self, source: Plane, y: int, tap: int) -> tuple[int, int] | None:
         """Row of ``source`` that tap row ``tap`` of output row ``y`` reads."""
         layout, window = source.layout, self.window
@@ -241,41 +251,169 @@ class RowOperator:
         ``combine(vectors, lanes)`` folds the rows of a window; ``taps[input][tap column]`` are
         vectors, ``counts`` the rows inside the image of every lane's window.
         """
-        for segment in segments(self._rows()):
+        parts = list(segments(self._rows()))
+        self._declare_lines(parts)
+        for segment in parts:
             if segment.count == 1:
                 self._emit_row(segment, 0, combine, value)
                 continue
             with T.serial(0, segment.count) as i:
                 self._emit_row(segment, i, combine, value)
 
-    def _emit_row(self, segment: Segment, i: Any, combine: Callable, value: Callable) -> None:
-        width, (kh, kw) = self.out.vector_lanes, self.window.kernel_size
-        per_input = self.bands * kh
-        counts = [0] * self.bands
-        groups = []
+    def _is_far(self, source: Plane) -> bool:
+        """Whether an output vector has its lanes in too many vectors of a row."""
+        bands = list(range(self.bands)) if source.layout.bands == self.bands else [0] * self.bands
+        for column in range(vectors_of(self.out)):
+            for tap in range(self.window.kernel_size[1]):
+                picks = self._picks(source, bands, column, tap)
+                if len({pick[0] for pick in picks if pick is not None}) > MAX_SOURCES:
+                    return True
+        return False
+
+    def _declare_lines(self, parts: Sequence[Segment]) -> None:
+        """Buffers for the rows of inputs that are far, and for the output of a window on them."""
+        self.lines: dict[int, list[list[PixelLine]]] = {}
+        self.row_of_window: list[PixelLine] = []
+        (_, kw), (_, sw), (_, left) = (
+            self.window.kernel_size,
+            self.window.stride,
+            self.window.padding,
+        )
+        out = self.out.layout
+        reach = reach_of(out) if out.is_interleaved else out.width
         for n, source in enumerate(self.inputs):
-            rows = segment.rows[n * per_input : (n + 1) * per_input]
-            by_band = [rows[band * kh : (band + 1) * kh] for band in range(self.bands)]
+            if not self._is_far(source):
+                continue
+            layout = source.layout
+            extent = max(layout.width, reach_of(layout) if layout.is_interleaved else 0)
+            seen = (out.width + self.out.vector_lanes) * sw + kw - left
+            right = max(extent, reach, seen) - layout.width
+            count = max(len(bands) for s in parts for bands in self._source_bands(s, n))
+            self.lines[n] = [
+                [PixelLine(layout.width, left, right) for _ in range(self.bands)]
+                for _ in range(max(1, count))
+            ]
+        if self.lines and out.is_interleaved and not self._sees_one_pixel:
+            right = reach - out.width
+            self.row_of_window = [PixelLine(out.width, 0, right) for _ in range(self.bands)]
+
+    def _by_band(self, segment: Segment, n: int) -> list[Sequence[tuple[int, int, int] | None]]:
+        """Source rows of input ``n``, tap by tap for every band of the output."""
+        kh = self.window.kernel_size[0]
+        first = n * self.bands * kh
+        return [segment.rows[first + b * kh : first + (b + 1) * kh] for b in range(self.bands)]
+
+    def _source_bands(self, segment: Segment, n: int) -> list[set[int]]:
+        return [{r[0] for r in taps if r is not None} for taps in self._by_band(segment, n)]
+
+    def _emit_row(self, segment: Segment, i: Any, combine: Callable, value: Callable) -> None:
+        kw = self.window.kernel_size[1]
+        counts, groups, rows = [0] * self.bands, [], []
+        for n, source in enumerate(self.inputs):
+            by_band = self._by_band(segment, n)
             counts = [sum(row is not None for row in taps) for taps in by_band]
             groups.append(self._fold(source, by_band, i, combine))
+            rows.append(self._as_lines(n, groups[-1]) if n in self.lines else [])
+        if self.lines and not self._sees_one_pixel:
+            self._emit_window(segment.first + i, rows[0], counts, combine, value)
+            return
+        moved = [self._moved(lines) if lines else [] for lines in rows]
         for column in range(vectors_of(self.out)):
-            taps: list[list[Expr]] = []
-            for source, parts in zip(self.inputs, groups, strict=True):
-                taps.append([])
-                for tap in range(kw):
-                    seen = [
-                        gather(
-                            vectors,
-                            source.vector_lanes,
-                            self._picks(source, bands, column, tap),
-                            width,
-                        )
-                        for vectors, bands in parts
-                    ]
-                    taps[-1].append(combine(seen, width))
+            taps = [
+                [moved[n][column]]
+                if n in self.lines
+                else [self._picked(source, groups[n], column, tap, combine) for tap in range(kw)]
+                for n, source in enumerate(self.inputs)
+            ]
             pixels = self._pixels(column)
             result = value(taps, [0 if p is None else counts[p[0]] for p in pixels], pixels)
             self._store(segment.first + i, column, result)
+
+    def _picked(
+        self, source: Plane, parts: Sequence, column: int, tap: int, combine: Callable
+    ) -> Expr:
+        """Output vector ``column`` of a tap, from the vectors of the source's row."""
+        width = self.out.vector_lanes
+        seen = [
+            gather(vectors, source.vector_lanes, self._picks(source, bands, column, tap), width)
+            for vectors, bands in parts
+        ]
+        return combine(seen, width)
+
+    def _as_lines(self, n: int, parts: Sequence) -> list[list[PixelLine | None]]:
+        """The folded rows of input ``n`` in the order of their pixels: part by part, per band."""
+        source = self.inputs[n]
+        count = vectors_of(source)
+        result: list[list[PixelLine | None]] = []
+        for (vectors, homes), lines in zip(parts, self.lines[n], strict=False):
+            used: list[PixelLine | None] = []
+            for band, home in enumerate(homes):
+                if home is None:
+                    used.append(None)
+                    continue
+                line = lines[band]
+                row = [vectors[band * count + v] for v in range(count)]
+                if source.layout.is_interleaved:
+                    line.spread(source.layout, row, home)
+                else:
+                    for start, vector in zip(source.starts, row, strict=True):
+                        line.store(start, vector, source.vector_lanes)
+                used.append(line)
+            result.append(used)
+        return result
+
+    def _moved(self, parts: list[list[PixelLine | None]]) -> list[Expr]:
+        """All vectors of an output row whose pixels are those of the lines."""
+        (lines,) = parts
+        if self.out.layout.is_interleaved:
+            return gather_row(self.out.layout, lines)
+        (line,) = lines
+        assert line is not None  # plain rows end with the image
+        return [T.Bind(line.load(x, self.out.vector_lanes)) for x in self.out.starts]
+
+    def _emit_window(
+        self,
+        row: Any,
+        parts: list[list[PixelLine | None]],
+        counts: list[int],
+        combine: Callable,
+        value: Callable,
+    ) -> None:
+        """An output row whose windows see the rows in ``parts``, folded already."""
+        (_, kw), (_, step), (_, left) = (
+            self.window.kernel_size,
+            self.window.stride,
+            self.window.padding,
+        )
+        layout = self.out.layout
+        lanes = min(self.out.lanes, largest_power_of_two(layout.width))
+        done: list[PixelLine | None] = [None] * self.bands
+        for band in range(self.bands):
+            seen = [lines[band] for lines in parts]
+            lines = [line for line in seen if line is not None]
+            if not lines:
+                continue
+            for line in lines:
+                right = (layout.width - 1) * step - left + kw - line.width
+                line.fill_beyond(left, max(0, right), self.clamp)
+            for index in range(-(-layout.width // lanes)):
+                x = min(index * lanes, layout.width - lanes)
+                first = x * step - left
+                taps = [
+                    combine([T.Bind(line.load(first + k, lanes, step)) for line in lines], lanes)
+                    for k in range(kw)
+                ]
+                pixels = [(band, x + lane) for lane in range(lanes)]
+                result = value([taps], [counts[band]] * lanes, pixels)
+                if layout.is_interleaved:
+                    self.row_of_window[band].store(x, result, lanes)
+                else:
+                    offset = layout.offset(row, x)
+                    store(self.out.buffer, result, [*self.out.index, offset], lanes)
+            done[band] = self.row_of_window[band] if layout.is_interleaved else None
+        if layout.is_interleaved:
+            for column, vector in enumerate(gather_row(layout, done)):
+                self._store(row, column, vector)
 
     def _fold(
         self,

@@ -65,6 +65,26 @@ def prefetch(element: Any, locality: Locality = Locality.L1, *, for_writing: boo
     )
 
 
+def transposed(vectors: Sequence[Any], width: int) -> list[Any]:
+    """Four vectors with 4x4 blocks transposed: lane ``4q + k`` of ``j`` to ``4q + j`` of ``k``."""
+    blocks = range(0, width, 4)
+    a, b, c, d = vectors
+    low = [s for k in blocks for s in (k, width + k, k + 1, width + k + 1)]
+    high = [s + 2 for s in low]
+    pairs = [(T.Bind(shuffle([a, b], half)), T.Bind(shuffle([c, d], half))) for half in (low, high)]
+    out = []
+    for row in range(4):
+        ab, cd = pairs[row // 2]
+        start = row % 2 * 2
+        merged = [
+            s
+            for k in blocks
+            for s in (k + start, k + start + 1, width + k + start, width + k + start + 1)
+        ]
+        out.append(T.Bind(shuffle([ab, cd], merged)))
+    return out
+
+
 def transpose_blocks(columns: Sequence[Any], width: int) -> list[tuple[int, Any]]:
     """Turn 4 vectors of ``width`` filters into vectors of 4 neighbouring pixels per filter.
 
@@ -78,21 +98,8 @@ def transpose_blocks(columns: Sequence[Any], width: int) -> list[tuple[int, Any]
     list of (int, expression)
         ``(filter, 4-lane vector)`` for every filter.
     """
-    blocks = range(0, width, 4)
-    a, b, c, d = columns
-    low = [s for k in blocks for s in (k, width + k, k + 1, width + k + 1)]
-    high = [s + 2 for s in low]
-    pairs = [(T.Bind(shuffle([a, b], half)), T.Bind(shuffle([c, d], half))) for half in (low, high)]
     out = []
-    for row in range(4):
-        ab, cd = pairs[row // 2]
-        start = row % 2 * 2
-        merged = [
-            s
-            for k in blocks
-            for s in (k + start, k + start + 1, width + k + start, width + k + start + 1)
-        ]
-        rows = T.Bind(shuffle([ab, cd], merged))
-        for k in blocks:
+    for row, rows in enumerate(transposed(columns, width)):
+        for k in range(0, width, 4):
             out.append((k + row, rows if width == 4 else shuffle([rows], range(k, k + 4))))
     return out
