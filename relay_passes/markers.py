@@ -12,16 +12,12 @@ depthwise_conv2d     x, weight[, bias]                     :class:`ConvParams`
 activation           x                                     activation, bounds
 plane_conv2d         as conv2d, of planes                  :class:`ConvParams`, layouts set
 plane_depthwise      planes, weight[, bias]                :class:`ConvParams`, layouts set
-plane_pack           x                                     out_layout
-plane_unpack         planes                                in_layout
-plane_elementwise    planes, ...                           operator, activation, bounds, layouts
-plane_max_pool       planes                                window, layouts
-plane_avg_pool       planes                                window, count_include_pad, layouts
-plane_global_pool    planes                                in_layout, keep_dims
+plane_...            planes, ...                           in_layouts, out_layout, its own
 ==================== ===================================== =========================================
 
-``kept`` are the bits of the layer's :class:`~topi_kernels.structure.Structure`, there when the
-parameter ``structure`` says where it is known from.
+The operators on planes are those of :mod:`relay_passes.islands`. ``kept`` are the bits of the
+layer's :class:`~topi_kernels.structure.Structure`, there when the parameter ``structure`` says
+where it is known from.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from topi_kernels.structure import Structure
 from .fold_batch_norm import FoldBatchNorm
 from .fold_constants import FoldConstants
 from .fuse_epilogue import FuseEpilogue
+from .islands.scheduling import ConfigFor, no_records
 from .keep_nan import KeepNaN
 from .lower_matmul import LowerMatmul
 from .name_layers import NameLayers
@@ -23,7 +24,7 @@ from .pattern_rewrite import PatternRewrite
 from .plane_layout import PlaneLayout
 from .recognize_activations import RecognizeActivations
 from .report import ReportBuilder
-from .schedule import ConfigFor, Schedule, no_records
+from .schedule import Schedule
 from .targets import resolve
 
 PIPELINE = "pattern_sparse"

@@ -1,43 +1,35 @@
 """PlaneLayout: islands of supported operators work on planes; pack and unpack at their borders.
 
-Preconditions: FuseEpilogue has run. A convolution marker always works on planes. Addition and
-multiplication of images, activations, pooling and the global mean join the island if one of their
-inputs is there. A tensor's padding is the largest that any of its readers on planes needs, so no
-layer copies to pad. Tensors that convolutions of stride 1, additions and activations connect have
-their pixels in one order, which is chosen for all of them; an operator that needs plain rows gets
-or leaves these, and a copy changes the order. A value that is also used outside (another operator,
-another block, the function's output) is unpacked once. Activation markers outside every island
-become Relax operators again; after this pass only ``plane_*`` markers are left.
+Preconditions: FuseEpilogue has run. Which operators there are, and what they ask of their planes,
+is said in :mod:`relay_passes.islands`. Some of them, such as convolutions, always work on planes;
+the others join an island if one of their inputs is there. A tensor's padding is the largest that
+any of its readers on planes needs, so no layer copies to pad. Tensors that convolutions of stride
+1, additions and activations connect have their pixels in one order, which is chosen for all of
+them; an operator that needs plain rows gets or leaves these, and a copy changes the order. A value
+that is also used outside (another operator, another block, the function's output) is unpacked once.
+Markers that no island took become Relax operators again; after this pass only ``plane_*`` markers
+are left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from enum import Enum
+from dataclasses import replace
 from typing import Any
 
 import tvm
 from tvm import relax
 from tvm.ir import Call, Expr, Var
 
-from topi_kernels.geometry import ConvGeometry
 from topi_kernels.layout import PlaneLayout as Layout
-from topi_kernels.layout_choice import ConvNeed, LaneOrder
+from topi_kernels.layout_choice import LaneOrder
 
-from .dataflow import (
-    Uses,
-    bindings_of,
-    constant,
-    height_width,
-    is_float_image,
-    map_functions,
-    op_name,
-    rebuild,
-    shape_of,
-    static_shape,
-)
-from .markers import ConvParams, Marker, layout_to_list, parse, structure_of
+from .dataflow import Uses, bindings_of, height_width, map_functions, rebuild, shape_of
+from .islands import ISLANDS
+from .islands.borders import pack, unpack
+from .islands.elementwise import change_of_order
+from .islands.operator import Order, PlaneOp
+from .markers import Marker, parse
 
 LayoutChooser = Callable[..., Layout]
 LaneChooser = Callable[..., LaneOrder | None]
@@ -45,176 +37,6 @@ LaneChooser = Callable[..., LaneOrder | None]
 
 def plain_rows(*_needs: Any, **_options: Any) -> None:
     """The lane chooser that leaves all tensors in plain rows."""
-
-
-class Order(Enum):
-    """What an operator asks of the order of the pixels in its planes."""
-
-    #: Any order in, any order out.
-    ANY = "any"
-    #: All its planes in one order.
-    SAME = "same"
-    #: Plain rows in and out.
-    PLAIN = "plain"
-
-
-@dataclass(frozen=True)
-class _PlaneOp:
-    """An operator that works on planes.
-
-    ``images`` are the inputs that come as planes, ``pads`` the padding each of them needs;
-    ``build`` makes the marker from the planes, their layouts and the layout of the output (None
-    where the output is no plane). ``need`` describes a convolution whose order can be chosen.
-    """
-
-    images: tuple[Expr, ...]
-    pads: tuple[int, ...]
-    build: Callable[[list[Expr], list[Layout], Layout | None], Marker]
-    makes_plane: bool = True
-    order: Order = Order.ANY
-    need: ConvNeed | None = None
-
-
-def _need(marker: Marker, params: ConvParams, out: Expr) -> ConvNeed | None:
-    """The convolution, if its pixels may lie in any order: stride 1, output as large as input."""
-    x, weight = marker.tensors[:2]
-    if params.geometry.stride != (1, 1) or shape_of(x)[2:] != shape_of(out)[2:]:
-        return None
-    if constant(weight) is None:
-        return None
-    out_channels, in_channels = shape_of(weight)[:2]
-    return ConvNeed(params.geometry, (out_channels, in_channels), structure_of(marker), 0)
-
-
-def _conv(marker: Marker, out: Expr) -> _PlaneOp:
-    params = ConvParams.from_dict(marker.params)
-    x, weight, *rest = marker.tensors
-    residual = rest.pop() if params.epilogue.residual else None
-    images = (x,) if residual is None else (x, residual)
-    pad = max(*params.geometry.padding, *params.end_padding)
-
-    def build(planes: list[Expr], layouts: list[Layout], out: Layout | None) -> Marker:
-        placed = replace(
-            params,
-            in_layout=layouts[0],
-            out_layout=out,
-            residual_layout=layouts[1] if residual is not None else None,
-        )
-        op = "plane_conv2d" if marker.op == "conv2d" else "plane_depthwise"
-        return Marker(op, (planes[0], weight, *rest, *planes[1:]), placed.to_dict())
-
-    need = _need(marker, params, out) if marker.op == "conv2d" else None
-    return _PlaneOp(
-        images,
-        (pad, 0)[: len(images)],
-        build,
-        order=Order.SAME if need is not None else Order.PLAIN,
-        need=need,
-    )
-
-
-def _elementwise(images: tuple[Expr, ...], params: dict[str, Any]) -> _PlaneOp:
-    def build(planes: list[Expr], layouts: list[Layout], out: Layout | None) -> Marker:
-        placed = {
-            **params,
-            "in_layouts": [layout_to_list(layout) for layout in layouts],
-            "out_layout": layout_to_list(out),
-        }
-        return Marker("plane_elementwise", tuple(planes), placed)
-
-    return _PlaneOp(images, (0,) * len(images), build, order=Order.SAME)
-
-
-def _windows_see_pixels(call: Call, out: Expr) -> bool:
-    """Whether every window of a pool covers at least one pixel of the image."""
-    attrs = call.attrs
-    size, out_size = shape_of(call.args[0])[2:], shape_of(out)[2:]
-    return all(
-        int(attrs.padding[i]) < int(attrs.pool_size[i])
-        and (out_size[i] - 1) * int(attrs.strides[i]) - int(attrs.padding[i]) < size[i]
-        for i in (0, 1)
-    )
-
-
-def _pool(call: Call, out: Expr) -> _PlaneOp | None:
-    attrs = call.attrs
-    padding = [int(p) for p in attrs.padding]
-    average = op_name(call) == "relax.nn.avg_pool2d"
-    if str(attrs.layout) != "NCHW" or str(attrs.out_layout) != "NCHW":
-        return None
-    if any(int(d) != 1 for d in attrs.dilation) or not _windows_see_pixels(call, out):
-        return None
-    # With ceil_mode an average's last window may leave the padding, where its divisor changes.
-    if average and bool(attrs.ceil_mode):
-        return None
-    moves = (attrs.pool_size, attrs.strides, padding[:2])
-    window = ConvGeometry(*((int(first), int(second)) for first, second in moves))
-    params: dict[str, Any] = {"window": asdict(window)}
-    if average:
-        params["count_include_pad"] = bool(attrs.count_include_pad)
-
-    def build(planes: list[Expr], layouts: list[Layout], out: Layout | None) -> Marker:
-        placed = {
-            **params,
-            "in_layout": layout_to_list(layouts[0]),
-            "out_layout": layout_to_list(out),
-        }
-        return Marker("plane_avg_pool" if average else "plane_max_pool", tuple(planes), placed)
-
-    return _PlaneOp((call.args[0],), (max(padding),), build)
-
-
-def _global_pool(x: Expr, keep_dims: bool) -> _PlaneOp:
-    def build(planes: list[Expr], layouts: list[Layout], _out: Layout | None) -> Marker:
-        params = {"in_layout": layout_to_list(layouts[0]), "keep_dims": keep_dims}
-        return Marker("plane_global_pool", tuple(planes), params)
-
-    return _PlaneOp((x,), (0,), build, makes_plane=False)
-
-
-def plane_op(value: Expr, out: Expr) -> _PlaneOp | None:
-    """How ``value`` (bound to ``out``) would work on planes, or None."""
-    marker = parse(value)
-    if marker is not None:
-        if marker.op in ("conv2d", "depthwise_conv2d"):
-            return _conv(marker, out)
-        return _elementwise(marker.tensors, dict(marker.params, operator="add"))
-    name = op_name(value)
-    if name in ("relax.add", "relax.multiply"):
-        images = tuple(value.args)
-        shapes = {static_shape(image) for image in images}
-        if len(shapes) > 1 or not all(is_float_image(image) for image in images):
-            return None
-        operator = name.removeprefix("relax.")
-        params = {"operator": operator, "activation": "none", "bounds": [0.0, 0.0]}
-        return _elementwise(images, params)
-    if name in ("relax.nn.max_pool2d", "relax.nn.avg_pool2d"):
-        return _pool(value, out) if is_float_image(value.args[0]) else None
-    if name == "relax.mean" and is_float_image(value.args[0]):
-        axes = {int(a) % 4 for a in value.attrs.axis} if value.attrs.axis is not None else set()
-        return _global_pool(value.args[0], bool(value.attrs.keepdims)) if axes == {2, 3} else None
-    if name == "relax.nn.adaptive_avg_pool2d" and is_float_image(value.args[0]):
-        is_global = str(value.attrs.layout) == "NCHW" and shape_of(out)[2:] == (1, 1)
-        return _global_pool(value.args[0], True) if is_global else None
-    return None
-
-
-def _relax_activation(marker: Marker) -> Expr:
-    """The Relax operators of an activation marker that no island took."""
-    (x,), name = marker.tensors, marker.params["activation"]
-    low, high = marker.params["bounds"]
-    three, six = (relax.const(value, str(x.ty.dtype)) for value in (3.0, 6.0))
-    gate = relax.op.clip(relax.op.add(x, three), 0.0, 6.0)
-    spelled = {
-        "relu": lambda: relax.op.nn.relu(x),
-        "relu6": lambda: relax.op.clip(x, 0.0, 6.0),
-        "clip": lambda: relax.op.clip(x, low, high),
-        "silu": lambda: relax.op.nn.silu(x),
-        "sigmoid": lambda: relax.op.sigmoid(x),
-        "hardsigmoid": lambda: relax.op.divide(gate, six),
-        "hardswish": lambda: relax.op.divide(relax.op.multiply(x, gate), six),
-    }
-    return spelled[name]()
 
 
 class _Block:
@@ -238,16 +60,15 @@ class _Block:
         self.planes: dict[tuple[Expr, bool], Expr] = {}
         self.result: list[relax.Binding] = []
 
-    def _islands(self) -> dict[Var, _PlaneOp]:
-        """Operators that join: convolutions, and what reads the planes of another."""
-        ops: dict[Var, _PlaneOp] = {}
+    def _islands(self) -> dict[Var, PlaneOp]:
+        """Operators that join: those that start islands, and what reads the planes of another."""
+        ops: dict[Var, PlaneOp] = {}
         for binding in self.bindings:
-            op = plane_op(binding.value, binding.var)
-            if op is None:
+            found = ISLANDS.recognize(binding.value, binding.var)
+            if found is None:
                 continue
-            marker = parse(binding.value)
-            is_conv = marker is not None and marker.op != "activation"
-            if is_conv or any(i in ops and ops[i].makes_plane for i in op.images):
+            operator, op = found
+            if operator.starts or any(i in ops and ops[i].makes_plane for i in op.images):
                 ops[binding.var] = op
         return ops
 
@@ -255,7 +76,7 @@ class _Block:
         """Padding of every tensor that lives as planes."""
         pads: dict[Expr, int] = {var: 0 for var, op in self.ops.items() if op.makes_plane}
         for op in self.ops.values():
-            for image, pad in zip(op.images, op.pads, strict=True):
+            for image, pad in op.padded_images():
                 pads[image] = max(pads.get(image, 0), pad)
         return pads
 
@@ -316,11 +137,11 @@ class _Block:
     def run(self) -> list[relax.Binding]:
         for binding in self.bindings:
             op = self.ops.get(binding.var)
-            marker = parse(binding.value)
+            marker = None if op is not None else parse(binding.value)
+            value = None if marker is None else ISLANDS.outside(marker)
             if op is not None:
                 self._emit_plane_op(binding.var, op)
-            elif marker is not None and marker.op == "activation":
-                value = _relax_activation(marker)
+            elif value is not None:
                 self.result.append(relax.VarBinding(binding.var, _Normal.of(value, self.result)))
             else:
                 self.result.append(binding)
@@ -342,9 +163,9 @@ class _Block:
         if (image, plain) not in self.planes:
             layout = self._layout_for(image, plain)
             other = self.planes.get((image, not plain))
-            marker = Marker("plane_pack", (image,), {"out_layout": layout_to_list(layout)})
+            marker = pack(image, layout)
             if other is not None:
-                marker = _change(other, self._layout_for(image, not plain), layout)
+                marker = change_of_order(other, self._layout_for(image, not plain), layout)
             self.planes[image, plain] = self._emit(
                 marker, _name(image), self._plane_type(image, layout)
             )
@@ -355,7 +176,7 @@ class _Block:
         self.result.append(relax.VarBinding(var, marker.call(ty)))
         return var
 
-    def _emit_plane_op(self, var: Var, op: _PlaneOp) -> None:
+    def _emit_plane_op(self, var: Var, op: PlaneOp) -> None:
         plain = op.order is Order.PLAIN
         planes = [self._planes_of(image, plain) for image in op.images]
         layouts = [self._layout_for(image, plain) for image in op.images]
@@ -369,22 +190,8 @@ class _Block:
         self.planes[var, written] = self._emit(marker, _name(var), self._plane_type(var, layout))
         outside = [u for u in self.uses.users.get(var, []) if u not in self.ops]
         if outside:
-            unpack = Marker(
-                "plane_unpack", (self.planes[var, written],), {"in_layout": layout_to_list(layout)}
-            )
-            self.result.append(relax.VarBinding(var, unpack.call(var.ty)))
-
-
-def _change(planes: Expr, before: Layout, after: Layout) -> Marker:
-    """A copy in another order."""
-    params = {
-        "operator": "add",
-        "activation": "none",
-        "bounds": [0.0, 0.0],
-        "in_layouts": [layout_to_list(before)],
-        "out_layout": layout_to_list(after),
-    }
-    return Marker("plane_elementwise", (planes,), params)
+            marker = unpack(self.planes[var, written], layout)
+            self.result.append(relax.VarBinding(var, marker.call(var.ty)))
 
 
 class _Normal:

@@ -79,7 +79,7 @@ def test_one_convolution():
     assert params["in_layout"] == layout_to_list(Layout.make(6, 8, 1))
     assert params["out_layout"] == layout_to_list(Layout.make(6, 8, 0))
     assert graph.find("plane_pack")[0].params["out_layout"] == params["in_layout"]
-    assert graph.find("plane_unpack")[0].params["in_layout"] == params["out_layout"]
+    assert graph.find("plane_unpack")[0].params["in_layouts"] == [params["out_layout"]]
 
 
 def test_padding_is_the_largest_of_the_readers():
@@ -213,8 +213,8 @@ def test_depthwise_and_convolution_share_planes():
 def test_before_and_expected():
     conv = conv_text("c", padding=(1, 1, 1, 1))
     padded, bare = Layout.make(6, 8, 1), Layout.make(6, 8, 0)
-    pack = text(out_layout=layout_to_list(padded))
-    unpack = text(in_layout=layout_to_list(bare))
+    pack = text(in_layouts=[], out_layout=layout_to_list(padded))
+    unpack = text(in_layouts=[layout_to_list(bare)], out_layout=None)
     placed = conv_text(
         "c",
         padding=(1, 1, 1, 1),

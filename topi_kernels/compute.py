@@ -1,20 +1,32 @@
-"""The operator written naively: the specification every schedule is held against.
+"""Every operator on planes written naively: the specification that schedules are held against.
 
-``out[n, o, p] = act(bias[o] + sum over kernels (o, i) and taps t of W[o, i, t] * x[n, i, p + t]
-+ residual[n, o, p])``, reading weights in FKW order. No blocking, no vectors, any target.
+The pattern-sparse convolution is ``out[n, o, p] = act(bias[o] + sum over kernels (o, i) and taps t
+of W[o, i, t] * x[n, i, p + t] + residual[n, o, p])``, reading weights in FKW order. The others have
+the names and parameters of :mod:`topi_kernels.plane_operators`: a pixel outside the image is zero
+because the condition says so, whatever lies in the padding. No blocking, no vectors, any layout.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 from tvm import tirx
-from tvm.script.ir_builder import IRBuilder
+from tvm.ir import Expr
 from tvm.tirx.script import builder as T
 
+from .geometry import ConvGeometry
+from .layout import PlaneLayout
+from .plane_ops import PlaneTarget, plane_arg
+from .primfunc import primfunc_builder
 from .schedules.tile import Buffers, declare_parameters
-from .vector_math import activate
+from .vector_math import activate, maximum_of
 from .workload import ConvWorkload
+
+#: ``(n, c, y, x)`` -> a float32 pixel.
+Pixel = Callable[[Any, Any, Any, Any], Expr]
 
 
 def _output_element(w: ConvWorkload, b: Buffers, where: tuple[Any, Any, Any, Any, Any]) -> None:
@@ -70,24 +82,18 @@ def _input(w: ConvWorkload, b: Buffers, plane: Any, row: Any, column: Any) -> An
     return T.Select(inside, b.x[plane + safe], tirx.const(0.0, w.dtype))
 
 
-def _copy_edges(w: ConvWorkload, b: Buffers) -> None:
-    """Interleaved lanes: the copies above and below bands, and beside rows."""
-    o = w.out_layout
+def _copy_edges(o: PlaneLayout, out: tirx.Buffer, at: Callable[[Any], list[Any]]) -> None:
+    """Interleaved lanes of one plane: the copies above and below bands, and beside rows."""
     rows, columns = o.band_height + 2 * o.pad, o.columns + 2 * o.border
-    with (
-        T.serial(0, w.batch * w.out_channels) as plane,
-        T.serial(0, rows) as i,
-        T.serial(0, columns) as j,
-        T.serial(0, o.lanes) as lane,
-    ):
+    with T.serial(0, rows) as i, T.serial(0, columns) as j, T.serial(0, o.lanes) as lane:
         row, column = i - o.pad, j - o.border
         y = lane // o.band_lanes * o.band_height + row
         x = lane % o.band_lanes * o.columns + column
         inside = tirx.all(y >= 0, y < o.height, x >= 0, x < o.width)
         at_home = tirx.all(row >= 0, row < o.band_height, column >= 0, column < o.columns)
         with T.If(tirx.all(inside, tirx.Not(at_home))), T.Then():
-            target = plane * o.size + o.vector_offset(row, column) + lane
-            T.buffer_store(b.out, b.out[plane * o.size + o.element(y, x)], [target])
+            value = out[tuple(at(o.element(y, x)))]
+            T.buffer_store(out, value, at(o.vector_offset(row, column) + lane))
 
 
 def naive_pattern_conv(workload: ConvWorkload) -> tirx.PrimFunc:
@@ -99,9 +105,7 @@ def naive_pattern_conv(workload: ConvWorkload) -> tirx.PrimFunc:
         Same parameters as :func:`~topi_kernels.schedules.pattern_conv.schedule_pattern_conv`.
     """
     w = workload
-    with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name("pattern_conv2d_naive")
-        T.func_attr({"tirx.noalias": True})
+    with primfunc_builder("pattern_conv2d_naive") as builder:
         b = declare_parameters(w)
         with T.serial(0, w.batch * w.out_channels * w.out_layout.size) as i:
             T.buffer_store(b.out, tirx.const(0.0, w.dtype), [i])
@@ -114,5 +118,242 @@ def naive_pattern_conv(workload: ConvWorkload) -> tirx.PrimFunc:
         ):
             _output_element(w, b, (n, g, j, y, x))
         if w.out_layout.is_interleaved:
-            _copy_edges(w, b)
+            size = w.out_layout.size
+            with T.serial(0, w.batch * w.out_channels) as plane:
+                _copy_edges(w.out_layout, b.out, lambda element: [plane * size + element])
     return builder.get()
+
+
+def _for_each_pixel(
+    batch: int, channels: int, layout: PlaneLayout, body: Callable[[Any, Any, Any, Any], None]
+) -> None:
+    with (
+        T.serial(0, batch) as n,
+        T.serial(0, channels) as c,
+        T.serial(0, layout.height) as y,
+        T.serial(0, layout.width) as x,
+    ):
+        body(n, c, y, x)
+
+
+def _to_planes(
+    name: str,
+    batch: int,
+    channels: int,
+    layout: PlaneLayout,
+    target: PlaneTarget,
+    inputs: Callable[[], Pixel],
+) -> tirx.PrimFunc:
+    """Planes of the pixels that ``inputs``, which declares its parameters, gives the value of."""
+    with primfunc_builder(f"{name}_naive") as builder:
+        pixel = inputs()
+        out = plane_arg("out", batch, channels, layout, target)
+
+        def store(n: Any, c: Any, y: Any, x: Any) -> None:
+            value = T.Cast(target.dtype, pixel(n, c, y, x))
+            T.buffer_store(out, value, [n, c, layout.element(y, x)])
+
+        with T.sblock("root"), T.serial(0, 1):
+            zero = tirx.const(0.0, target.dtype)
+            with (
+                T.serial(0, batch) as n,
+                T.serial(0, channels) as c,
+                T.serial(0, layout.size) as i,
+            ):
+                T.buffer_store(out, zero, [n, c, i])
+            _for_each_pixel(batch, channels, layout, store)
+            if layout.is_interleaved:
+                with T.serial(0, batch) as n, T.serial(0, channels) as c:
+                    _copy_edges(layout, out, lambda element: [n, c, element])
+    return builder.get()
+
+
+def pack(batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget) -> tirx.PrimFunc:
+    """``(x[batch, channels, height, width], out planes)``."""
+
+    def inputs() -> Pixel:
+        x = T.arg("x", T.Buffer((batch, channels, layout.height, layout.width), target.dtype))
+        return lambda *where: x[where]
+
+    return _to_planes("pack", batch, channels, layout, target, inputs)
+
+
+def unpack(batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget) -> tirx.PrimFunc:
+    """``(x planes, out[batch, channels, height, width])``."""
+    with primfunc_builder("unpack_naive") as builder:
+        x = plane_arg("x", batch, channels, layout, target)
+        out = T.arg("out", T.Buffer((batch, channels, layout.height, layout.width), target.dtype))
+
+        def store(n: Any, c: Any, y: Any, column: Any) -> None:
+            T.buffer_store(out, x[n, c, layout.element(y, column)], [n, c, y, column])
+
+        with T.sblock("root"), T.serial(0, 1):
+            _for_each_pixel(batch, channels, layout, store)
+    return builder.get()
+
+
+def elementwise(
+    batch: int,
+    channels: int,
+    in_layouts: tuple[PlaneLayout, ...],
+    out_layout: PlaneLayout,
+    target: PlaneTarget,
+    operator: str = "add",
+    activation: str = "none",
+    bounds: tuple[float, float] = (0.0, 6.0),
+) -> tirx.PrimFunc:
+    """``(planes, ..., out planes)``: ``act(x0 + x1 + ...)``, or their product."""
+
+    def inputs() -> Pixel:
+        planes = [
+            plane_arg(f"x{i}", batch, channels, layout, target)
+            for i, layout in enumerate(in_layouts)
+        ]
+
+        def pixel(n: Any, c: Any, y: Any, x: Any) -> Expr:
+            values = [
+                T.Cast("float32", plane[n, c, layout.element(y, x)])
+                for plane, layout in zip(planes, in_layouts, strict=True)
+            ]
+            total = reduce(lambda a, b: a + b if operator == "add" else a * b, values)
+            return activate(T.Bind(total), activation, 1, bounds)
+
+        return pixel
+
+    return _to_planes("elementwise", batch, channels, out_layout, target, inputs)
+
+
+def _for_each_tap(
+    window: ConvGeometry,
+    plane: Callable[[Any], Expr],
+    layout: PlaneLayout,
+    where: tuple[Any, Any],
+    body: Callable[[Any, Any, Expr], None],
+) -> None:
+    """``body(kh, kw, input)`` for every tap of an output whose input lies inside the image."""
+    (kh, kw), (sh, sw) = window.kernel_size, window.stride
+    (dh, dw), (top, left) = window.dilation, window.padding
+    with T.serial(0, kh) as i, T.serial(0, kw) as j:
+        row = T.Bind(where[0] * sh + i * dh - top)
+        column = T.Bind(where[1] * sw + j * dw - left)
+        inside = tirx.all(row >= 0, row < layout.height, column >= 0, column < layout.width)
+        with T.If(inside), T.Then():
+            body(i, j, T.Cast("float32", plane(layout.element(row, column))))
+
+
+def _scalar(start: Any) -> tirx.Buffer:
+    """A float32 variable."""
+    scalar = T.alloc_buffer((1,), "float32", scope="global")
+    T.buffer_store(scalar, start, [0])
+    return scalar
+
+
+def max_pool(
+    batch: int,
+    channels: int,
+    in_layout: PlaneLayout,
+    out_layout: PlaneLayout,
+    window: ConvGeometry,
+    target: PlaneTarget,
+) -> tirx.PrimFunc:
+    """``(x planes, out planes)``: maximum of the window's pixels inside the image; NaN stays."""
+
+    def inputs() -> Pixel:
+        planes = plane_arg("x", batch, channels, in_layout, target)
+
+        def pixel(n: Any, c: Any, y: Any, x: Any) -> Expr:
+            largest = _scalar(T.float32(-math.inf))
+
+            def tap(_i: Any, _j: Any, value: Expr) -> None:
+                T.buffer_store(largest, maximum_of([largest[0], value], 1, nan_maximum=False), [0])
+
+            _for_each_tap(window, lambda e: planes[n, c, e], in_layout, (y, x), tap)
+            return largest[0]
+
+        return pixel
+
+    return _to_planes("max_pool", batch, channels, out_layout, target, inputs)
+
+
+def avg_pool(
+    batch: int,
+    channels: int,
+    in_layout: PlaneLayout,
+    out_layout: PlaneLayout,
+    window: ConvGeometry,
+    target: PlaneTarget,
+    count_include_pad: bool,
+) -> tirx.PrimFunc:
+    """``(x planes, out planes)``: sum of the window by its size, or by its pixels in the image."""
+
+    def inputs() -> Pixel:
+        planes = plane_arg("x", batch, channels, in_layout, target)
+
+        def pixel(n: Any, c: Any, y: Any, x: Any) -> Expr:
+            kh, kw = window.kernel_size
+            total, count = _scalar(T.float32(0)), _scalar(T.float32(0))
+
+            def tap(_i: Any, _j: Any, value: Expr) -> None:
+                T.buffer_store(total, total[0] + value, [0])
+                T.buffer_store(count, count[0] + T.float32(1), [0])
+
+            _for_each_tap(window, lambda e: planes[n, c, e], in_layout, (y, x), tap)
+            return total[0] / (T.float32(kh * kw) if count_include_pad else count[0])
+
+        return pixel
+
+    return _to_planes("avg_pool", batch, channels, out_layout, target, inputs)
+
+
+def global_avg_pool(
+    batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget, keep_dims: bool = True
+) -> tirx.PrimFunc:
+    """``(x planes, out[batch, channels(, 1, 1)])``: mean over the image."""
+    with primfunc_builder("global_avg_pool_naive") as builder:
+        x = plane_arg("x", batch, channels, layout, target)
+        shape = (batch, channels, 1, 1) if keep_dims else (batch, channels)
+        out = T.arg("out", T.Buffer(shape, target.dtype))
+        with T.sblock("root"), T.serial(0, batch) as n, T.serial(0, channels) as c:
+            total = _scalar(T.float32(0))
+            with T.serial(0, layout.height) as y, T.serial(0, layout.width) as column:
+                value = T.Cast("float32", x[n, c, layout.element(y, column)])
+                T.buffer_store(total, total[0] + value, [0])
+            mean = T.Cast(target.dtype, total[0] / T.float32(layout.height * layout.width))
+            T.buffer_store(out, mean, [n, c, 0, 0] if keep_dims else [n, c])
+    return builder.get()
+
+
+def depthwise_conv(
+    batch: int,
+    channels: int,
+    in_layout: PlaneLayout,
+    out_layout: PlaneLayout,
+    window: ConvGeometry,
+    target: PlaneTarget,
+    bias: bool = False,
+    activation: str = "none",
+    multiplier: int = 1,
+) -> tirx.PrimFunc:
+    """``(x planes, weight[channels, kh, kw], bias[channels] if bias, out planes)``.
+
+    Out_channel ``c`` reads in_channel ``c // multiplier``.
+    """
+
+    def inputs() -> Pixel:
+        x = plane_arg("x", batch, channels // multiplier, in_layout, target)
+        weight = T.arg("weight", T.Buffer((channels, *window.kernel_size), target.dtype))
+        b = T.arg("bias", T.Buffer((channels,), target.dtype)) if bias else None
+
+        def pixel(n: Any, c: Any, y: Any, column: Any) -> Expr:
+            total = _scalar(T.float32(0) if b is None else T.Cast("float32", b[c]))
+
+            def tap(i: Any, j: Any, value: Expr) -> None:
+                product = T.Cast("float32", weight[c, i, j]) * value
+                T.buffer_store(total, total[0] + product, [0])
+
+            _for_each_tap(window, lambda e: x[n, c // multiplier, e], in_layout, (y, column), tap)
+            return activate(total[0], activation, 1)
+
+        return pixel
+
+    return _to_planes("depthwise_conv", batch, channels, out_layout, target, inputs)

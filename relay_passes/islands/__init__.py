@@ -1,0 +1,12 @@
+"""The operators that live on planes. A new one is a file beside these, and its name here."""
+
+from __future__ import annotations
+
+from . import borders, conv2d, depthwise, elementwise, global_pool, pool
+from .operator import Islands
+
+ISLANDS = Islands()
+for _module in (borders, conv2d, depthwise, elementwise, global_pool, pool):
+    _module.register(ISLANDS)
+
+__all__ = ["ISLANDS"]

@@ -1,0 +1,91 @@
+"""Pattern-sparse and dense convolutions: ``conv2d`` -> ``plane_conv2d``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+from tvm import relax
+from tvm.ir import Expr, GlobalVar, Var
+
+from topi_kernels.layout import PlaneLayout
+from topi_kernels.layout_choice import ConvNeed
+from topi_kernels.operator import ConvPlan
+
+from ..dataflow import array_of, constant, shape_of
+from ..markers import ConvParams, Marker, epilogue_tensors, parse, structure_of
+from .operator import IslandOperator, Islands, Order, PlaneOp
+from .scheduling import Scheduling
+
+NAME = "plane_conv2d"
+
+
+def conv_on_planes(
+    marker: Marker, name: str, order: Order = Order.PLAIN, need: ConvNeed | None = None
+) -> PlaneOp:
+    """How a convolution marker works on planes: a residual comes as planes too."""
+    params = ConvParams.from_dict(marker.params)
+    x, weight, *rest = marker.tensors
+    residual = rest.pop() if params.epilogue.residual else None
+
+    def build(planes: list[Expr], layouts: list[PlaneLayout], out: PlaneLayout | None) -> Marker:
+        where = replace(
+            params,
+            in_layout=layouts[0],
+            out_layout=out,
+            residual_layout=None if residual is None else layouts[1],
+        )
+        return Marker(name, (planes[0], weight, *rest, *planes[1:]), where.to_dict())
+
+    pad = max(*params.geometry.padding, *params.end_padding)
+    images = (x,) if residual is None else (x, residual)
+    return PlaneOp(images, build, (pad,), order=order, need=need)
+
+
+def _need(marker: Marker, out: Expr) -> ConvNeed | None:
+    """The convolution, if its pixels may lie in any order: stride 1, output as large as input."""
+    x, weight = marker.tensors[:2]
+    geometry = ConvParams.from_dict(marker.params).geometry
+    if geometry.stride != (1, 1) or shape_of(x)[2:] != shape_of(out)[2:]:
+        return None
+    if constant(weight) is None:
+        return None
+    out_channels, in_channels = shape_of(weight)[:2]
+    return ConvNeed(geometry, (out_channels, in_channels), structure_of(marker), 0)
+
+
+def recognize(value: Expr, out: Expr) -> PlaneOp | None:
+    """A ``conv2d`` marker."""
+    marker = parse(value)
+    if marker is None or marker.op != "conv2d":
+        return None
+    need = _need(marker, out)
+    return conv_on_planes(marker, NAME, Order.PLAIN if need is None else Order.SAME, need)
+
+
+def plan_of(marker: Marker, scheduling: Scheduling) -> ConvPlan:
+    """Plan of a ``plane_conv2d`` marker, with the tuned config if there is one."""
+    backend, weight = scheduling.backend, array_of(marker.tensors[1])
+    structure = structure_of(marker)
+    params = ConvParams.from_dict(marker.params)
+    task = params.task(weight, shape_of(marker.tensors[0])[0], backend.name, structure)
+    return backend.plan(task, weight, scheduling.config_for(task), structure)
+
+
+def lower(marker: Marker, _out: Var, scheduling: Scheduling) -> tuple[GlobalVar, list[Expr]]:
+    """The planned convolution with its packed weights; its row of the report says the choice."""
+    plan = plan_of(marker, scheduling)
+    make = plan.naive_primfunc if scheduling.naive else plan.primfunc
+    gv = scheduling.function((plan.workload, plan.config), make)
+    scheduling.report.update(
+        marker.params["layer"],
+        pattern_set=tuple(str(p) for p in plan.workload.patterns),
+        group=plan.group,
+        config=asdict(plan.config),
+    )
+    constants = (relax.const(array) for array in plan.arrays)
+    return gv, [marker.tensors[0], *constants, *epilogue_tensors(marker)]
+
+
+def register(islands: Islands) -> None:
+    """Add the operator."""
+    islands.add(IslandOperator(NAME, lower, recognize, starts=True))

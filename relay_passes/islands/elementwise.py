@@ -1,0 +1,81 @@
+"""Sums and products of images, activations, and copies in another order: ``plane_elementwise``."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from tvm import relax, tirx
+from tvm.ir import Expr
+
+from topi_kernels import compute, plane_operators
+from topi_kernels.layout import PlaneLayout
+
+from ..dataflow import is_float_image, op_name, static_shape
+from ..markers import Marker, parse
+from .operator import Islands, Order, PlaneCall, PlaneOp, on_planes, placed
+
+NAME = "plane_elementwise"
+_NO_ACTIVATION = {"activation": "none", "bounds": [0.0, 0.0]}
+_OPERATORS = {"relax.add": "add", "relax.multiply": "multiply"}
+
+
+def recognize(value: Expr, _out: Expr) -> PlaneOp | None:
+    """An activation marker, or a sum or product of images of one shape."""
+    marker = parse(value)
+    if marker is not None and marker.op == "activation":
+        params = {**marker.params, "operator": "add"}
+        return PlaneOp(marker.tensors, placed(NAME, params), order=Order.SAME)
+    if op_name(value) not in _OPERATORS:
+        return None
+    images = tuple(value.args)
+    if len({static_shape(image) for image in images}) > 1:
+        return None
+    if not all(is_float_image(image) for image in images):
+        return None
+    params = {**_NO_ACTIVATION, "operator": _OPERATORS[op_name(value)]}
+    return PlaneOp(images, placed(NAME, params), order=Order.SAME)
+
+
+def change_of_order(planes: Expr, before: PlaneLayout, after: PlaneLayout) -> Marker:
+    """A copy in another order."""
+    return placed(NAME, {**_NO_ACTIVATION, "operator": "add"})([planes], [before], after)
+
+
+def outside(marker: Marker) -> Expr | None:
+    """The Relax operators of an activation marker that no island took."""
+    if marker.op != "activation":
+        return None
+    (x,), name = marker.tensors, marker.params["activation"]
+    low, high = marker.params["bounds"]
+    three, six = (relax.const(value, str(x.ty.dtype)) for value in (3.0, 6.0))
+    gate = relax.op.clip(relax.op.add(x, three), 0.0, 6.0)
+    spelled = {
+        "relu": lambda: relax.op.nn.relu(x),
+        "relu6": lambda: relax.op.clip(x, 0.0, 6.0),
+        "clip": lambda: relax.op.clip(x, low, high),
+        "silu": lambda: relax.op.nn.silu(x),
+        "sigmoid": lambda: relax.op.sigmoid(x),
+        "hardsigmoid": lambda: relax.op.divide(gate, six),
+        "hardswish": lambda: relax.op.divide(relax.op.multiply(x, gate), six),
+    }
+    return spelled[name]()
+
+
+def _make(operators: Any, call: PlaneCall) -> tirx.PrimFunc:
+    params = call.params
+    what = params["operator"], params["activation"], tuple(params["bounds"])
+    return operators.elementwise(*call.dims, call.in_layouts, call.out_layout, call.target, *what)
+
+
+def register(islands: Islands) -> None:
+    """Add the operator."""
+    islands.add(
+        on_planes(
+            NAME,
+            partial(_make, plane_operators),
+            partial(_make, compute),
+            recognize=recognize,
+            outside=outside,
+        )
+    )
