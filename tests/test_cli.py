@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 
+import click
 import numpy as np
 import pytest
 import torch
+import typer
 from torch import nn
 from typer.testing import CliRunner
 
@@ -60,6 +64,75 @@ def test_help_of_each_command(command):
     code, output, _ = run(command, "--help")
     assert code == 0
     assert "--json" in output
+
+
+def every_command(group=None, path=()):
+    """Words of every command there is, mounted ones and those of groups included."""
+    group = group or typer.main.get_command(cli.app)
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if hasattr(command, "list_commands"):
+            yield from every_command(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+def test_every_help_has_an_example_that_parses():
+    for words, command in every_command():
+        found = re.findall(r"Example: tvm-pattern (.*)", command.help)
+        assert found, f"{' '.join(words)} --help has no example"
+        for example in found:
+            arguments = shlex.split(example)
+            assert tuple(arguments[: len(words)]) == words
+            command.make_context(words[-1], arguments[len(words) :])
+
+
+def test_the_list_of_commands_says_what_the_commands_say():
+    context = click.Context(typer.main.get_command(cli.app))
+    for name, (module, summary) in cli.MOUNTED.items():
+        own = typer.main.get_command(cli.app).get_command(context, name)
+        said = " ".join((own.help or "").split())
+        assert said.startswith(summary.split(":")[0].rstrip(".")), (module, said)
+
+
+LIGHT = """
+import sys
+for name in ("tvm", "torch"):
+    sys.modules[name] = None
+from tvm_pattern.cli import app
+try:
+    app(sys.argv[1:])
+except SystemExit as end:
+    sys.exit(end.code)
+"""
+
+
+def light(*arguments):
+    """A command in a process that has neither TVM nor torch."""
+    command = [sys.executable, "-c", LIGHT, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_what_needs_neither_tvm_nor_torch(library, tmp_path):
+    (tmp_path / "a.jsonl").write_text("")
+    for arguments in (
+        ("--help",),
+        ("--version",),
+        ("inspect", library, "--json"),
+        ("logs", "merge", tmp_path / "a.jsonl", "-o", tmp_path / "b.jsonl"),
+    ):
+        done = light(*arguments)
+        assert done.returncode == 0, done.stderr
+    done = light("rpc", "status", "--tracker", "127.0.0.1:1")
+    assert done.returncode == 1
+    assert "no tracker answers at 127.0.0.1:1" in done.stderr.replace("\n", " ")
+
+
+def test_version():
+    code, output, _ = run("--version")
+    assert code == 0
+    assert output.startswith(f"tvm-pattern {tp.__version__}\napache-tvm 0.27")
 
 
 def test_targets():
@@ -256,7 +329,7 @@ def test_weights_are_loaded_into_the_network(tmp_path, monkeypatch):
 
 
 def test_mounted_commands_are_loaded_when_used(monkeypatch):
-    monkeypatch.setitem(cli.MOUNTED, "again", "tvm_pattern.cli")
+    monkeypatch.setitem(cli.MOUNTED, "again", ("tvm_pattern.cli", "Again."))
     assert "again" in run("--help")[1]
     assert "pattern/native" in run("again", "targets")[1]
 

@@ -12,18 +12,39 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-# Commands that live in their own rooms: name -> module with a typer ``app``. They are imported when
-# they are used or listed.
-MOUNTED: dict[str, str] = {
-    "prune": "tvm_pattern.pruning.cli",
-    "posttrain": "tvm_pattern.posttrain.cli",
-    "tune": "tvm_pattern.tuning.cli",
-    "logs": "tvm_pattern.tuning.logs_cli",
-    "rpc": "tvm_pattern.rpc.cli",
-    "opencl": "tvm_pattern.opencl.cli",
-    "device": "tvm_pattern.deploy.cli",
+# Commands that live in their own rooms: name -> module with a typer ``app``, and what the list of
+# commands says of it: the module is imported when the command is used, since some bring torch.
+MOUNTED: dict[str, tuple[str, str]] = {
+    "prune": (
+        "tvm_pattern.pruning.cli",
+        "Train and prune a model by patterns and connectivity.",
+    ),
+    "posttrain": (
+        "tvm_pattern.posttrain.cli",
+        "Prune a trained model by some pictures: no labels, no training.",
+    ),
+    "tune": (
+        "tvm_pattern.tuning.cli",
+        "Tune a model's convolutions by measuring, here or on devices over RPC.",
+    ),
+    "logs": (
+        "tvm_pattern.tuning.logs_cli",
+        "Work with tuning logs.",
+    ),
+    "rpc": (
+        "tvm_pattern.rpc.cli",
+        "Serve and inspect devices over RPC.",
+    ),
+    "opencl": (
+        "tvm_pattern.opencl.cli",
+        "List the OpenCL devices of this computer and what they can do.",
+    ),
+    "device": (
+        "tvm_pattern.deploy.cli",
+        "Run libraries on devices over RPC: the same as run and bench with --tracker.",
+    ),
 }
 
 
@@ -34,12 +55,24 @@ INTERRUPTED = 130
 class _Commands(TyperGroup):
     """Loads mounted commands late and turns errors into messages and exit codes."""
 
+    _is_listing = False
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self._is_listing = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self._is_listing = False
+
     def list_commands(self, ctx: Any) -> list[str]:
         return [*super().list_commands(ctx), *MOUNTED]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name in MOUNTED:
-            command = typer.main.get_command(importlib.import_module(MOUNTED[cmd_name]).app)
+            module, summary = MOUNTED[cmd_name]
+            if self._is_listing:
+                return TyperCommand(cmd_name, help=summary)
+            command = typer.main.get_command(importlib.import_module(module).app)
             command.name = cmd_name
             return command
         return super().get_command(ctx, cmd_name)
@@ -62,7 +95,6 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Prune CNNs by patterns, compile them with TVM, and run them.\n\n"
     "Exit codes: 0 done, 1 the work failed, 2 wrong arguments, 130 interrupted.",
@@ -88,16 +120,41 @@ Sort = Annotated[
 ProfileOption = Annotated[bool, typer.Option("--profile", help="Time each layer by itself too.")]
 
 
+def _show_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    from importlib import metadata
+
+    from . import __version__
+
+    print(f"tvm-pattern {__version__}")
+    for package in ("apache-tvm", "torch", "numpy"):
+        try:
+            print(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            print(f"{package}: not installed")
+    raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show versions and exit."
+        ),
+    ] = False,
 ) -> None:
-    del debug  # read by _Commands.invoke
+    del debug, version  # read by _Commands.invoke and _show_version
 
 
 @app.command()
 def targets(json_output: Json = False) -> None:
-    """List the targets to compile for, and which of them this machine can run."""
+    """List the targets to compile for, and which of them this machine can run.
+
+    Example: tvm-pattern targets --json
+    """
     from relay_passes import targets as target_tags
 
     from .machine import required_features, target_architecture, why_not_runnable
@@ -411,8 +468,9 @@ def inspect(
     """
     from topi_kernels.report import RewriteReport
 
-    from .artifact import Manifest, manifest_of, manifest_path
     from .machine import why_not_runnable
+    from .manifest import Manifest, manifest_path
+    from .publish import manifest_of
 
     is_here = library.is_file()
     manifest = manifest_of(library) if is_here else Manifest.read(manifest_path(library))

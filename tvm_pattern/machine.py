@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import platform
+from typing import TYPE_CHECKING
 
-import tvm
-from tvm.target import Target, codegen
+from .cpu_flags import machine_architecture, normalise_architecture, surely_has
+
+if TYPE_CHECKING:
+    from tvm.target import Target
+
+# TVM is imported where it is asked, so that a manifest is read without it.
 
 # LLVM feature names that change which instructions code generation emits. Others (``fast-gather``,
 # ``clwb``) steer choices or concern the system, and a machine without them runs the library.
@@ -20,13 +24,6 @@ _EMITTED = {
     "aarch64": "bf16 crc dotprod fp-armv8 fp16fml fullfp16 i8mm lse neon rdm sve sve2",
     "arm": "crc d32 dotprod fp-armv8 fullfp16 neon vfp2 vfp3 vfp4",
 }
-_ALIASES = {"amd64": "x86_64", "x86-64": "x86_64", "arm64": "aarch64"}
-
-
-def normalise_architecture(name: str) -> str:
-    """``x86_64``, ``aarch64`` or ``arm`` from the spellings of triples and ``uname``."""
-    name = _ALIASES.get(name.lower(), name.lower())
-    return "arm" if name.startswith(("armv", "thumb")) else name
 
 
 def host_target(target: Target) -> Target:
@@ -36,23 +33,24 @@ def host_target(target: Target) -> Target:
 
 def target_architecture(target: Target) -> str:
     """Architecture of the code that ``target`` generates for the CPU."""
+    from tvm.target import codegen
+
     triple = str(host_target(target).attrs.get("mtriple", "")) or codegen.llvm_get_system_triple()
     return normalise_architecture(triple.split("-")[0])
 
 
 def required_features(target: Target) -> list[str]:
     """CPU features that code for ``target`` may use, sorted."""
+    from tvm.target import codegen
+
     enabled = {str(name) for name in codegen.llvm_get_cpu_features(host_target(target))}
     return sorted(enabled.intersection(_EMITTED.get(target_architecture(target), "").split()))
 
 
-def machine_architecture() -> str:
-    """Architecture of this machine."""
-    return normalise_architecture(platform.machine())
-
-
 def machine_features() -> set[str] | None:
     """CPU features of this machine; None where TVM was built without LLVM and cannot tell."""
+    import tvm
+
     query = tvm.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures", allow_missing=True)
     if query is None:
         return None
@@ -64,6 +62,8 @@ def why_not_runnable(architecture: str, features: list[str]) -> str | None:
     here = machine_architecture()
     if architecture != here:
         return f"it is built for {architecture}, this machine is {here}"
+    if surely_has(features):
+        return None
     present = machine_features()
     missing = sorted(set(features) - present) if present is not None else []
     if missing:

@@ -13,9 +13,10 @@ import time
 from functools import partial
 
 import pytest
+from tvm.rpc import base
 from typer.testing import CliRunner
 
-from tvm_pattern.rpc import server
+from tvm_pattern.rpc import protocol, server
 from tvm_pattern.rpc.cli import app
 from tvm_pattern.rpc.client import RPCError, TrackerClient, TrackerUnreachableError, parse_address
 from tvm_pattern.rpc.doctor import diagnose
@@ -120,6 +121,12 @@ def test_the_server_command_warns_of_other_machines(monkeypatch, address, warns)
     assert result.exit_code == 0, result.output
     assert served[0].host == address
     assert (f"whoever reaches {address} may run code here" in result.output) == warns
+
+
+def test_the_protocols_numbers_are_tvms():
+    assert protocol.RPC_TRACKER_MAGIC == base.RPC_TRACKER_MAGIC
+    for name in ("SUCCESS", "STOP", "REQUEST", "SUMMARY"):
+        assert getattr(protocol, name) == getattr(base.TrackerCode, name)
 
 
 def test_phone_commands_bound_the_ports():

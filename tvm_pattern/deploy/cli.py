@@ -153,7 +153,10 @@ def run(
     profile: ProfileOption = False,
     json_output: Json = False,
 ) -> None:
-    """Run a library once on every device of a key, and verify it if asked to."""
+    """Run a library once on every device of a key, and verify it if asked to.
+
+    Example: tvm-pattern device run --tracker 127.0.0.1:9190 --key pi5 --lib m.so --expected y.npy
+    """
     failed = run_on_devices(
         lib,
         tracker,
@@ -179,7 +182,10 @@ def bench(
     profile: ProfileOption = False,
     json_output: Json = False,
 ) -> None:
-    """Time a library on every device of a key."""
+    """Time a library on every device of a key.
+
+    Example: tvm-pattern device bench --tracker 127.0.0.1:9190 --key pi5 --lib m.so --cluster big
+    """
     failed = bench_on_devices(
         lib,
         tracker,

@@ -24,6 +24,8 @@ def opencl(
 
     Libraries for pattern/mali and pattern/adreno with --host native run on the first. Exit code 1
     if there is none.
+
+    Example: tvm-pattern opencl --json
     """
     from .facts import devices, why_none
 

@@ -90,6 +90,8 @@ def posttrain_command(
 
     Example: tvm-pattern posttrain --model yolo.onnx --images photos --image-size 640 --mean 0 0 0
     --std 1 1 1 --connectivity 1.8
+
+    Example: tvm-pattern posttrain --model resnet50 --weights w.safetensors --images photos/
     """
     console = Console(stderr=True, quiet=json_output)
     try:

@@ -20,7 +20,7 @@ from .checkpoint import load_weights
 from .config import ConfigError
 from .data import open_data
 from .recipe import Recipe
-from .train import Process, Trainer, TrainingDiverged, distributed
+from .train import CHECKPOINT, Process, Trainer, TrainingDiverged, distributed
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 MODELS = ("vgg16", "vgg16_bn", "resnet50", "mobilenet_v2")
@@ -88,6 +88,15 @@ def _run(
     }
 
 
+def _say_how_to_go_on(output: Path) -> None:
+    if (output / CHECKPOINT).is_file():
+        typer.echo(
+            f"{output} holds a checkpoint: the same command goes on from it (--resume, the"
+            " default); --no-resume starts anew",
+            err=True,
+        )
+
+
 @app.command()
 def prune(
     model: Annotated[
@@ -111,8 +120,12 @@ def prune(
     ] = True,
     json_output: Annotated[bool, typer.Option("--json", help="print the figures as JSON")] = False,
 ) -> None:
-    """Train and prune a model by patterns and connectivity; run it by torchrun for several
-    processes."""
+    """Train and prune a model by patterns and connectivity.
+
+    Run it by torchrun for several processes. A run that was stopped goes on by the same command.
+
+    Example: tvm-pattern prune --model vgg16_bn --data digits --epochs 20 --output pruned
+    """
     try:
         settings = Recipe.from_file(recipe, epochs)
         if device.startswith("cuda") and not torch.cuda.is_available():
@@ -123,6 +136,10 @@ def prune(
             )
     except (ValueError, SparsityError, TrainingDiverged, LockError) as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False)
+        _say_how_to_go_on(output)
         raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        _say_how_to_go_on(output)
+        raise
     if process.is_main:
         typer.echo(json.dumps(result) if json_output else f"written to {result['output']}")

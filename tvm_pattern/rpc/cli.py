@@ -37,6 +37,8 @@ def tracker(
     """Run a tracker, and print what to run on the devices.
 
     Whoever reaches a tracker or server may run code on the devices: use networks you trust.
+
+    Example: tvm-pattern rpc tracker --host 0.0.0.0 --port 9190 --key pi5
     """
     from .server import lan_address, phone_commands, run_tracker
 
@@ -122,7 +124,10 @@ def _opencl_device() -> str:
 
 @app.command()
 def status(tracker: Tracker = f"{LOOPBACK}:9190", json_output: Json = False) -> None:
-    """Show the devices a tracker knows, and the requests that wait."""
+    """Show the devices a tracker knows, where they are, and the requests that wait.
+
+    Example: tvm-pattern rpc status --tracker 192.168.1.5:9190
+    """
     from .client import TrackerClient, parse_address
 
     rows = TrackerClient(*parse_address(tracker)).status()
@@ -130,10 +135,12 @@ def status(tracker: Tracker = f"{LOOPBACK}:9190", json_output: Json = False) -> 
         print(json.dumps([asdict(row) for row in rows], indent=1))
         return
     table = Table(title=f"Tracker {tracker}")
-    for name in ("key", "devices", "free", "waiting requests"):
+    for name in ("key", "devices", "free", "waiting requests", "addresses"):
         table.add_column(name)
     for row in rows:
-        table.add_row(row.key, str(row.devices), str(row.free), str(row.pending))
+        table.add_row(
+            row.key, str(row.devices), str(row.free), str(row.pending), " ".join(row.addresses)
+        )
     _console().print(table)
 
 
@@ -147,7 +154,10 @@ def doctor(
     ] = None,
     json_output: Json = False,
 ) -> None:
-    """Find out why a device cannot be used. Exit code 1 if something is wrong."""
+    """Find out why a device cannot be used. Exit code 1 if something is wrong.
+
+    Example: tvm-pattern rpc doctor --tracker 192.168.1.5:9190 --key pi5
+    """
     from relay_passes.targets import resolve
 
     from ..crosscompile import linker_for

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tvm.rpc import base
+from . import protocol, wire
 
-from . import line, wire
+# `line` is imported where a session is opened: asking a tracker needs no TVM.
 
 ANSWER_TIMEOUT = 5.0
 _SERVER_PREFIX = "server:"
@@ -38,12 +38,13 @@ class NoDeviceError(RPCError):
 
 @dataclass(frozen=True)
 class KeyStatus:
-    """Devices of one key: registered, free, and requests in the queue."""
+    """Devices of one key: registered, free, requests in the queue, ``HOST:PORT`` of each."""
 
     key: str
     devices: int
     free: int
     pending: int
+    addresses: tuple[str, ...] = ()
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -116,10 +117,10 @@ class TrackerClient:
             If no tracker answers there, or something that is none.
         """
         with self._connection() as (sock, deadline):
-            wire.send_json(sock, [base.TrackerCode.SUMMARY], deadline)
+            wire.send_json(sock, [protocol.SUMMARY], deadline)
             answer = wire.receive_json(sock, deadline)
         code, value = self._pair(answer)
-        if code != base.TrackerCode.SUCCESS:
+        if code != protocol.SUCCESS:
             raise RPCError(f"the tracker at {self.address} answered {code}, expected a summary")
         if not _is_summary(value):
             raise self._no_tracker(f"its summary is {str(value)[:_SHOWN]}")
@@ -140,9 +141,9 @@ class TrackerClient:
             If the key is wrong, or no tracker answers.
         """
         with self._connection() as (sock, deadline):
-            wire.send_json(sock, [base.TrackerCode.STOP, stop_key], deadline)
+            wire.send_json(sock, [protocol.STOP, stop_key], deadline)
             code = wire.receive_json(sock, deadline)
-        if code != base.TrackerCode.SUCCESS:
+        if code != protocol.SUCCESS:
             raise RPCError(f"the tracker at {self.address} refused to stop: wrong stop key")
 
     def status(self) -> list[KeyStatus]:
@@ -151,12 +152,17 @@ class TrackerClient:
         keys = [str(server["key"]) for server in summary["server_info"]]
         devices = Counter(key.removeprefix(_SERVER_PREFIX) for key in keys)
         queues = summary["queue_info"]
+        addresses: dict[str, list[str]] = {}
+        for server, key in zip(summary["server_info"], keys, strict=True):
+            host, port = server["addr"]
+            addresses.setdefault(key.removeprefix(_SERVER_PREFIX), []).append(f"{host}:{port}")
         return [
             KeyStatus(
                 key,
                 devices[key],
                 int(queues.get(key, {}).get("free", 0)),
                 int(queues.get(key, {}).get("pending", 0)),
+                tuple(sorted(addresses.get(key, ()))),
             )
             for key in sorted({*devices, *(k for k, q in queues.items() if q["pending"])})
         ]
@@ -222,6 +228,8 @@ class TrackerClient:
         NoDeviceError
             If the key is unknown, or its devices stay busy or silent; it names the last one.
         """
+        from . import line
+
         wait = session_timeout if wait is None else wait
         if not session_timeout > 0 or not wait >= 0:
             raise ValueError(
@@ -250,6 +258,8 @@ class TrackerClient:
 
     def _open(self, server: tuple[str, int, str], session_timeout: float, deadline: float) -> Any:
         """A session on a reserved server; it first has to answer within seconds."""
+        from . import line
+
         host, port, match_key = server
         left = max(0.1, deadline - time.monotonic())
         line.check_answers(host, port, min(line.ANSWER_TIMEOUT, left))
@@ -257,6 +267,8 @@ class TrackerClient:
         return line.connect(host, port, match_key, session_timeout, left)
 
     def _no_device(self, key: str, wait: float, last: object) -> NoDeviceError:
+        from . import line
+
         if isinstance(last, line.SilentServerError):
             return NoDeviceError(f"no device {key!r} could be used within {wait:g} s: {last}")
         detail = f"; the last one failed: {last}" if last else ""
@@ -274,7 +286,7 @@ class TrackerClient:
             If none is free before the deadline.
         """
         with self._connection() as (sock, soon):
-            wire.send_json(sock, [base.TrackerCode.REQUEST, key, "", 1], soon)
+            wire.send_json(sock, [protocol.REQUEST, key, "", 1], soon)
             try:
                 answer = wire.receive_json(sock, deadline)
             except TimeoutError:
@@ -282,7 +294,7 @@ class TrackerClient:
         if answer is None:
             raise TimeoutError
         code, value = self._pair(answer)
-        if code != base.TrackerCode.SUCCESS:
+        if code != protocol.SUCCESS:
             raise RPCError(f"the tracker at {self.address} refused {key!r}: {value}")
         if not _is_address(value, 3) or not isinstance(value[2], str):
             raise self._no_tracker(f"it hands out {str(value)[:_SHOWN]}")

@@ -8,7 +8,7 @@ import struct
 import time
 from typing import Any
 
-from tvm.rpc import base
+from . import protocol
 
 #: Bytes of the longest message; a tracker's and a server's messages are a few hundred.
 MAX_MESSAGE = 1 << 20
@@ -91,7 +91,7 @@ def greet_tracker(sock: socket.socket, deadline: float) -> None:
         If it does not answer, or hangs up.
     """
     sock.settimeout(max(1e-3, deadline - time.monotonic()))
-    sock.sendall(word(base.RPC_TRACKER_MAGIC))
+    sock.sendall(word(protocol.RPC_TRACKER_MAGIC))
     magic = receive_word(sock, deadline)
-    if magic != base.RPC_TRACKER_MAGIC:
+    if magic != protocol.RPC_TRACKER_MAGIC:
         raise ProtocolError(f"it answers {magic:#x}")

@@ -59,8 +59,12 @@ def tune(
     trust: Annotated[
         bool, typer.Option("--trust", help="Let code that a .pt2 file holds run.")
     ] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Tune a model's convolutions by measuring, here or on devices over RPC."""
+    """Tune a model's convolutions by measuring, here or on devices over RPC.
+
+    Example: tvm-pattern tune --model resnet50 --shape 1x3x224x224 --connectivity 3.6 --trials 200
+    """
     from relay_passes.targets import resolve
     from topi_kernels.schedules.config import knobs_of
 
@@ -94,4 +98,13 @@ def tune(
     opened = pruned_at_once(opened, connectivity, connectivity_1x1, group)
     path = log or default_log(target, model)
     resolved = resolve(target, host)
-    tune_shown(opened, examples_of(shape), resolved, path, options, threads, plot)
+    examples = examples_of(shape)
+    try:
+        tune_shown(opened, examples, resolved, path, options, threads, plot, json_output)
+    except (KeyboardInterrupt, RuntimeError, OSError):
+        if path.exists():
+            typer.echo(
+                f"what was measured so far is in {path}; the same command with --resume goes on",
+                err=True,
+            )
+        raise

@@ -20,12 +20,18 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 
 
 @app.command()
-def merge(logs: Logs, output: Output, skip_bad: SkipBad = False) -> None:
-    """Write all records of several logs into one, each once."""
+def merge(logs: Logs, output: Output, skip_bad: SkipBad = False, json_output: Json = False) -> None:
+    """Write all records of several logs into one, each once.
+
+    Example: tvm-pattern logs merge a.jsonl b.jsonl -o all.jsonl
+    """
     from .records import TuningLog, merge
 
     records = merge(TuningLog(path).records(skip_bad) for path in logs)
     count = TuningLog(output).write(records)
+    if json_output:
+        print(json.dumps({"records": count, "output": str(output)}))
+        return
     typer.echo(f"{count} records in {output}")
 
 
@@ -37,7 +43,10 @@ def best(
     skip_bad: SkipBad = False,
     json_output: Json = False,
 ) -> None:
-    """Keep the fastest configurations of each task, device and number of threads."""
+    """Keep the fastest configurations of each task, device and number of threads.
+
+    Example: tvm-pattern logs best all.jsonl -o best.jsonl
+    """
     from topi_kernels.conv_task import ConvTask
 
     from .records import TuningLog, best_records
@@ -107,6 +116,8 @@ def check(
 
     Without logs: also whether the shipped ones serve every layer of the networks they are for,
     which takes a minute. Exit code 1 if lines are damaged or layers are not served.
+
+    Example: tvm-pattern logs check net.jsonl
     """
     if logs:
         if _read(logs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +79,14 @@ def tune_shown(
     options: TuneOptions,
     num_threads: int | None = None,
     plot: Path | None = None,
+    json_output: bool = False,
 ) -> TuneResult:
     """:func:`tvm_pattern.tune` with live progress, a summary and, if wanted, search curves.
 
-    Where there is no terminal, every batch becomes a line.
+    Where there is no terminal, every batch becomes a line. With ``json_output`` all of that goes to
+    standard error, and the figures to standard output.
     """
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, stderr=json_output)
     if console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
 
@@ -102,4 +105,18 @@ def tune_shown(
     console.print(f"records in {result.log}; use them by --tuning-log")
     if plot is not None:
         plot_search(plot, result.states)
+    if json_output:
+        print(json.dumps(_figures(result), indent=1))
     return result
+
+
+def _figures(result: TuneResult) -> dict[str, Any]:
+    return {
+        "log": str(result.log),
+        "trials": result.trials,
+        "failed": result.failed,
+        "seconds": result.seconds,
+        "level_0_ms": result.network.default_seconds * 1e3,
+        "tuned_ms": result.network.seconds * 1e3,
+        "layers_estimated": result.network.estimated,
+    }
