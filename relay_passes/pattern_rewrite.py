@@ -21,7 +21,7 @@ from topi_kernels.conv_task import ConvTask
 from topi_kernels.eligibility import is_depthwise, why_dense
 from topi_kernels.geometry import ConvGeometry
 from topi_kernels.report import LayerRow
-from topi_kernels.structure import Structure, determine
+from topi_kernels.structure import Structure, determine, over_all_channels
 
 from .dataflow import (
     FLOATS,
@@ -85,7 +85,7 @@ def rejection(call: Call, out: Expr, no_float16: str = "") -> str:
         return "the weight is not a constant; bind the parameters before compiling"
     if not np.isfinite(value).all():
         return "the weight holds NaN or Inf"
-    return why_dense(int(attrs.groups), shape_of(data)[1], _pair(attrs.strides))
+    return why_dense(_pair(attrs.strides))
 
 
 def _pair(values: Any) -> Any:
@@ -101,7 +101,8 @@ def describe(
     value = constant(call.args[1])
     density = 1.0
     if structure is not None:
-        density = structure.kept_weights / structure.kept.size
+        # Between groups there are no weights: those of the layer are what counts.
+        density = structure.kept_weights / int(np.prod(weight_shape, dtype=np.int64))
     elif value is not None:
         density = float(np.count_nonzero(value)) / value.size
     flops = 0
@@ -130,7 +131,7 @@ def describe(
 def marker_of(call: Call, layer: str, structure: Structure | None = None) -> Marker:
     """The marker of an accepted convolution; it carries the structure of its weights."""
     attrs = call.attrs
-    depthwise = is_depthwise(int(attrs.groups), shape_of(call.args[0])[1])
+    depthwise = _is_depthwise(call)
     top, left, bottom, right = (int(p) for p in attrs.padding)
     kh, kw = shape_of(call.args[1])[2:]
     geometry = ConvGeometry((kh, kw), _pair(attrs.strides), (top, left), _pair(attrs.dilation))
@@ -139,8 +140,24 @@ def marker_of(call: Call, layer: str, structure: Structure | None = None) -> Mar
         op = "depthwise_conv2d" if depthwise else "conv2d"
         return Marker(op, tuple(call.args), params.to_dict())
     params = replace(params, structure=structure.source)
+    data, weight = call.args
+    if int(attrs.groups) > 1:
+        weight = relax.const(over_all_channels(array_of(weight), int(attrs.groups)))
     kept = relax.const(structure.to_bits())
-    return Marker("conv2d", (*call.args, kept), params.to_dict())
+    return Marker("conv2d", (data, weight, kept), params.to_dict())
+
+
+def _is_depthwise(call: Call) -> bool:
+    return is_depthwise(int(call.attrs.groups), shape_of(call.args[0])[1])
+
+
+def structure_of(call: Call, assigned: Structure | None = None) -> Structure:
+    """Structure of an accepted convolution; a grouped one is that of all in_channels together."""
+    weight, groups = array_of(call.args[1]), int(call.attrs.groups)
+    structure = determine(weight, assigned)
+    if groups == 1 or _is_depthwise(call):
+        return structure
+    return Structure(over_all_channels(structure.kept, groups), structure.source)
 
 
 @tvm.transform.module_pass(opt_level=0, name="PatternRewrite")
@@ -187,8 +204,7 @@ class PatternRewrite:
                 name = str(binding.var.name)
                 structure = None
                 if not reason:
-                    value = array_of(binding.value.args[1])
-                    structure = determine(value, self.structures.get(name))
+                    structure = structure_of(binding.value, self.structures.get(name))
                     reason = self._unscheduled(binding, structure)
                 known = None if reason else structure
                 row = describe(binding.value, binding.var, name, reason, known)

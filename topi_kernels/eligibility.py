@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .reorder import GROUP_SIZES
 
-MAX_STRIDE = 2
+MAX_STRIDE = 4
 """Largest step between outputs."""
 
 DTYPES = ("float32", "float16")
@@ -20,22 +20,16 @@ def is_depthwise(groups: int, in_channels: int) -> bool:
     return groups == in_channels and groups > 1
 
 
-def why_dense(groups: int, in_channels: int, stride: tuple[int, ...]) -> str:
+def why_dense(stride: tuple[int, ...]) -> str:
     """Why a 2-D convolution stays dense; empty if the operator takes it.
 
     Parameters
     ----------
-    groups : int
-        Groups of the convolution.
-    in_channels : int
-        Of all groups together.
     stride : tuple of int
         Rows, columns.
     """
     if max(stride) > MAX_STRIDE:
         return f"stride {tuple(stride)}; at most {MAX_STRIDE} is supported"
-    if groups != 1 and not is_depthwise(groups, in_channels):
-        return f"grouped convolution ({groups} groups of {in_channels // groups} in_channels)"
     return ""
 
 

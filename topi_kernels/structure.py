@@ -236,3 +236,27 @@ def determine(weight: np.ndarray, assigned: Structure | None = None) -> Structur
     if weight.dtype.kind == "f":
         return Structure.from_zeros(weight)
     return Structure.by_covering(weight)
+
+
+def over_all_channels(weight: np.ndarray, groups: int) -> np.ndarray:
+    """A grouped convolution's weights, or which are kept, as those of an ordinary convolution.
+
+    Kernels between different groups are removed kernels.
+
+    Parameters
+    ----------
+    weight : numpy.ndarray
+        ``[out_channels, in_channels / groups, kh, kw]``.
+    groups : int
+        Divides ``out_channels``.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``[out_channels, in_channels, kh, kw]``, zero or False outside the groups.
+    """
+    out_channels, per_group, *size = weight.shape
+    full = np.zeros((groups, out_channels // groups, groups, per_group, *size), weight.dtype)
+    same = np.arange(groups)
+    full[same, :, same] = weight.reshape(groups, out_channels // groups, per_group, *size)
+    return full.reshape(out_channels, groups * per_group, *size)

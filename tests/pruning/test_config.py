@@ -45,10 +45,9 @@ def _plans(net, **kwargs):
 
 def test_defaults_choose_by_kind(net):
     plans, skipped = _plans(net, connectivity=2.0)
-    assert set(plans) == {"body", "depth"}
-    assert plans["body"].kept == 64
+    assert set(plans) == {"body", "depth", "grouped"}
+    assert plans["body"].kept == plans["grouped"].kept == 64
     assert plans["depth"].kept == 16  # connectivity would delete channels
-    assert "compiler leaves it dense: grouped convolution (2 groups of 8" in skipped["grouped"]
     assert "7" in skipped["stem"]
     assert "5" in skipped["wide"]
     assert "1x1" in skipped["point"]
@@ -204,14 +203,23 @@ def test_what_the_compiler_leaves_dense_is_not_pruned():
     net = nn.Sequential(
         nn.Conv2d(3, 16, 3),
         nn.Conv2d(16, 16, 3, groups=4),
-        nn.Conv2d(16, 16, 3, stride=3),
+        nn.Conv2d(16, 16, 3, stride=5),
         nn.Conv2d(16, 32, 3, groups=16),
     )
     _, skipped = _plans(net, connectivity=2.0)
-    assert skipped == {
-        "1": "the compiler leaves it dense: grouped convolution (4 groups of 4 in_channels)",
-        "2": "the compiler leaves it dense: stride (3, 3); at most 2 is supported",
-    }
+    assert skipped == {"2": "the compiler leaves it dense: stride (5, 5); at most 4 is supported"}
+
+
+def test_filters_share_only_within_a_convolution_group():
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 24, 3, groups=4))
+    plans, _ = _plans(net, connectivity=2.0, group=4)
+    assert plans["1"].group == 2  # of 6 filters in each
+    assert plans["1"].sharing == "neighbours"
+    oneshot(net, connectivity=2.0, group=4)
+    alive = net[1].weight.detach().abs().sum((2, 3)) > 0
+    assert alive.shape == (24, 4)
+    assert torch.equal(alive[0::2], alive[1::2])
+    assert int(net[1].weight.count_nonzero()) == 24 * 4 * 4 // 2
 
 
 def test_frozen_layers_are_left_alone_and_said_so():

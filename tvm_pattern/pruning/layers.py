@@ -121,6 +121,14 @@ def _apply_rules(settings: _Settings, rules: list[Rule]) -> _Settings:
     return settings
 
 
+def _within_groups(conv: nn.Conv2d, settings: _Settings) -> _Settings:
+    """Filters of different convolution groups see different inputs and share nothing."""
+    if conv.groups == 1 or settings.group == 1:
+        return settings
+    group = fitting_group(settings.group, conv.out_channels // conv.groups)
+    return replace(settings, group=group, sharing="neighbours")
+
+
 def _matched_rules(convs: dict[str, nn.Conv2d], config: PatternConfig) -> dict[str, list[Rule]]:
     """Rules of each layer; a rule without any layer is an error."""
     first = next(iter(convs))
@@ -146,7 +154,7 @@ def _reason_to_skip(conv: nn.Conv2d, settings: _Settings, frozen: str) -> str | 
         return settings.reason
     if frozen == "skip" and not any(p.requires_grad for p in conv.parameters() if p.ndim > 1):
         return "its weight is frozen (requires_grad is False); frozen: prune includes it"
-    dense = why_dense(conv.groups, conv.in_channels, tuple(conv.stride))
+    dense = why_dense(tuple(conv.stride))
     if dense:
         return f"the compiler leaves it dense: {dense}"
     kind = layer_kind(conv)
@@ -213,7 +221,7 @@ def resolve_layers(
         settings = _apply_rules(
             _base_settings(config, layer_kind(conv), name == first), matched[name]
         )
-        found = _resolve(name, conv, settings, config.frozen)
+        found = _resolve(name, conv, _within_groups(conv, settings), config.frozen)
         if isinstance(found, _Chosen) and conv._parameters.get("weight") is not None:
             owner = owners.setdefault(id(conv.weight), name)
             if owner != name:
