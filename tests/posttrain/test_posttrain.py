@@ -343,3 +343,24 @@ def test_filters_share_by_likeness_or_as_neighbours(trained, sharing):
     assert (alike.sum(1) >= 4).all()
     neighbours = alike.view(8, 4, 8, 4)[torch.arange(8), :, torch.arange(8)]
     assert bool(neighbours.all()) == (sharing == "neighbours")
+
+
+@pytest.mark.parametrize("group", [1, 2])
+def test_grouped_convolutions_are_fitted_group_by_group(group):
+    torch.manual_seed(0)
+    mixed = nn.Conv2d(8, 8, 1)
+    dense = nn.Sequential(mixed, nn.Conv2d(8, 12, 3, groups=2)).eval()
+    pruned = copy.deepcopy(dense)
+    pictures = torch.randn(64, 8, 8, 8)
+    options = {"connectivity": 2.0, "group": group, "positions": 36, "skip": ["0"]}
+    report = posttrain(pruned, [pictures], **options)
+    alive = pruned[1].weight.abs().sum((2, 3)) > 0
+    assert alive.view(2, 6, 4).sum((1, 2)).tolist() == [12, 12]
+    if group == 2:
+        assert torch.equal(alive[0::2], alive[1::2])
+    with torch.no_grad():
+        want, got = dense(pictures), pruned(pictures)
+    power = (want - want.mean((0, 2, 3), keepdim=True)).square().mean()
+    layer = report.layers[0]
+    assert layer.fitted < layer.projected
+    assert float((got - want).square().mean() / power) == pytest.approx(layer.fitted, rel=0.05)

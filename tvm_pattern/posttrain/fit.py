@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -50,9 +50,7 @@ def fit_layer(
     dense = conv.weight.float()
     if conv.bias is not None:
         moments.centre(dense)
-    problem = _Depthwise(dense, moments, damping) if conv.groups > 1 else _Full(
-        dense, moments, damping
-    )  # fmt: skip
+    problem = _problem(conv, dense, moments, damping)
     pattern_id, weight = problem.fit(plan, steps)
     masks = pattern_masks(plan.pattern_set, dense.device)
     projected = dense.masked_fill(removed_positions(project_layer(dense, plan), masks), 0)
@@ -67,6 +65,16 @@ def fit_layer(
         problem.error(weight),
         moments.count,
     )
+
+
+def _problem(
+    conv: nn.Conv2d, dense: torch.Tensor, moments: Moments, damping: float
+) -> _Full | _Grouped | _Depthwise:
+    if conv.groups == 1:
+        return _Full(dense, moments, damping)
+    if conv.groups == conv.in_channels:
+        return _Depthwise(dense, moments, damping)
+    return _Grouped(dense, moments, damping)
 
 
 def _means(weight: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
@@ -87,6 +95,11 @@ class _Full:
         self._damped = self._gram + pull * torch.eye(len(self._gram), device=dense.device)
         self._goal = self._target + pull * flat
         self._dense = flat
+
+    @property
+    def power(self) -> float:
+        """Power of the dense outputs, over all filters."""
+        return float(self._power.sum())
 
     def error(self, weight: torch.Tensor) -> float:
         return relative_error(weight.flatten(1), self._gram, self._target, self._power)
@@ -138,6 +151,39 @@ class _Full:
             return None
         energy = kernel_energy(self._kernels(weight), blocks)
         return torch.from_numpy(similar_filters(energy.double().cpu().numpy(), plan.group))
+
+
+class _Grouped:
+    """A grouped convolution: each group is a convolution by itself and keeps its share."""
+
+    def __init__(self, dense: torch.Tensor, moments: Moments, damping: float) -> None:
+        count = len(moments.gram)
+        self.shape = dense.shape
+        self._parts = [
+            _Full(filters, moments.of_group(index), damping)
+            for index, filters in enumerate(dense.chunk(count))
+        ]
+
+    def error(self, weight: torch.Tensor) -> float:
+        powers = [part.power for part in self._parts]
+        errors = [part.error(w) for part, w in zip(self._parts, self._chunks(weight), strict=True)]
+        total = sum(e * p for e, p in zip(errors, powers, strict=True))
+        return total / max(sum(powers), 1e-38)
+
+    def _chunks(self, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return weight.chunk(len(self._parts))
+
+    def fit(self, plan: LayerPlan, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+        count = len(self._parts)
+        out_channels, per_group, kh, kw = plan.shape
+        each, more = divmod(plan.kept // plan.group, count)
+        fitted = []
+        for index, part in enumerate(self._parts):
+            kept = (each + (index < more)) * plan.group
+            shape = (out_channels // count, per_group, kh, kw)
+            fitted.append(part.fit(replace(plan, shape=shape, kept=kept), steps))
+        ids, weights = zip(*fitted, strict=True)
+        return torch.cat(ids), torch.cat(weights)
 
 
 class _Depthwise:

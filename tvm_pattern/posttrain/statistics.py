@@ -64,6 +64,13 @@ class Moments:
         self.power += (dense @ filters.transpose(1, 2)).square().sum(1).reshape(-1)
         self.count += rows
 
+    def of_group(self, index: int) -> Moments:
+        """Those of one convolution group alone."""
+        filters = self.power.chunk(len(self.gram))[index]
+        whole = (self.gram, self.cross, self.mean, self.dense_mean)
+        gram, cross, mean, dense_mean = (total[index : index + 1] for total in whole)
+        return Moments(gram, cross, mean, dense_mean, filters, self.count)
+
     def finish(self) -> None:
         """Sums to means."""
         for total in (self.gram, self.cross, self.mean, self.dense_mean, self.power):
