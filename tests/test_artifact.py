@@ -171,7 +171,7 @@ def test_library_of_another_machine(copy):
 
 
 def test_a_runtime_that_cannot_tell_its_features_checks_the_architecture(monkeypatch):
-    monkeypatch.setattr(tvm, "get_global_func", lambda name, allow_missing: None)
+    monkeypatch.setattr("tvm.get_global_func", lambda name, allow_missing: None)
     here = machine.machine_architecture()
     assert machine.why_not_runnable(here, ["quantum512"]) is None
     assert "built for" in machine.why_not_runnable("riscv64", [])
