@@ -21,7 +21,7 @@ from topi_kernels.conv_task import ConvTask
 from topi_kernels.eligibility import is_depthwise, why_dense
 from topi_kernels.geometry import ConvGeometry
 from topi_kernels.report import LayerRow
-from topi_kernels.structure import Structure, determine, over_all_channels
+from topi_kernels.structure import Structure, density_of, determine, over_all_channels
 
 from .dataflow import (
     FLOATS,
@@ -104,7 +104,7 @@ def describe(
         # Between groups there are no weights: those of the layer are what counts.
         density = structure.kept_weights / int(np.prod(weight_shape, dtype=np.int64))
     elif value is not None:
-        density = float(np.count_nonzero(value)) / value.size
+        density = density_of(value)
     flops = 0
     if weight_shape and out_shape:
         # Every weight is used once per output pixel of a convolution; per input pixel of a

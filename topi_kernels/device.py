@@ -37,6 +37,8 @@ class Device:
         Only asked when no other device matches.
     kind : str
         What TVM calls such devices: ``cpu``, ``opencl``.
+    words : tuple of str
+        What the names of such devices have in them, as their drivers say them.
     passes : callable, optional
         Module passes that follow the project's own and come before what TVM lowers.
     """
@@ -48,6 +50,7 @@ class Device:
     tags: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     fallback: bool = False
     kind: str = "cpu"
+    words: tuple[str, ...] = ()
     passes: Callable[[], Sequence[Pass]] = tuple
 
 

@@ -20,11 +20,10 @@ from .plane_ops import PlaneTarget
 from .schedules.opencl import depthwise as opencl_depthwise
 from .schedules.opencl import matvec as opencl_matvec
 from .schedules.opencl import planes as opencl_planes
-from .schedules.opencl.config import GpuFacts
 
 
 def _is_gpu(target: PlaneTarget) -> bool:
-    return isinstance(DEVICES.facts(target.family), GpuFacts)
+    return DEVICES.named(target.family).kind == "opencl"
 
 
 def _schedules(plain: Any, target: PlaneTarget, *layouts: PlaneLayout) -> Any:

@@ -217,6 +217,11 @@ class Structure:
         return cls(kept.reshape(shape), source)
 
 
+def density_of(weight: np.ndarray) -> float:
+    """Share of the weights, of whatever shape, that a layer left as it is computes with."""
+    return float(np.count_nonzero(weight)) / weight.size
+
+
 def determine(weight: np.ndarray, assigned: Structure | None = None) -> Structure:
     """The structure of a layer that enters: assigned, by zeros of floats, or by covering.
 

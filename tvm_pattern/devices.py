@@ -8,12 +8,13 @@ import tvm
 from tvm.target import Target
 
 from relay_passes.targets import CPU_KINDS
+from topi_kernels.devices import DEVICES
 
 from .opencl import OpenCLError, facts, load_runtime
 
 OPENCL = "opencl"
 # Our device -> words that are in the names of such GPUs.
-_WORDS = {"mali": ("mali", "immortalis"), "adreno": ("adreno", "qualcomm")}
+_WORDS = {device.name: device.words for device in DEVICES if device.words}
 
 
 def prepare(target: Target) -> None:

@@ -52,5 +52,14 @@ def test_features_have_their_recorded_values(name: str) -> None:
     np.testing.assert_allclose(features_of(name), list(RECORDED[name].values()), 1e-6, 1e-7)
 
 
+def test_a_config_of_another_kind_of_device_is_refused() -> None:
+    layout = default_layout(8, 8, 0, "mali", "float32")
+    weight = np.ones((4, 4, 1, 1), np.float32)
+    task = ConvTask.from_weight(weight, ConvGeometry((1, 1)), layout, layout, family="mali")
+    expected = "configs of 'mali' are of the class GpuConfig, got a ConvConfig"
+    with pytest.raises(TypeError, match=expected):
+        config_features(task, ConvConfig(4, 1, 1, 1, 1), 1e6)
+
+
 def test_the_recorded_vectors_tell_their_loads_apart() -> None:
     assert len({RECORDED[name]["loads_per_fma"] for name in CASES}) == len(CASES)

@@ -31,4 +31,4 @@ ADRENO = GpuFacts(
 
 def register(registry: Registry) -> None:
     """Add the device."""
-    registry.add(opencl_device(ADRENO))
+    registry.add(opencl_device(ADRENO, "adreno", "qualcomm"))

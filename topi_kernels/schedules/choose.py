@@ -45,6 +45,8 @@ class ConvSchedules:
         ``(workload, config, num_threads)`` -> the scheduled operator.
     seconds : callable
         ``facts`` -> seconds of one unit of ``cost``, as long as nothing is measured.
+    before : callable
+        ``facts`` -> knobs that came later, with the values that the code had without them.
     """
 
     config: Any
@@ -54,6 +56,7 @@ class ConvSchedules:
     illegal: Callable[[Any, Any, Any], str | None]
     primfunc: Callable[[Any, Any, int], Any]
     seconds: Callable[[Any], float]
+    before: Callable[[Any], dict[str, Any]] = lambda _facts: {}
 
 
 CPU = ConvSchedules(
@@ -64,6 +67,7 @@ CPU = ConvSchedules(
     cpu.illegal_for,
     schedule_pattern_conv,
     lambda facts: 1.0 / (NOMINAL_HZ * facts.fma_ports),
+    lambda facts: {"fetch_ahead": facts.fetch_ahead},
 )
 OPENCL = ConvSchedules(
     GpuConfig,

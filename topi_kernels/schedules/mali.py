@@ -31,4 +31,4 @@ MALI = GpuFacts(
 
 def register(registry: Registry) -> None:
     """Add the device."""
-    registry.add(opencl_device(MALI))
+    registry.add(opencl_device(MALI, "mali", "immortalis"))

@@ -7,7 +7,9 @@ file, vectors shares of the widest, loads are counted per multiply-add.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +17,7 @@ from topi_kernels.conv_task import ConvTask
 from topi_kernels.geometry import ConvGeometry
 from topi_kernels.pattern import Pattern
 from topi_kernels.schedules.choose import Config
-from topi_kernels.schedules.config import ConvConfig, Family, register_need
+from topi_kernels.schedules.config import ConvConfig, register_need
 from topi_kernels.schedules.load_reuse import input_rows
 from topi_kernels.schedules.opencl.config import GpuConfig
 from topi_kernels.schedules.search_space import tile_count
@@ -90,16 +92,24 @@ def config_features(task: ConvTask, config: Config, estimate: float) -> np.ndarr
     numpy.ndarray
         float32 in the order of :data:`FEATURES`, or of ``GPU_FEATURES`` on an OpenCL device; the
         estimate is the last of both. What spans orders of magnitude is a base-2 logarithm.
+
+    Raises
+    ------
+    TypeError
+        If the config is of another kind of device than the task.
     """
-    if isinstance(config, GpuConfig):
-        return gpu_features(task, config, estimate)
-    return _cpu_features(task, config, estimate)
+    expected = task.schedules.config
+    if type(config) is not expected:
+        raise TypeError(
+            f"the configs of {task.family!r} are of the class {expected.__name__}, got a"
+            f" {type(config).__name__}"
+        )
+    return _FEATURES[expected](task, config, estimate)
 
 
 def _cpu_features(task: ConvTask, config: ConvConfig, estimate: float) -> np.ndarray:
-    family, itemsize = task.machine, np.dtype(task.dtype).itemsize
-    if not isinstance(family, Family):
-        raise TypeError(f"a ConvConfig belongs to a CPU, the task is of {task.family!r}")
+    family: Any = task.machine
+    itemsize = np.dtype(task.dtype).itemsize
     c, layout = config, task.out_layout
     pixels, (filters, channels) = c.pixel_lanes, task.weight_shape[:2]
     tiles = tile_count(task.shape, c)
@@ -157,3 +167,10 @@ def _cpu_features(task: ConvTask, config: ConvConfig, estimate: float) -> np.nda
         ],
         np.float32,
     )
+
+
+#: Class of the configs -> what is known of one.
+_FEATURES: dict[type, Callable[[ConvTask, Any, float], np.ndarray]] = {
+    ConvConfig: _cpu_features,
+    GpuConfig: gpu_features,
+}

@@ -18,7 +18,6 @@ from topi_kernels.conv_task import ConvTask
 from topi_kernels.device import architecture
 from topi_kernels.devices import DEVICES
 from topi_kernels.schedules.choose import Config, schedules_of
-from topi_kernels.schedules.config import Family
 
 from .environment import device_name, target_dict
 from .records import BadLine, LogError, Record, TuningLog, best_records
@@ -41,8 +40,8 @@ def config_of(record: Record) -> Config:
     """
     try:
         facts = DEVICES.facts(str(record.task.get("family")))
-        then = {"fetch_ahead": facts.fetch_ahead} if isinstance(facts, Family) else {}
-        return schedules_of(facts).config.from_dict({**then, **record.config})
+        schedules = schedules_of(facts)
+        return schedules.config.from_dict({**schedules.before(facts), **record.config})
     except ValueError as error:
         raise LogError(f"a recorded {error}; tune again with this version") from error
 

@@ -8,8 +8,11 @@ from ...device import Device
 from .config import GpuFacts
 
 
-def opencl_device(facts: GpuFacts) -> Device:
-    """The GPU whose OpenCL targets have its name as their attribute ``device``."""
+def opencl_device(facts: GpuFacts, *words: str) -> Device:
+    """The GPU whose OpenCL targets have its name as their attribute ``device``.
+
+    Its driver's name for it has one of ``words`` in it.
+    """
     name = facts.name
 
     def matches(target: Target) -> bool:
@@ -30,4 +33,5 @@ def opencl_device(facts: GpuFacts) -> Device:
         why_no_float16=lambda _target: "",
         tags={name: config},
         kind="opencl",
+        words=words,
     )
