@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import tvm_pattern as tp
 from tvm_pattern import cli, sources
 from tvm_pattern.artifact import manifest_path
+from tvm_pattern.pruning.cli import build_model
 
 
 def small_net() -> nn.Module:
@@ -326,6 +327,23 @@ def test_weights_are_loaded_into_the_network(tmp_path, monkeypatch):
     model = sources.open_model(FACTORY, tmp_path / "w.safetensors")
     assert loaded == [(tmp_path / "w.safetensors", model)]
     assert not model.training
+
+
+def test_a_factory_in_the_current_folder(tmp_path, monkeypatch):
+    """Pruning and compiling call it alike, whether or not it takes the number of classes."""
+    (tmp_path / "own_net.py").write_text(
+        "from torch import nn\n"
+        "def fixed():\n    return nn.Sequential(nn.Conv2d(3, 4, 3))\n"
+        "def sized(num_classes=2):\n    return nn.Sequential(nn.Conv2d(3, num_classes, 3))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+    before = list(sys.path)
+    for name, filters in (("fixed", (4, 4)), ("sized", (2, 7))):
+        compiled = sources.open_model(f"own_net:{name}")
+        pruned = build_model(f"own_net:{name}", 7)
+        assert (compiled[0].out_channels, pruned[0].out_channels) == filters
+    assert sys.path == before
 
 
 def test_mounted_commands_are_loaded_when_used(monkeypatch):

@@ -232,6 +232,12 @@ class Library:
         except RuntimeError as error:
             raise self._told(error) from error.__cause__
 
+    def as_module(self) -> Any:
+        """The library as a :class:`torch.nn.Module`: tensors in, tensors out, no gradients."""
+        from .torch_module import LibraryModule
+
+        return LibraryModule(self)
+
     def benchmark(self, *inputs: Any, number: int = 1, repeat: int = 10) -> Any:
         """Time runs on the device.
 

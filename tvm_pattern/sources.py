@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -105,17 +107,35 @@ def examples_of(shapes: Sequence[str] | None) -> tuple[np.ndarray, ...] | None:
     return tuple(examples)
 
 
+def import_factory(source: str) -> Any:
+    """What ``package.module:factory`` names; modules in the current folder are found too.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be imported.
+    """
+    module_name, _, name = source.partition(":")
+    folder = os.getcwd()
+    is_new = folder not in sys.path
+    if is_new:
+        sys.path.append(folder)
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"model {source!r}: {error}; expected package.module:factory, installed or in the"
+            " current folder"
+        ) from error
+    finally:
+        if is_new:
+            sys.path.remove(folder)
+
+
 def _call_factory(source: str) -> Any:
     import torch
 
-    module_name, _, name = source.partition(":")
-    try:
-        factory = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"model {source!r}: {error}; expected package.module:factory on the import path"
-        ) from error
-    model = factory()
+    model = import_factory(source)()
     if not isinstance(model, torch.nn.Module):
         raise ValueError(f"{source} returned a {type(model).__name__}, expected a torch.nn.Module")
     return model.eval()

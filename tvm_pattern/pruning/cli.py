@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
+import inspect
 import json
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from .. import models
 from ..locks import LockError, locked_folder
+from ..sources import import_factory
 from .assignment import SparsityError
 from .checkpoint import load_weights
 from .config import ConfigError
@@ -38,11 +40,13 @@ def build_model(name: str, num_classes: int) -> nn.Module:
     if name in MODELS:
         builder = getattr(models, name)
     elif ":" in name:
-        module, _, attribute = name.partition(":")
         try:
-            builder = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise ConfigError(f"cannot import model {name!r}: {error}") from error
+            builder = import_factory(name)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        if not _takes_num_classes(builder):
+            # As the command compile calls it.
+            builder = partial(_without_num_classes, builder)
     else:
         raise ConfigError(
             f"unknown model {name!r}; expected {', '.join(MODELS)} or package.module:callable"
@@ -51,6 +55,16 @@ def build_model(name: str, num_classes: int) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{name} gave a {type(model).__name__}, expected an nn.Module")
     return model
+
+
+def _takes_num_classes(builder: Any) -> bool:
+    parameters = inspect.signature(builder).parameters.values()
+    return any(p.name == "num_classes" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _without_num_classes(builder: Any, num_classes: int) -> Any:
+    del num_classes
+    return builder()
 
 
 def _run(

@@ -1,0 +1,127 @@
+"""torch.compile and modules: tensors in, tensors out, the model's own names in the report."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import tvm_pattern as tp
+from tvm_pattern.torch_backend import CompiledGraph, EagerFallbackWarning
+from tvm_pattern.torch_backend import tvm_pattern as backend
+
+IMAGE = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+OPTIONS = {"num_threads": 1}
+
+
+class Network(nn.Module):
+    """Two layers, the second in a child, and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.block = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block(self.stem(x))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    network = Network().eval()
+    tp.pruning.oneshot(network, connectivity=2.0)
+    return network
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Every graph that the backend gets, and the backend."""
+    torch._dynamo.reset()
+    found: list[CompiledGraph] = []
+
+    def record(graph, example_inputs):
+        found.append(backend(graph, example_inputs, **OPTIONS))
+        return found[-1]
+
+    return found, record
+
+
+def test_pruned_weights_are_recognised_and_named(model, graphs):
+    found, record = graphs
+    compiled = torch.compile(model, backend=record)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(IMAGE), model(IMAGE), atol=1e-5, rtol=0)
+        compiled(IMAGE)
+    (graph,) = found
+    (library,) = graph.libraries
+    assert [row.layer for row in library.report] == ["stem", "block.2"]
+    assert all(row.taken and row.sparsity > 0.5 for row in library.report)
+
+
+def test_several_shapes(model, graphs):
+    found, record = graphs
+    compiled = torch.compile(model, backend=record)
+    with torch.no_grad():
+        for size in (8, 10, 12, 10):
+            image = torch.randn(1, 3, size, size)
+            torch.testing.assert_close(compiled(image), model(image), atol=1e-5, rtol=0)
+    shapes = [lib.inputs[0].shape for graph in found for lib in graph.libraries]
+    assert sorted(shapes) == [(1, 3, size, size) for size in (8, 10, 12)]
+
+
+def test_changed_weights_are_seen(model, graphs):
+    compiled = torch.compile(model, backend=graphs[1])
+    with torch.no_grad():
+        compiled(IMAGE)
+        model.stem.weight.mul_(2)
+        torch.testing.assert_close(compiled(IMAGE), model(IMAGE), atol=1e-5, rtol=0)
+
+
+def test_gradients_are_refused(model, graphs):
+    compiled = torch.compile(model, backend=graphs[1])
+    with pytest.raises(RuntimeError, match=r"computes no gradients; call it under torch\.no_grad"):
+        compiled(IMAGE)
+
+
+def test_what_cannot_be_compiled_runs_in_torch(graphs):
+    found, record = graphs
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten()).eval()
+
+    def sorted_output(x):
+        return torch.linalg.svd(model(x))
+
+    compiled = torch.compile(sorted_output, backend=record)
+    with torch.no_grad(), pytest.warns(EagerFallbackWarning, match="runs in torch: "):
+        got = compiled(IMAGE)
+    assert found[0].libraries == []
+    with torch.no_grad():
+        torch.testing.assert_close(got[1], sorted_output(IMAGE)[1])
+
+
+def test_a_library_as_a_module(model):
+    library = tp.compile(model, IMAGE, num_threads=1)
+    module = nn.Sequential(library.as_module(), nn.Flatten()).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(module(IMAGE), model(IMAGE).flatten(1), atol=1e-5, rtol=0)
+    assert module[0](IMAGE).dtype is torch.float32
+    assert list(module.parameters()) == []
+    with pytest.raises(RuntimeError, match="computes no gradients"):
+        module(IMAGE.clone().requires_grad_())
+    with pytest.raises(ValueError, match="got shape"):
+        module(IMAGE[:, :2])
+    assert "Library(" in repr(module)
+
+
+def test_the_backend_has_a_name():
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    (place,) = project["entry-points"]["torch_dynamo_backends"].values()
+    module, _, name = place.partition(":")
+    assert getattr(sys.modules[module], name) is backend
