@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from torch import nn
 from typer.testing import CliRunner
 
-from tvm_pattern.pruning import ConfigError, load_pruned, load_training
+import tvm_pattern as tp
+from tvm_pattern.pruning import ConfigError, load_pruned, load_training, oneshot
 from tvm_pattern.pruning.cli import app, build_model
 from tvm_pattern.pruning.data import (
     IGNORED,
@@ -29,8 +30,9 @@ from tvm_pattern.pruning.data import (
     open_data,
     read_cifar10,
 )
+from tvm_pattern.pruning.optimisation import distillation, learning_rate
 from tvm_pattern.pruning.recipe import Recipe
-from tvm_pattern.pruning.train import CHECKPOINT, Trainer, TrainingDiverged, learning_rate
+from tvm_pattern.pruning.train import CHECKPOINT, Trainer, TrainingDiverged
 
 from .test_distributed import ROOT, launch
 
@@ -86,7 +88,7 @@ def test_a_run_writes_weights_reports_and_plots(folder, tmp_path):
     history = json.loads((tmp_path / "out" / "history.json").read_text())
     assert [e["epoch"] for e in history["epochs"]] == [1, 2, 3, 4]
     assert [e["phase"] for e in history["epochs"]] == ["training"] * 2 + ["frozen"] * 2
-    for name in ("report.json", "report.md", "report.html", "plots/training.png"):
+    for name in ("report.json", "report.md", "report.html", "plots/training.png", "history.csv"):
         assert (tmp_path / "out" / name).stat().st_size > 0
 
 
@@ -95,6 +97,101 @@ def test_a_run_that_prunes_to_the_end_is_frozen_at_the_end(folder, tmp_path):
     run = trainer(folder, tmp_path, settings)
     assert run.run().rows[1].kernels_kept == 16
     assert [e["phase"] for e in run.epochs] == ["training", "frozen"]
+
+
+def test_distillation_is_the_divergence_of_softened_classes():
+    logits, wanted = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0))
+    p, q = (torch.softmax(v / 3.0, 1) for v in (logits, wanted))
+    expected = 9.0 * (q * (q / p).log()).sum(1).mean()
+    torch.testing.assert_close(distillation(logits, wanted, 3.0), expected)
+    assert float(distillation(wanted, wanted, 3.0)) == pytest.approx(0.0, abs=1e-6)
+    assert float(distillation(logits[:0], wanted[:0], 3.0)) == 0.0
+
+
+def test_the_dense_network_alone_teaches_where_labels_have_no_share(folder, tmp_path):
+    """Training goes to the outputs of the network as it came, through a resume as well."""
+    settings = recipe(distill=1.0, epochs=6, lr=0.05, label_smoothing=0.1)
+    run = trainer(folder, tmp_path / "out", settings)
+    images = torch.stack([run.data.train[0, i][0] for i in range(len(run.data.train))])
+    teacher = run.teacher
+    assert teacher is not None
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    run.run()
+    assert all(torch.equal(v, teacher.state_dict()[k]) for k, v in before.items())
+    losses = [row["loss"] for row in run.epochs]
+    assert losses[-1] < 0.05  # of two classes after training by labels: 0.7
+    again = trainer(folder, tmp_path / "out", settings)
+    assert torch.equal(again.teacher(images), teacher(images))
+
+
+def test_gradients_are_clipped_as_long_as_they_are_too_large(folder, tmp_path):
+    norms = []
+
+    def watch(optimizer, *_):
+        grads = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+        norms.append(float(torch.cat([g.flatten() for g in grads]).norm()))
+
+    for clip in (0.0, 1e-3):
+        settings = Recipe.from_dict(
+            {"method": "oneshot", "train": {**recipe(epochs=1).train.model_dump(), "clip": clip}}
+        )
+        run = trainer(folder, tmp_path / str(clip), settings)
+        run.optimizer.register_step_pre_hook(watch)
+        norms.clear()
+        run.run()
+        assert all((norm <= 1.001e-3) == bool(clip) for norm in norms)
+        assert norms
+
+
+def test_top5_is_there_for_more_than_five_classes(tmp_path):
+    settings = Recipe.from_dict(
+        {"train": {"workers": 0, "image_size": 10, "batch_size": 256}}, epochs=1
+    )
+    run = Trainer(tiny(), open_data("digits", image_size=10), settings, tmp_path)
+    run.run()
+    [row] = run.epochs
+    assert row["accuracy"] < row["top5"] <= 100
+    lines = (tmp_path / "history.csv").read_text().splitlines()
+    assert lines[0].split(",")[:5] == ["epoch", "phase", "loss", "accuracy", "top5"]
+    assert len(lines) == 2
+    labels = torch.cat([y for _, y, _ in run._loaders["validation"]])
+    model = run.model.eval()
+    with torch.no_grad():
+        outputs = torch.cat([model(x) for x, _, _ in run._loaders["validation"]])
+    ranks = (outputs > outputs.gather(1, labels[:, None])).sum(1)
+    assert row["top5"] == pytest.approx(100 * float((ranks < 5).double().mean()))
+
+
+def test_a_checkpoint_of_before_a_setting_goes_on(folder, tmp_path):
+    trainer(folder, tmp_path).run()
+    text = recipe().to_json()
+    older = json.loads(text)
+    for name in ("distill", "temperature", "clip"):
+        del older["train"][name]
+    assert recipe().is_same(json.dumps(older))
+    assert not recipe(clip=1.0).is_same(json.dumps(older))
+    assert not recipe().is_same("no recipe")
+
+
+@pytest.mark.parametrize("name", ["resnet50", "vgg16_bn", "mobilenet_v2"])
+def test_recipes_for_imagenet_run_on_a_small_folder(name, folder, tmp_path):
+    """With a small network; the built-in one has the layers that the recipe names."""
+    path = ROOT / "recipes" / f"{name}.yaml"
+    whole = Recipe.from_file(path)
+    assert whole.prune_epochs < whole.train.epochs
+    network = getattr(tp.models, name)(num_classes=10)
+    assert len(oneshot(network, **one_shot_settings(whole)).pruned) > 10
+    small = {"workers": 0, "image_size": 16, "batch_size": 4, "epochs": 2}
+    text = json.loads(whole.to_json())
+    text["train"] |= small
+    text["method"] = {"name": whole.method.name}
+    run = trainer(folder, tmp_path, Recipe.from_dict(text))
+    assert len(run.run().pruned) == 2
+
+
+def one_shot_settings(whole):
+    names = ("connectivity", "connectivity_1x1", "group", "library", "first", "rules")
+    return {name: getattr(whole.patterns, name) for name in names}
 
 
 @pytest.mark.parametrize("method", ["oneshot", "admm", "gradual"])
@@ -411,3 +508,12 @@ def test_the_command_line_trains_and_reports_json(tmp_path, folder):
     figures = json.loads(result.stdout)
     assert figures["output"] == str(Path(tmp_path / "o"))
     assert figures["compression_rate_pruned"] > 2
+
+
+def test_distillation_needs_weights_to_learn_from(folder, tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("train: {distill: 0.5}\n")
+    arguments = ["--model", "resnet50", "--data", str(folder), "--recipe", str(path)]
+    result = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert "name trained ones with --weights" in " ".join(result.output.split())

@@ -79,6 +79,11 @@ def _run(
     quiet: bool,
 ) -> dict[str, Any]:
     train = recipe.train
+    if train.distill and weights is None:
+        raise ConfigError(
+            "distill learns from the network as it was before the run, which has random weights"
+            " here; name trained ones with --weights, or leave distill out"
+        )
     torch.manual_seed(train.seed)
     datasets = open_data(data, image_size=train.image_size, seed=train.seed)
     network = build_model(model, len(datasets.classes))
@@ -96,6 +101,7 @@ def _run(
     return {
         "output": str(output),
         "accuracy": trainer.epochs[-1]["accuracy"] if trainer.epochs else None,
+        "top5": trainer.epochs[-1].get("top5") if trainer.epochs else None,
         "compression_rate": report.compression_rate,
         "compression_rate_pruned": report.compression_rate_pruned,
         "unreadable_images": len(trainer.unreadable),

@@ -38,6 +38,12 @@ class TrainSettings(BaseModel):
         Training batches for batch norm recalibration at the freeze.
     ema : float
         Decay of an average of the weights, which is then evaluated and saved; 0 for none.
+    distill : float
+        Share of the loss that is the divergence from the network's own outputs before the run
+        (Hinton et al., 2015), at ``temperature`` and times its square; the labels have the rest.
+        Needs weights to start from.
+    clip : float
+        Largest norm of the gradient, all parameters together; 0 for no limit.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -56,6 +62,9 @@ class TrainSettings(BaseModel):
     image_size: Annotated[int, Field(ge=8)] | None = None
     bn_batches: Annotated[int, Field(ge=1)] = 50
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    distill: Fraction = 0.0
+    temperature: Positive = 2.0
+    clip: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     amp: bool = False
     seed: int = 0
 
@@ -116,6 +125,16 @@ class Recipe(BaseModel):
     def from_file(cls, path: str | Path | None, epochs: int | None = None) -> Recipe:
         """Read a recipe; without a path every setting has its default."""
         return cls.from_dict({} if path is None else read_mapping(path), epochs)
+
+    def is_same(self, text: str) -> bool:
+        """Whether :meth:`to_json` of an earlier release or of this one gave ``text`` for it.
+
+        Settings that the earlier release did not have count as their defaults.
+        """
+        try:
+            return Recipe.from_dict(json.loads(text)).to_json() == self.to_json()
+        except ValueError:
+            return False
 
     @property
     def prune_epochs(self) -> int:

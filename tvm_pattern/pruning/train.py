@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import csv
+import io
 import json
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,13 +27,15 @@ from rich.progress import (
 )
 from torch import nn
 
+from ..atomic import write_file
 from .checkpoint import CheckpointError, load_training, save_pruned, save_training
 from .data import IGNORED, DataError, DataSets, EpochSampler, make_loader
 from .ema import MaskedEma
 from .modules import clean_name
+from .optimisation import distillation, learning_rate, make_optimizer
 from .plots import save_plots
 from .pruner import Pruner
-from .recipe import Recipe, TrainSettings
+from .recipe import Recipe
 from .report import PruneReport
 
 CHECKPOINT = "checkpoint.pt"
@@ -76,30 +80,6 @@ def distributed(device: str) -> Iterator[Process]:
         dist.destroy_process_group()
 
 
-def make_optimizer(model: nn.Module, train: TrainSettings) -> torch.optim.Optimizer:
-    """Optimizer of a recipe; batch norms and biases get no weight decay."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": train.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    if train.optimizer == "adamw":
-        return torch.optim.AdamW(groups, train.lr)
-    return torch.optim.SGD(groups, train.lr, momentum=train.momentum)
-
-
-def learning_rate(recipe: Recipe, epoch: float) -> float:
-    """Rate at a point of the run: warm-up, held while pruning, cosine from the freeze on."""
-    train = recipe.train
-    if epoch < train.warmup:
-        return train.lr * (epoch + 1e-3) / train.warmup
-    frozen = epoch - recipe.prune_epochs
-    if frozen < 0:
-        return train.lr
-    return train.lr * 0.5 * (1 + math.cos(math.pi * frozen / (train.epochs - recipe.prune_epochs)))
-
-
 class Trainer:
     """One run: training, pruning, checkpoints after every epoch, results at the end.
 
@@ -132,6 +112,7 @@ class Trainer:
         self.console = console or Console(quiet=not self.process.is_main)
         self.data = data
         self.model = model
+        self.teacher = copy.deepcopy(model).eval() if recipe.train.distill else None
         # Baking may replace parameters, so the optimizer comes after the pruner.
         example = torch.zeros_like(data.train[0, 0][0])[None].to(device)
         self.pruner = Pruner(model, recipe.patterns, recipe.method, example)
@@ -235,6 +216,9 @@ class Trainer:
             loss = self._backward(images.to(self.device), labels.to(self.device))
             self._stop_if_diverged(loss)
             if (step + 1) % train.accumulate == 0 or step + 1 == len(loader):
+                if train.clip:
+                    self.scaler.unscale_(self.optimizer)
+                    nn.utils.clip_grad_norm_(self.model.parameters(), train.clip)
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
                 self.optimizer.zero_grad()
@@ -262,7 +246,13 @@ class Trainer:
                 reduction="sum",
                 label_smoothing=train.label_smoothing,
             )
-        loss = summed / max(1, int((labels != IGNORED).sum()))
+        known = labels != IGNORED
+        loss = summed / max(1, int(known.sum()))
+        if self.teacher is not None:
+            with torch.no_grad(), torch.autocast(kind, enabled=train.amp):
+                wanted = self.teacher(images)
+            divergence = distillation(outputs[known], wanted[known], train.temperature)
+            loss = (1 - train.distill) * loss + train.distill * divergence
         self.scaler.scale(loss / train.accumulate).backward()
         return loss.detach()
 
@@ -285,31 +275,37 @@ class Trainer:
                 self.console.print(f"unreadable image left out: {name}", markup=False)
 
     @torch.no_grad()
-    def evaluate(self) -> float:
-        """Validation accuracy in percent, of the average of weights if there is one."""
+    def evaluate(self) -> dict[str, float]:
+        """Validation accuracies in percent, of the average of weights if there is one.
+
+        ``accuracy`` is top-1; ``top5`` is there for more than five classes.
+        """
         model = self.ema.model if self.ema is not None else self.model
         mode = model.training
         model.eval()
-        counts = torch.zeros(2, dtype=torch.float64, device=self.device)
+        counts = torch.zeros(3, dtype=torch.float64, device=self.device)
+        best = min(5, len(self.data.classes))
         for images, labels, indices in self._loaders["validation"]:
             self._note_unreadable(self.data.validation, labels, indices)
             labels = labels.to(self.device)
             known = labels != IGNORED
-            right = (model(images.to(self.device)).argmax(1) == labels) & known
-            counts += torch.stack([right.sum(), known.sum()]).to(counts)
+            answers = model(images.to(self.device)).topk(best).indices
+            right = (answers == labels[:, None]) & known[:, None]
+            counts += torch.stack([right[:, 0].sum(), right.sum(), known.sum()]).to(counts)
         model.train(mode)
         if self.process.world > 1:
             dist.all_reduce(counts)
-        if float(counts[1]) == 0:
+        if float(counts[2]) == 0:
             raise DataError("no validation image could be read; repair the data folder")
-        return float(100 * counts[0] / counts[1])
+        first, several = (float(100 * c / counts[2]) for c in counts[:2])
+        return {"accuracy": first} | ({"top5": several} if len(self.data.classes) > 5 else {})
 
     def _record(self, figures: dict[str, Any]) -> None:
         row = {
             "epoch": self.epoch,
             "phase": self.pruner.phase,
             "loss": figures["loss"],
-            "accuracy": self.evaluate(),
+            **self.evaluate(),
         }
         row |= {k: v for k, v in figures.items() if k in ("rho", "residual", "kernels_kept")}
         self.epochs.append(row)
@@ -339,7 +335,7 @@ class Trainer:
 
     def _load(self, path: Path) -> None:
         state = load_training(path, _CHECKPOINT_KEYS)
-        if state["recipe"] != self.recipe.to_json():
+        if not self.recipe.is_same(state["recipe"]):
             raise CheckpointError(
                 f"{path} belongs to another recipe: {state['recipe']}. Give that one, another"
                 " output folder, or start afresh without resuming"
@@ -365,9 +361,20 @@ class Trainer:
         save_pruned(self.output / "model.safetensors", result, report.assignment)
         for suffix in (".json", ".md", ".html"):
             report.save(self.output / f"report{suffix}")
+        write_file(self.output / "history.csv", _as_csv(self.epochs).encode())
         history = {"epochs": self.epochs, "unreadable": sorted(self.unreadable)}
         (self.output / "history.json").write_text(json.dumps(history, indent=2))
         save_plots(report, self.output / "plots", self.epochs)
         if self.unreadable:
             self.console.print(f"{len(self.unreadable)} unreadable images were left out")
         return report
+
+
+def _as_csv(epochs: list[dict[str, Any]]) -> str:
+    """One line for each epoch; a figure that an epoch has not is left empty."""
+    stream = io.StringIO()
+    names = list(dict.fromkeys(name for row in epochs for name in row))
+    writer = csv.DictWriter(stream, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(epochs)
+    return stream.getvalue()
