@@ -471,7 +471,7 @@ def test_recipes_fit_the_method_to_the_epochs(tmp_path):
     ("arguments", "message"),
     [
         (["--model", "vgg99", "--data", "digits"], "unknown model 'vgg99'"),
-        (["--model", "nowhere:net", "--data", "digits"], "No module named 'nowhere'; expected package.module:factory"),
+        (["--model", "nowhere:net", "--data", "digits"], "expected package.module:factory"),
         (["--model", "builtins:dict", "--data", "digits"], "gave a dict, expected an nn.Module"),
         (["--model", "vgg16", "--data", "/nowhere"], "no such folder"),
         (["--model", "vgg16", "--data", "digits", "--recipe", "no.yaml"], "no such file"),
