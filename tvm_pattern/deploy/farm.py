@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.table import Table
+from tvm.support.popen_pool import PopenPoolExecutor
 
 from ..profiling import Profile
-from ..rpc.client import RPCError, TrackerClient, parse_address
+from ..rpc.client import SESSIONS_PER_PROCESS, RPCError, TrackerClient, parse_address
 from .device import SESSION_TIMEOUT, Device
 
 #: Seconds to wait for devices that others use.
@@ -75,37 +79,115 @@ def run_everywhere(
         If there is no tracker or no device of that key.
     """
     count = TrackerClient(*parse_address(tracker)).count(key)
-    requested = [threading.Event() for _ in range(count)]
+    work = _Work(
+        tracker,
+        key,
+        os.fspath(library),
+        list(inputs),
+        None if expected is None else list(expected),
+        repeat=repeat,
+        cool_down=cool_down,
+        cluster=cluster,
+        num_threads=num_threads,
+        profile=profile,
+        session_timeout=session_timeout,
+        wait=wait,
+    )
+    parts = -(-count // SESSIONS_PER_PROCESS)
+    numbers = [range(part, count, parts) for part in range(parts)]
+    if parts == 1:
+        return work.on_devices(numbers[0], lambda: None)
+    with tempfile.TemporaryDirectory(prefix="tvm-pattern-") as meeting:
+        processes = PopenPoolExecutor(max_workers=parts)
+        try:
+            futures = [
+                processes.submit(_in_process, work, mine, meeting, parts) for mine in numbers
+            ]
+            rows = [row for future in futures for row in future.result()]
+        finally:
+            processes.shutdown()
+    return sorted(rows, key=lambda row: int(row.device.rpartition(" ")[2]))
 
-    def work(number: int) -> DeviceResult:
-        name = f"{key} {number}"
+
+def _in_process(work: _Work, numbers: range, meeting: str, parts: int) -> list[DeviceResult]:
+    """Some of the devices; none is given back before every process has its own."""
+
+    def meet() -> None:
+        Path(meeting, str(numbers.start)).touch()
+        while len(os.listdir(meeting)) < parts:
+            time.sleep(0.05)
+
+    return work.on_devices(numbers, meet)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What every device is asked to do, see :func:`run_everywhere`."""
+
+    tracker: str
+    key: str
+    library: str
+    inputs: list[np.ndarray]
+    expected: list[np.ndarray] | None
+    repeat: int
+    cool_down: float
+    cluster: str | None
+    num_threads: int
+    profile: bool
+    session_timeout: float
+    wait: float
+
+    def on_devices(self, numbers: range, meet: Callable[[], None]) -> list[DeviceResult]:
+        """A row for each number, by a thread each.
+
+        ``meet`` returns when all devices have been requested by other processes too.
+        """
+        requested = {number: threading.Event() for number in numbers}
+        all_requested = threading.Event()
+
+        def await_all() -> None:
+            for event in requested.values():
+                event.wait()
+            meet()
+            all_requested.set()
+
+        def run(number: int) -> DeviceResult:
+            return self._on_device(number, requested[number], all_requested)
+
+        threading.Thread(target=await_all, name="tvm-pattern-meeting", daemon=True).start()
+        with ThreadPoolExecutor(len(numbers)) as pool:
+            return list(pool.map(run, numbers))
+
+    def _on_device(
+        self, number: int, requested: threading.Event, all_requested: threading.Event
+    ) -> DeviceResult:
+        name = f"{self.key} {number}"
         try:
             try:
                 device = Device.from_tracker(
-                    tracker,
-                    key,
-                    session_timeout=session_timeout,
-                    wait=wait,
+                    self.tracker,
+                    self.key,
+                    session_timeout=self.session_timeout,
+                    wait=self.wait,
                     skip_silent=False,
                 )
             finally:
-                requested[number].set()
+                requested.set()
             with contextlib.closing(device):
                 try:
-                    return use(device, name)
+                    return self._use(device, name)
                 finally:
-                    for other in requested:
-                        other.wait()
+                    all_requested.wait()
         except RPCError as error:
             return DeviceResult(name, error=str(error))
 
-    def use(device: Device, name: str) -> DeviceResult:
-        if cluster is not None:
-            device.use_cores(cluster, num_threads)
-        loaded = device.load(library)
-        check = None if expected is None else loaded.verify(inputs, expected)
-        timing = loaded.time(*inputs, repeat=repeat, cool_down=cool_down)
-        layers = loaded.profile(cool_down=cool_down) if profile else None
+    def _use(self, device: Device, name: str) -> DeviceResult:
+        if self.cluster is not None:
+            device.use_cores(self.cluster, self.num_threads)
+        loaded = device.load(self.library)
+        check = None if self.expected is None else loaded.verify(self.inputs, self.expected)
+        timing = loaded.time(*self.inputs, repeat=self.repeat, cool_down=self.cool_down)
+        layers = loaded.profile(cool_down=self.cool_down) if self.profile else None
         return DeviceResult(
             name,
             timing.median_ms,
@@ -116,9 +198,6 @@ def run_everywhere(
             device.state().get("celsius"),
             profile=layers,
         )
-
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(work, range(count)))
 
 
 def results_table(results: Sequence[DeviceResult]) -> Table:

@@ -16,10 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import protocol, wire
+from .messages import means
 
 # `line` is imported where a session is opened: asking a tracker needs no TVM.
 
 ANSWER_TIMEOUT = 5.0
+#: Devices that one process should hold at once: TVM has room for 32 sessions, ended ones included
+#: until they are forgotten.
+SESSIONS_PER_PROCESS = 24
 _SERVER_PREFIX = "server:"
 _SHOWN = 80
 
@@ -247,6 +251,11 @@ class TrackerClient:
             except TimeoutError:
                 break
             except (line.SilentServerError, RuntimeError) as error:
+                if means(str(error), "no_room"):
+                    raise RPCError(
+                        "this process holds as many sessions as TVM has room for; close some, or"
+                        f" use other processes for devices beyond {SESSIONS_PER_PROCESS}"
+                    ) from error
                 # Listed, yet gone or held; the tracker hands out the next one. What a server says
                 # tells more than the silence after it.
                 if not last or not isinstance(error, line.SilentServerError):

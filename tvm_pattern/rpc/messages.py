@@ -23,6 +23,7 @@ SIGNS: dict[str, tuple[str, ...]] = {
     # A server refuses who has not the key that its tracker gave.
     "other_key": ("cannot find server that matches key",),
     "no_space": ("No space left", "ENOSPC", "Disk quota", "File too large"),
+    "no_room": ("maximum number of RPC session",),
     # TVM's client puts it before what the server reports.
     "said_by_device": ("Error caught from RPC call",),
 }

@@ -20,7 +20,7 @@ import tvm
 from tvm.s_tir import meta_schedule as ms
 from tvm.s_tir.meta_schedule.arg_info import ArgInfo, TensorInfo
 from tvm.s_tir.meta_schedule.builder import BuilderInput
-from tvm.s_tir.meta_schedule.runner import EvaluatorConfig, RPCConfig, RunnerInput
+from tvm.s_tir.meta_schedule.runner import EvaluatorConfig, RunnerInput
 from tvm.support.popen_pool import MapResult, PopenPoolExecutor, StatusKind
 from tvm.target import Target
 
@@ -42,6 +42,7 @@ from ..rpc.client import RPCError, TrackerClient, TrackerUnreachableError, parse
 from ..rpc.doctor import check_target
 from ..rpc.messages import means
 from . import worker
+from .device_pool import DevicePool, Devices
 
 _BUILDS_PER_PROCESS = 100
 # A lost device may come back: a restarted tracker hears of its servers again after 5 s.
@@ -253,6 +254,7 @@ class Measurer:
             maximum_process_uses=_BUILDS_PER_PROCESS,
         )
         self._runner: Any = None
+        self._pool = self._device_pool()
         self._inputs: dict[str, TaskInputs] = {}
         self.build_seconds = 0.0
         self.run_seconds = 0.0
@@ -268,6 +270,8 @@ class Measurer:
         self._builder.shutdown()
         if self._runner is not None:
             self._runner.pool.shutdown()
+        if self._pool is not None:
+            self._pool.close()
         self._directory.cleanup()
 
     def inputs(
@@ -349,20 +353,20 @@ class Measurer:
         return done
 
     def _run_once(self, jobs: dict[int, RunnerInput]) -> dict[int, Measurement]:
+        if self._pool is not None:
+            return {i: self._outcome(answer) for i, answer in self._pool.run(jobs).items()}
         runner = self.runner()
         outcomes: dict[int, Measurement] = {}
-        # One at a time where there is a pause to keep; otherwise all devices work at once.
-        step = 1 if self.options.cooldown > 0 or self.client is None else len(jobs)
-        keys = list(jobs)
-        for first in range(0, len(keys), max(1, step)):
-            part = keys[first : first + step]
-            if self.options.cooldown > 0:
-                time.sleep(self.options.cooldown)
-            futures = runner.run([jobs[i] for i in part])
-            for i, future in zip(part, futures, strict=True):
-                result = future.result()
-                outcomes[i] = self._outcome(result)
+        for i, job in jobs.items():
+            time.sleep(self.options.cooldown)
+            (future,) = runner.run([job])
+            outcomes[i] = self._outcome(future.result())
         return outcomes
+
+    @property
+    def devices(self) -> int:
+        """How many candidates are measured at once."""
+        return 1 if self._pool is None else self._pool.devices
 
     def _outcome(self, result: Any) -> Measurement:
         if result.error_msg is None:
@@ -374,9 +378,9 @@ class Measurer:
         return Measurement((), kind, _last_line(message))
 
     def runner(self) -> Any:
-        """MetaSchedule's runner, started at the first call."""
+        """MetaSchedule's runner on this machine, started at the first call."""
         if self._runner is None:
-            self._runner = self._local_runner() if self.client is None else self._rpc_runner()
+            self._runner = self._local_runner()
         return self._runner
 
     def _evaluator(self) -> EvaluatorConfig:
@@ -393,32 +397,19 @@ class Measurer:
             initializer=partial(worker.prepare, cpu, self._device_kind),
         )
 
-    def _rpc_runner(self) -> Any:
-        client = self.client
-        if client is None:
-            raise RPCError("no tracker is set; give tracker and key to measure on devices")
-        key = str(self.options.key)
-        devices = client.count(key)
-        runner = ms.runner.RPCRunner(
-            rpc_config=RPCConfig(
-                tracker_host=client.host,
-                tracker_port=client.port,
-                tracker_key=key,
-                session_timeout_sec=self.options.run_timeout,
-            ),
-            evaluator_config=self._evaluator(),
-            f_create_session=worker.connect,
-            f_alloc_argument=self._allocate,
-            f_run_evaluator=worker.evaluate,
-            max_workers=devices,
+    def _device_pool(self) -> DevicePool | None:
+        if self.client is None:
+            return None
+        devices = Devices(
+            self.client.host,
+            self.client.port,
+            str(self.options.key),
+            self.options.run_timeout,
+            self.options.cooldown,
+            self._allocate,
+            self._evaluator(),
         )
-        # MetaSchedule's pool has no time-out: a session that hangs would stop the search.
-        runner.pool.shutdown()
-        runner.pool = PopenPoolExecutor(
-            max_workers=devices,
-            timeout=2 * self.options.run_timeout + 10,
-        )
-        return runner
+        return DevicePool(devices)
 
     def _await_device(self) -> None:
         """Wait for the tracker to list a device again.

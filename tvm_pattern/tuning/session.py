@@ -34,6 +34,9 @@ from .tuners import TUNERS, make_tuner
 
 logger = logging.getLogger(__name__)
 
+# Candidates for each device between two looks at the results.
+_ROUNDS = 3
+
 
 @dataclass(frozen=True)
 class TuneOptions:
@@ -317,7 +320,10 @@ class Search:
         )
 
     def _batch(self, state: TaskState, measurer: Measurer) -> None:
-        count = min(self.options.batch, self.options.trials - self.trials)
+        # Rounds that keep many devices at work: they end with one waiting for another.
+        devices = measurer.devices
+        batch = max(self.options.batch, _ROUNDS * devices if devices > 1 else 1)
+        count = min(batch, self.options.trials - self.trials)
         indices = []
         default = state.space.default
         if default is not None and not state.history:

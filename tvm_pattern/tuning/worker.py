@@ -149,11 +149,3 @@ def evaluate_cpu_clock(*call: Any) -> list[float]:
                 function(*arguments)
             times.append((time.process_time() - start) / number)
     return times
-
-
-def connect(config: Any) -> Any:
-    """A session on a free device, or an error at once where TVM would wait for ever."""
-    from tvm_pattern.rpc.client import TrackerClient
-
-    client = TrackerClient(str(config.tracker_host), int(config.tracker_port))
-    return client.request(str(config.tracker_key), float(config.session_timeout_sec))
