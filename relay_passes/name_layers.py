@@ -15,11 +15,18 @@ from .markers import parse
 
 #: What PlaneLayout appends to the name of a value that lives as planes.
 PLANES_SUFFIX = "_planes"
+# Before a layer's name that is no name in C, such as the "0" of a Sequential.
+_MARK = "_"
 
 
 def layer_of(name: str) -> str:
     """Layer, or other value, that a variable of a lowered module holds."""
-    return name.removesuffix(PLANES_SUFFIX)
+    return name.removesuffix(PLANES_SUFFIX).removeprefix(_MARK)
+
+
+def _variable_of(layer: str) -> str:
+    """A name that TVM can give to arguments of kernels: in C none begins with a digit."""
+    return _MARK + layer if layer[:1].isdigit() or layer.startswith(_MARK) else layer
 
 
 @mutator
@@ -30,7 +37,7 @@ class _Namer(PyExprMutator):
             super().visit_var_binding_(binding)
             return
         value = self.visit_expr(binding.value)
-        named = type(binding.var)(marker.params["layer"], binding.var.ty)
+        named = type(binding.var)(_variable_of(marker.params["layer"]), binding.var.ty)
         self.builder_.emit_normalized(relax.VarBinding(named, value))
         self.set_var_remap(binding.var, named)
 

@@ -140,3 +140,4 @@ def test_name_layers_renames_outputs_of_blocks_too():
     tvm.ir.assert_structural_equal(after, before, map_free_vars=True)
     assert str(after["main"].body.body.name) == "block.conv"
     assert layer_of("block.conv_planes") == layer_of("block.conv") == "block.conv"
+    assert layer_of("_0_planes") == layer_of("_0") == "0"  # no argument in C is named 0
