@@ -120,7 +120,7 @@ def lower(
     if num_threads is not None and num_threads < 1:
         raise ValueError(f"num_threads must be at least 1, got {num_threads}")
     report = ReportBuilder()
-    backend = Backend.of(resolved, num_threads, interleaved_lanes)
+    backend = Backend.of(resolved, num_threads, interleaved_lanes=interleaved_lanes)
     passes = sparse_passes(backend, report, config_for, structures)
     with resolved:
         mod = tvm.transform.Sequential(

@@ -147,25 +147,25 @@ class _Block:
                 self.result.append(binding)
         return self.result
 
-    def _layout_for(self, image: Expr, plain: bool) -> Layout:
+    def _layout_for(self, image: Expr, *, plain: bool) -> Layout:
         return self._plain_layout(image) if plain else self.layouts[image]
 
     def _plane_type(self, image: Expr, layout: Layout) -> relax.TensorType:
         batch, channels = shape_of(image)[:2]
         return relax.TensorType((batch, channels, layout.size), image.ty.dtype)
 
-    def _planes_of(self, image: Expr, plain: bool) -> Expr:
+    def _planes_of(self, image: Expr, *, plain: bool) -> Expr:
         """Planes of a tensor, in plain rows or its own order.
 
         Packed at the first use if it comes from outside, copied where the order changes.
         """
         plain = plain and self.orders[image] is not None
         if (image, plain) not in self.planes:
-            layout = self._layout_for(image, plain)
+            layout = self._layout_for(image, plain=plain)
             other = self.planes.get((image, not plain))
             marker = pack(image, layout)
             if other is not None:
-                marker = change_of_order(other, self._layout_for(image, not plain), layout)
+                marker = change_of_order(other, self._layout_for(image, plain=not plain), layout)
             self.planes[image, plain] = self._emit(
                 marker, _name(image), self._plane_type(image, layout)
             )
@@ -178,13 +178,13 @@ class _Block:
 
     def _emit_plane_op(self, var: Var, op: PlaneOp) -> None:
         plain = op.order is Order.PLAIN
-        planes = [self._planes_of(image, plain) for image in op.images]
-        layouts = [self._layout_for(image, plain) for image in op.images]
+        planes = [self._planes_of(image, plain=plain) for image in op.images]
+        layouts = [self._layout_for(image, plain=plain) for image in op.images]
         if not op.makes_plane:
             marker = op.build(planes, layouts, None)
             self.result.append(relax.VarBinding(var, marker.call(var.ty)))
             return
-        layout = self._layout_for(var, plain)
+        layout = self._layout_for(var, plain=plain)
         marker = op.build(planes, layouts, layout)
         written = plain and self.orders[var] is not None
         self.planes[var, written] = self._emit(marker, _name(var), self._plane_type(var, layout))
@@ -198,21 +198,22 @@ class _Normal:
     """Nested calls as bindings."""
 
     @staticmethod
-    def of(value: Expr, result: list[relax.Binding]) -> Expr:
+    def of(value: Call, result: list[relax.Binding]) -> Expr:
         builder = relax.BlockBuilder()
 
-        def flatten(expr: Expr, top: bool) -> Expr:
+        def flat(call: Call) -> Expr:
+            args = [bound(arg) for arg in call.args]
+            return builder.normalize(Call(call.op, args, call.attrs, call.ty_args))
+
+        def bound(expr: Expr) -> Expr:
             if not isinstance(expr, Call):
                 return expr
-            args = [flatten(arg, False) for arg in expr.args]
-            call = builder.normalize(Call(expr.op, args, expr.attrs, expr.ty_args))
-            if top:
-                return call
+            call = flat(expr)
             var = relax.DataflowVar("activation", call.ty)
             result.append(relax.VarBinding(var, call))
             return var
 
-        return flatten(value, True)
+        return flat(value)
 
 
 def _name(expr: Expr) -> str:

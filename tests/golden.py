@@ -163,12 +163,13 @@ def _depthwise(channels: int, size: int, stride: int, target: PlaneTarget) -> ti
         default_layout(n, n, 1, target.family, target.dtype) for n in (size, -(-size // stride))
     ]
     window = ConvGeometry((3, 3), (stride, stride), (1, 1))
-    return depthwise_conv(1, channels, *layouts, window, target, bias=True, activation="relu6")
+    epilogue = Epilogue(bias=True, activation="relu6")
+    return depthwise_conv(1, channels, *layouts, window, target, epilogue)
 
 
-def _pool(maker: Callable[..., tirx.PrimFunc], *extra: Any, target: PlaneTarget) -> tirx.PrimFunc:
+def _pool(maker: Callable[..., tirx.PrimFunc], target: PlaneTarget, **extra: Any) -> tirx.PrimFunc:
     layouts = [default_layout(n, n, 1, target.family, target.dtype) for n in (112, 56)]
-    return maker(1, 64, *layouts, ConvGeometry((3, 3), (2, 2), (1, 1)), target, *extra)
+    return maker(1, 64, *layouts, ConvGeometry((3, 3), (2, 2), (1, 1)), target, **extra)
 
 
 def _plane(maker: Callable[..., tirx.PrimFunc], target: PlaneTarget) -> tirx.PrimFunc:
@@ -188,7 +189,7 @@ PLANE_OPERATORS: dict[str, tuple[Callable[[PlaneTarget], tirx.PrimFunc], Any]] =
     "depthwise-14": (partial(_depthwise, 384, 14, 1), DepthwiseConfig.default(14)),
     "depthwise-7": (partial(_depthwise, 960, 7, 1), DepthwiseConfig.default(7)),
     "max-pool": (lambda target: _pool(max_pool, target=target), None),
-    "avg-pool": (lambda target: _pool(avg_pool, False, target=target), None),
+    "avg-pool": (lambda target: _pool(avg_pool, target=target, count_include_pad=False), None),
     "global-pool": (partial(_plane, plane_ops.global_avg_pool), None),
     "pack": (partial(_plane, plane_ops.pack), None),
     "unpack": (partial(_plane, plane_ops.unpack), None),

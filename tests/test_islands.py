@@ -168,7 +168,7 @@ def test_every_operator_is_what_it_is_specified_to_be(
     monkeypatch.setattr(layout_choice, "LEAST_GAIN", 10.0)  # so small a network gains nothing
     model, x = everything
     target = targets.resolve("pattern/x86-avx2")
-    backend, report = Backend.of(target, 1, interleaved), ReportBuilder()
+    backend, report = Backend.of(target, 1, interleaved_lanes=interleaved), ReportBuilder()
     planes = laid_out(import_torch(model, x), backend, report)
     assert set(marker_names(planes)) == set(ISLANDS.names())
     with torch.no_grad():

@@ -120,9 +120,10 @@ def test_pools_between_layouts(
     out = like(data, *expected.shape[2:])
     window, target = ConvGeometry(kernel, stride, padding), target_for(source, out)
     sizes = (BATCH, CHANNELS, source, out, window, target)
-    primfunc = (
-        layout_ops.max_pool(*sizes) if kind == "max" else layout_ops.avg_pool(*sizes, kind == "avg")
-    )
+    if kind == "max":
+        primfunc = layout_ops.max_pool(*sizes)
+    else:
+        primfunc = layout_ops.avg_pool(*sizes, count_include_pad=kind == "avg")
     assert_planes(run(primfunc, to_planes(x, source), unwritten(out)), expected, out)
 
 

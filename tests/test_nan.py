@@ -116,11 +116,11 @@ def test_pooling(family, kernel, stride, padding):
     window = ConvGeometry(kernel, stride, (padding, padding))
     in_layout = PlaneLayout.make(13, 38, max(1, padding))
     for want, emit, extra in (
-        (F.max_pool2d(images, **pool), plane_windows.max_pool, ()),
-        (F.avg_pool2d(images, **pool), plane_windows.avg_pool, (True,)),
+        (F.max_pool2d(images, **pool), plane_windows.max_pool, {}),
+        (F.avg_pool2d(images, **pool), plane_windows.avg_pool, {"count_include_pad": True}),
     ):
         layout = PlaneLayout.make(*want.shape[2:], 1)
-        func = emit(1, 2, in_layout, layout, window, PlaneTarget(family), *extra)
+        func = emit(1, 2, in_layout, layout, window, PlaneTarget(family), **extra)
         out = np.full((1, 2, layout.size), NAN, np.float32)
         planes = run(func, to_planes(x, in_layout), out)
         assert_same(from_planes(planes, layout), want.numpy(), 1e-5)
@@ -141,7 +141,7 @@ def test_sums_on_planes(family):
         got = run(func, *planes, np.zeros((1, 2, layout.size), np.float32))
         assert_same(from_planes(got, layout), torch.relu(torch.from_numpy(want)).numpy())
     mean = run(
-        plane_ops.global_avg_pool(1, 2, layout, target, False),
+        plane_ops.global_avg_pool(1, 2, layout, target, keep_dims=False),
         planes[0],
         np.zeros((1, 2), np.float32),
     )

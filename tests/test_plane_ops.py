@@ -12,6 +12,7 @@ from topi_kernels.geometry import ConvGeometry
 from topi_kernels.layout import PlaneLayout
 from topi_kernels.plane_ops import PlaneTarget
 from topi_kernels.plane_windows import DepthwiseConfig
+from topi_kernels.workload import Epilogue
 
 HOST = tvm.target.Target("llvm")
 SIZES = [(1, 1), (5, 7), (14, 14), (3, 33), (9, 100), (17, 20)]
@@ -112,7 +113,7 @@ def test_global_avg_pool(height, width, keep_dims):
     layout = PlaneLayout.make(height, width, 1)
     x = random(2, 3, height, width)
     want = x.mean((2, 3), keepdims=keep_dims)
-    func = plane_ops.global_avg_pool(2, 3, layout, PlaneTarget("x86-avx2"), keep_dims)
+    func = plane_ops.global_avg_pool(2, 3, layout, PlaneTarget("x86-avx2"), keep_dims=keep_dims)
     got = run(func, planes(x, layout), out_shape=want.shape)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
@@ -157,8 +158,9 @@ def test_max_pool(height, width, window, bottom_right, family):
 def test_avg_pool(height, width, window, bottom_right, include_pad):
     in_layout, out_layout = pool_layouts(height, width, window, bottom_right)
     x = random(2, 2, height, width)
+    target = PlaneTarget("x86-avx512")
     func = plane_windows.avg_pool(
-        2, 2, in_layout, out_layout, window, PlaneTarget("x86-avx512"), include_pad
+        2, 2, in_layout, out_layout, window, target, count_include_pad=include_pad
     )
     got = run(func, planes(x, in_layout), out_shape=(2, 2, out_layout.size))
     (t, le), (b, r) = window.padding, bottom_right
@@ -179,8 +181,9 @@ def test_depthwise(height, width, stride, family):
     window = ConvGeometry((3, 3), (stride, stride), (1, 1))
     in_layout, out_layout = pool_layouts(height, width, window, (1, 1))
     x, w, b = random(2, 3, height, width), random(3, 1, 3, 3, seed=1), random(3, seed=2)
+    epilogue = Epilogue(bias=True, activation="relu6")
     func = plane_windows.depthwise_conv(
-        2, 3, in_layout, out_layout, window, PlaneTarget(family), True, "relu6"
+        2, 3, in_layout, out_layout, window, PlaneTarget(family), epilogue
     )
     got = run(func, planes(x, in_layout), w[:, 0], b, out_shape=(2, 3, out_layout.size))
     want = F.relu6(
@@ -224,7 +227,7 @@ def test_window_errors():
     bare, target = PlaneLayout.make(8, 8, 0), PlaneTarget("x86-avx2")
     window = ConvGeometry((3, 3), (1, 1), (1, 1))
     with pytest.raises(ValueError, match="padded by 0, the pool reads 1"):
-        plane_windows.avg_pool(1, 1, bare, bare, window, target, True)
+        plane_windows.avg_pool(1, 1, bare, bare, window, target, count_include_pad=True)
     with pytest.raises(ValueError, match="padded by 0, the convolution reads 1"):
         plane_windows.depthwise_conv(1, 1, bare, bare, window, target)
     padded = PlaneLayout.make(8, 8, 1)

@@ -43,7 +43,11 @@ class Backend:
 
     @classmethod
     def of(
-        cls, target: Target, num_threads: int | None = None, interleaved_lanes: bool = False
+        cls,
+        target: Target,
+        num_threads: int | None = None,
+        *,
+        interleaved_lanes: bool = False,
     ) -> Backend:
         """The backend of a Target.
 

@@ -23,7 +23,7 @@ from .plane_ops import PlaneTarget, plane_arg
 from .primfunc import primfunc_builder
 from .schedules.tile import Buffers, declare_parameters
 from .vector_math import activate, maximum_of
-from .workload import ConvWorkload
+from .workload import NO_EPILOGUE, ConvWorkload, Epilogue
 
 #: ``(n, c, y, x)`` -> a float32 pixel.
 Pixel = Callable[[Any, Any, Any, Any], Expr]
@@ -282,6 +282,7 @@ def avg_pool(
     out_layout: PlaneLayout,
     window: ConvGeometry,
     target: PlaneTarget,
+    *,
     count_include_pad: bool,
 ) -> tirx.PrimFunc:
     """``(x planes, out planes)``: sum of the window by its size, or by its pixels in the image."""
@@ -306,7 +307,7 @@ def avg_pool(
 
 
 def global_avg_pool(
-    batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget, keep_dims: bool = True
+    batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget, *, keep_dims: bool = True
 ) -> tirx.PrimFunc:
     """``(x planes, out[batch, channels(, 1, 1)])``: mean over the image."""
     with primfunc_builder("global_avg_pool_naive") as builder:
@@ -330,8 +331,7 @@ def depthwise_conv(
     out_layout: PlaneLayout,
     window: ConvGeometry,
     target: PlaneTarget,
-    bias: bool = False,
-    activation: str = "none",
+    epilogue: Epilogue = NO_EPILOGUE,
     multiplier: int = 1,
 ) -> tirx.PrimFunc:
     """``(x planes, weight[channels, kh, kw], bias[channels] if bias, out planes)``.
@@ -342,7 +342,7 @@ def depthwise_conv(
     def inputs() -> Pixel:
         x = plane_arg("x", batch, channels // multiplier, in_layout, target)
         weight = T.arg("weight", T.Buffer((channels, *window.kernel_size), target.dtype))
-        b = T.arg("bias", T.Buffer((channels,), target.dtype)) if bias else None
+        b = T.arg("bias", T.Buffer((channels,), target.dtype)) if epilogue.bias else None
 
         def pixel(n: Any, c: Any, y: Any, column: Any) -> Expr:
             total = _scalar(T.float32(0) if b is None else T.Cast("float32", b[c]))
@@ -352,7 +352,7 @@ def depthwise_conv(
                 T.buffer_store(total, total[0] + product, [0])
 
             _for_each_tap(window, lambda e: x[n, c // multiplier, e], in_layout, (y, column), tap)
-            return activate(total[0], activation, 1)
+            return activate(total[0], epilogue.activation, 1)
 
         return pixel
 

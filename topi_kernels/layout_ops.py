@@ -51,9 +51,10 @@ def _emit(
     out: tuple[str, PlaneLayout],
     target: PlaneTarget,
     window: ConvGeometry,
-    clamp: bool,
     combine: Callable,
     value: Callable,
+    *,
+    clamp: bool = False,
 ) -> tirx.PrimFunc:
     """An operator on rows; tensors of kind ``image`` are NCHW, ``planes`` have a layout."""
     with primfunc_builder(name) as ib:
@@ -78,7 +79,7 @@ def _emit(
             plain = out[0] == PLANES and not out[1].is_interleaved
             if plain:
                 fill_above(result, [n, c], out[1], target.lanes)
-            RowOperator(planes, target_plane, window, clamp).emit(combine, value)
+            RowOperator(planes, target_plane, window, clamp=clamp).emit(combine, value)
             if out[1].is_interleaved:
                 RowWriter(result, 0, out[1], index).clear_slack()
             if plain:
@@ -140,7 +141,6 @@ def _copy(
         result,
         target,
         ONE_PIXEL,
-        False,
         _sum,
         lambda taps, _counts, _pixels: taps[0][0],
     )
@@ -174,7 +174,6 @@ def elementwise(
         (PLANES, out_layout),
         target,
         ONE_PIXEL,
-        False,
         _sum,
         value,
     )
@@ -202,9 +201,9 @@ def max_pool(
         (PLANES, out_layout),
         target,
         window,
-        True,
         largest,
         lambda taps, counts, _pixels: largest(taps[0], len(counts)),
+        clamp=True,
     )
 
 
@@ -215,6 +214,7 @@ def avg_pool(
     out_layout: PlaneLayout,
     window: ConvGeometry,
     target: PlaneTarget,
+    *,
     count_include_pad: bool,
 ) -> tirx.PrimFunc:
     """``(x planes, out planes)``: mean of the window, see :func:`plane_windows.avg_pool`."""
@@ -238,7 +238,6 @@ def avg_pool(
         (PLANES, out_layout),
         target,
         window,
-        False,
         _sum,
         value,
     )
@@ -252,7 +251,7 @@ def _constants(values: list[float]) -> Expr:
 
 
 def global_avg_pool(
-    batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget, keep_dims: bool = True
+    batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget, *, keep_dims: bool = True
 ) -> tirx.PrimFunc:
     """``(x planes, out[batch, channels(, 1, 1)])``: mean over the image of interleaved lanes.
 

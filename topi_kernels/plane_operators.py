@@ -20,6 +20,7 @@ from .plane_ops import PlaneTarget
 from .schedules.opencl import depthwise as opencl_depthwise
 from .schedules.opencl import matvec as opencl_matvec
 from .schedules.opencl import planes as opencl_planes
+from .workload import NO_EPILOGUE, Epilogue
 
 
 def _is_gpu(target: PlaneTarget) -> bool:
@@ -80,21 +81,22 @@ def avg_pool(
     out_layout: PlaneLayout,
     window: ConvGeometry,
     target: PlaneTarget,
+    *,
     count_include_pad: bool,
 ) -> tirx.PrimFunc:
     """See :func:`topi_kernels.plane_windows.avg_pool`."""
     schedules = _schedules(plane_windows, target, in_layout, out_layout)
     return schedules.avg_pool(
-        batch, channels, in_layout, out_layout, window, target, count_include_pad
+        batch, channels, in_layout, out_layout, window, target, count_include_pad=count_include_pad
     )
 
 
 def global_avg_pool(
-    batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget, keep_dims: bool = True
+    batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget, *, keep_dims: bool = True
 ) -> tirx.PrimFunc:
     """See :func:`topi_kernels.plane_ops.global_avg_pool`."""
     schedules = _schedules(plane_ops, target, layout)
-    return schedules.global_avg_pool(batch, channels, layout, target, keep_dims)
+    return schedules.global_avg_pool(batch, channels, layout, target, keep_dims=keep_dims)
 
 
 def depthwise_conv(
@@ -104,14 +106,13 @@ def depthwise_conv(
     out_layout: PlaneLayout,
     window: ConvGeometry,
     target: PlaneTarget,
-    bias: bool = False,
-    activation: str = "none",
+    epilogue: Epilogue = NO_EPILOGUE,
     multiplier: int = 1,
 ) -> tirx.PrimFunc:
     """See :func:`topi_kernels.plane_windows.depthwise_conv`."""
     make = opencl_depthwise if _is_gpu(target) else plane_windows
     return make.depthwise_conv(
-        batch, channels, in_layout, out_layout, window, target, bias, activation, multiplier
+        batch, channels, in_layout, out_layout, window, target, epilogue, multiplier
     )
 
 

@@ -239,7 +239,7 @@ def elementwise(
 
 
 def global_avg_pool(
-    batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget, keep_dims: bool = True
+    batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget, *, keep_dims: bool = True
 ) -> tirx.PrimFunc:
     """``(x planes, out[batch, channels(, 1, 1)])``: mean over the image.
 

@@ -32,6 +32,7 @@ from .plane_ops import (
 )
 from .primfunc import primfunc_builder
 from .vector_math import activate, broadcast, maximum_of
+from .workload import NO_EPILOGUE, Epilogue
 
 SMALL_HEIGHT = 28
 
@@ -229,6 +230,7 @@ def avg_pool(
     out_layout: PlaneLayout,
     window: ConvGeometry,
     target: PlaneTarget,
+    *,
     count_include_pad: bool,
 ) -> tirx.PrimFunc:
     """``(x planes, out planes)``: mean of the window; the zero padding adds nothing to the sum.
@@ -306,8 +308,7 @@ def depthwise_conv(
     out_layout: PlaneLayout,
     window: ConvGeometry,
     target: PlaneTarget,
-    bias: bool = False,
-    activation: str = "none",
+    epilogue: Epilogue = NO_EPILOGUE,
     multiplier: int = 1,
     config: DepthwiseConfig | None = None,
 ) -> tirx.PrimFunc:
@@ -339,7 +340,7 @@ def depthwise_conv(
     with primfunc_builder("plane_depthwise_conv") as ib:
         x = plane_arg("x", batch, channels // multiplier, in_layout, target)
         weight = T.arg("weight", T.Buffer((channels, kh, kw), target.dtype))
-        b = T.arg("bias", T.Buffer((channels,), target.dtype)) if bias else None
+        b = T.arg("bias", T.Buffer((channels,), target.dtype)) if epilogue.bias else None
         out = plane_arg("out", batch, channels, out_layout, target)
 
         def tile(n: Index, c: Index, y0: Index) -> None:
@@ -364,7 +365,9 @@ def depthwise_conv(
                             tap = broadcast(load(weight, [c, ky, kx], 1), width)
                             acc[i] = T.Bind(acc[i] + tap * column)
                 for i, value in enumerate(acc):
-                    value = activate(value, activation, width, nan_maximum=target.nan_maximum)
+                    value = activate(
+                        value, epilogue.activation, width, nan_maximum=target.nan_maximum
+                    )
                     store(out, value, [n, c, out_layout.offset(y0 + i, at)], width)
 
             _for_each_column_vector(out_layout.width, lanes, vector)

@@ -113,7 +113,7 @@ def detect_group(kept: np.ndarray, max_waste: float = 0.1) -> int:
     return 1
 
 
-def filter_order(kept: np.ndarray, group: int, share_all: bool = False) -> np.ndarray:
+def filter_order(kept: np.ndarray, group: int, *, share_all: bool = False) -> np.ndarray:
     """Order of filters for filter_groups of ``group``.
 
     With ``share_all`` any filters may meet in a group, as in a dense layer.

@@ -172,7 +172,7 @@ class RowOperator:
     """
 
     def __init__(
-        self, inputs: Sequence[Plane], out: Plane, window: ConvGeometry, clamp: bool
+        self, inputs: Sequence[Plane], out: Plane, window: ConvGeometry, *, clamp: bool
     ) -> None:
         self.inputs, self.out, self.window, self.clamp = inputs, out, window, clamp
 
@@ -395,7 +395,7 @@ class RowOperator:
                 continue
             for line in lines:
                 right = (layout.width - 1) * step - left + kw - line.width
-                line.fill_beyond(left, max(0, right), self.clamp)
+                line.fill_beyond(left, max(0, right), clamp=self.clamp)
             for index in range(-(-layout.width // lanes)):
                 x = min(index * lanes, layout.width - lanes)
                 first = x * step - left

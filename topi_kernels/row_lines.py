@@ -50,7 +50,7 @@ class PixelLine:
     def store(self, x: Any, value: Expr, count: int) -> None:
         T.buffer_store(self.buffer, value, [ramp(self.left + x, count)])
 
-    def fill_beyond(self, left: int, right: int, clamp: bool) -> None:
+    def fill_beyond(self, left: int, right: int, *, clamp: bool) -> None:
         """The pixels ``left`` and ``right`` of the row: zero, or the nearest one of it."""
         for x in (*range(-left, 0), *range(self.width, self.width + right)):
             nearest = self.buffer[self.left + min(max(x, 0), self.width - 1)]

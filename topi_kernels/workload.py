@@ -27,6 +27,9 @@ class Epilogue:
             raise ValueError(f"activation {self.activation!r}: expected one of {ACTIVATIONS}")
 
 
+NO_EPILOGUE = Epilogue()
+
+
 @dataclass(frozen=True)
 class ConvWorkload:
     """Shapes, dtype, sparsity facts and epilogue of one 2-D convolution on planes.
@@ -65,7 +68,7 @@ class ConvWorkload:
     structure: str
     index_encoding: str
     count_dtype: str
-    epilogue: Epilogue = Epilogue()
+    epilogue: Epilogue = NO_EPILOGUE
     residual_layout: PlaneLayout | None = None
     dtype: str = "float32"
 

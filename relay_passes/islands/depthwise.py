@@ -42,8 +42,7 @@ def lower(marker: Marker, out: Var, scheduling: Scheduling) -> tuple[GlobalVar, 
             *layouts,
             params.geometry,
             target,
-            bias=params.epilogue.bias,
-            activation=params.epilogue.activation,
+            params.epilogue,
             multiplier=channels // in_channels,
         )
 

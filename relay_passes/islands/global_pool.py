@@ -39,7 +39,7 @@ def recognize(value: Expr, out: Expr) -> PlaneOp | None:
 
 def _make(operators: Any, call: PlaneCall) -> tirx.PrimFunc:
     keep_dims = call.params["keep_dims"]
-    return operators.global_avg_pool(*call.dims, *call.in_layouts, call.target, keep_dims)
+    return operators.global_avg_pool(*call.dims, *call.in_layouts, call.target, keep_dims=keep_dims)
 
 
 def register(islands: Islands) -> None:

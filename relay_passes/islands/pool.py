@@ -68,8 +68,8 @@ def _max(operators: Any, call: PlaneCall) -> tirx.PrimFunc:
 
 def _average(operators: Any, call: PlaneCall) -> tirx.PrimFunc:
     window = ConvGeometry.from_dict(call.params["window"])
-    include_pad = call.params["count_include_pad"]
-    return operators.avg_pool(*call.dims, *call.layouts, window, call.target, include_pad)
+    counts = {"count_include_pad": call.params["count_include_pad"]}
+    return operators.avg_pool(*call.dims, *call.layouts, window, call.target, **counts)
 
 
 def register(islands: Islands) -> None:

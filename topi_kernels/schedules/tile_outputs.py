@@ -35,6 +35,7 @@ def _store_pixels(
     slot: Any,
     where: tuple[int, int, int],
     value: Any,
+    *,
     is_activated: bool,
 ) -> None:
     """Store neighbouring pixels of one filter; ``where`` is (tile row, first column, pixels)."""
@@ -85,7 +86,7 @@ def store_tile(workload: ConvWorkload, config: ConvConfig, buffers: Buffers, til
                 guarded(
                     number,
                     lambda n=number, w=(r, col, count), v=part: _store_pixels(
-                        workload, config, buffers, tile, n, w, v, early
+                        workload, config, buffers, tile, n, w, v, is_activated=early
                     ),
                 )
     for slot_expr in tile.slots:

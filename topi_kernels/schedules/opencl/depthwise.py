@@ -10,6 +10,7 @@ from tvm.tirx.script import builder as T
 from ...geometry import ConvGeometry
 from ...layout import PlaneLayout
 from ...plane_ops import PlaneTarget
+from ...workload import NO_EPILOGUE, Epilogue
 from .config import GpuConfig, chunk_width
 from .halo import Stored, TilePlace, store_rows
 from .planes import opened, work_items
@@ -54,8 +55,7 @@ def depthwise_conv(
     out_layout: PlaneLayout,
     window: ConvGeometry,
     target: PlaneTarget,
-    bias: bool = False,
-    activation: str = "none",
+    epilogue: Epilogue = NO_EPILOGUE,
     multiplier: int = 1,
 ) -> tirx.PrimFunc:
     """``(x planes, weight[channels, kh, kw], bias[channels] if bias, out planes)``.
@@ -74,15 +74,15 @@ def depthwise_conv(
     width, dtype = config.vector_width, target.dtype
     tiles = -(-out_layout.height // config.tile_rows) * -(-out_layout.width // width)
     chunk = chunk_width(config, in_layout.row_stride, in_layout.origin)
-    (sh, sw), what = window.stride, Stored(out_layout, dtype, activation)
+    (sh, sw), what = window.stride, Stored(out_layout, dtype, epilogue.activation)
     shapes: dict[str, tuple[int, ...]] = {
         "x": (batch, channels // multiplier, in_layout.size),
         "weight": (channels, *window.kernel_size),
-        **({"bias": (channels,)} if bias else {}),
+        **({"bias": (channels,)} if epilogue.bias else {}),
         "out": (batch, channels, out_layout.size),
     }
     with opened("plane_depthwise_conv", dtype, **shapes) as (ib, (x, weight, *more)):
-        b, out = more[0] if bias else None, more[-1]
+        b, out = more[0] if epilogue.bias else None, more[-1]
         loader = RowLoader(x, width, chunk, sw, "float32")
 
         def tile(number: Any) -> None:

@@ -211,6 +211,7 @@ def avg_pool(
     out_layout: PlaneLayout,
     window: ConvGeometry,
     target: PlaneTarget,
+    *,
     count_include_pad: bool,
 ) -> tirx.PrimFunc:
     """``(x planes, out planes)``: see :func:`topi_kernels.plane_windows.avg_pool`."""
@@ -252,7 +253,7 @@ def avg_pool(
 
 
 def global_avg_pool(
-    batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget, keep_dims: bool = True
+    batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget, *, keep_dims: bool = True
 ) -> tirx.PrimFunc:
     """``(x planes, out[batch, channels(, 1, 1)])``: mean over the image, one work_item a plane."""
     vectors = -(-layout.width // WIDTH)
