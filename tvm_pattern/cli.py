@@ -249,7 +249,7 @@ def compile_command(
         raise typer.BadParameter("got --no-verify and --verify-graph, expected at most one")
     examples = examples_of(shape)
     with _console(sys.stderr).status("compiling"):
-        opened = open_model(model, weights, trust)
+        opened = open_model(model, weights, trust=trust)
         opened = pruned_at_once(opened, connectivity, connectivity_1x1, group)
         verify = "graph" if verify_graph else not no_verify
         library = compile_library(opened, examples, target, tuning_log, threads, verify, host=host)

@@ -46,7 +46,7 @@ class UntrustedFileError(ValueError):
     """Reading the file would run code from it, and nobody said that it is trusted."""
 
 
-def load_exported_program(path: Path, trust: bool = False) -> torch.export.ExportedProgram:
+def load_exported_program(path: Path, *, trust: bool = False) -> torch.export.ExportedProgram:
     """The program of a file written by ``torch.export.save``.
 
     Parameters

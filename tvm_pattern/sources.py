@@ -14,7 +14,7 @@ import numpy as np
 BUILTIN = ("mobilenet_v2", "resnet50", "vgg16", "vgg16_bn")
 
 
-def open_model(source: str, weights: Path | None = None, trust: bool = False) -> Any:
+def open_model(source: str, weights: Path | None = None, *, trust: bool = False) -> Any:
     """The model that ``source`` names.
 
     Parameters
@@ -44,7 +44,7 @@ def open_model(source: str, weights: Path | None = None, trust: bool = False) ->
             return path
         from .exported_program import load_exported_program
 
-        return load_exported_program(path, trust)
+        return load_exported_program(path, trust=trust)
     if source in BUILTIN:
         from . import models
 

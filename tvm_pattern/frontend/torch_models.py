@@ -114,7 +114,7 @@ def _to_numpy(tensor: Any) -> np.ndarray:
     return tensor.numpy()
 
 
-def from_program(program: Any, checked: bool = False) -> ImportedModel:
+def from_program(program: Any, *, checked: bool = False) -> ImportedModel:
     from tvm.relax.frontend.torch import from_exported_program
     from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 

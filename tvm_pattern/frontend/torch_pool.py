@@ -31,7 +31,7 @@ def avg_pool(node: Any, importer: Any) -> relax.Expr:
             count_include_pad=arguments.given["count_include_pad"],
             layout=_LAYOUTS[rank],
         )
-        return _unbatched(arguments, y, squeezed)
+        return _unbatched(arguments, y, squeezed=squeezed)
     size = shape_of(x)[2:]
     outputs = arguments.output_shape[-rank:]
     widths = _padding_to_last_window(size, outputs, kernel, stride, padding)
@@ -39,7 +39,7 @@ def avg_pool(node: Any, importer: Any) -> relax.Expr:
     mean = arguments.emit(pool(padded, kernel, stride, layout=_LAYOUTS[rank]))
     factors = _mean_factors(arguments, size, kernel)
     y = relax.op.multiply(mean, relax.const(factors.astype(dtype_of(x))))
-    return _unbatched(arguments, y, squeezed)
+    return _unbatched(arguments, y, squeezed=squeezed)
 
 
 def _padding_to_last_window(
@@ -90,7 +90,7 @@ def max_pool(node: Any, importer: Any) -> relax.Expr:
         after = padding
     pool = {2: relax.op.nn.max_pool2d, 3: relax.op.nn.max_pool3d}[rank]
     y = pool(x, kernel, stride, [*padding, *after], dilation, layout=_LAYOUTS[rank])
-    maxima = arguments.emit(_unbatched(arguments, y, squeezed))
+    maxima = arguments.emit(_unbatched(arguments, y, squeezed=squeezed))
     indices = relax.op.zeros(relax.ShapeExpr(arguments.output_shape), "int64")
     return arguments.emit(relax.Tuple([maxima, arguments.emit(indices)]))
 
@@ -130,6 +130,6 @@ def _batched(x: relax.Expr, rank: int) -> tuple[relax.Expr, bool]:
     return (relax.op.expand_dims(x, 0) if missing else x), missing
 
 
-def _unbatched(arguments: Arguments, y: relax.Expr, squeezed: bool) -> relax.Expr:
+def _unbatched(arguments: Arguments, y: relax.Expr, *, squeezed: bool) -> relax.Expr:
     y = arguments.emit(y)
     return arguments.emit(relax.op.squeeze(y, [0])) if squeezed else y

@@ -90,7 +90,7 @@ class _Settings:
     reason: str = "a rule skips it"
 
 
-def _base_settings(config: PatternConfig, kind: str, is_first: bool) -> _Settings:
+def _base_settings(config: PatternConfig, kind: str, *, is_first: bool) -> _Settings:
     rate = {"conv": config.connectivity, "pointwise": config.connectivity_1x1}.get(kind, 1.0)
     settings = _Settings(
         library=config.library,
@@ -219,7 +219,7 @@ def resolve_layers(
     owners: dict[int, str] = {}
     for name, conv in convs.items():
         settings = _apply_rules(
-            _base_settings(config, layer_kind(conv), name == first), matched[name]
+            _base_settings(config, layer_kind(conv), is_first=name == first), matched[name]
         )
         found = _resolve(name, conv, _within_groups(conv, settings), config.frozen)
         if isinstance(found, _Chosen) and conv._parameters.get("weight") is not None:

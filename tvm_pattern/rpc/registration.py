@@ -48,7 +48,7 @@ class Registration:
         self._next_ping = 0.0
         self._taken_since: float | None = None
 
-    def keep(self, is_free: bool) -> None:
+    def keep(self, *, is_free: bool) -> None:
         """Register if need be, and offer the server while it is free; never raises for a peer."""
         now = time.monotonic()
         try:
@@ -61,7 +61,7 @@ class Registration:
                 self._offer()
             if now >= self._next_ping:
                 self._next_ping = now + PING_PERIOD
-                self._ping(is_free)
+                self._ping(is_free=is_free)
         except (OSError, wire.ProtocolError) as error:
             logger.info("no tracker at %s:%d: %s", *self.tracker, error)
             self.close()
@@ -107,7 +107,7 @@ class Registration:
         self.match_key = match_key
         self._taken_since = None
 
-    def _ping(self, is_free: bool) -> None:
+    def _ping(self, *, is_free: bool) -> None:
         pending = self._ask([base.TrackerCode.GET_PENDING_MATCHKEYS])
         if not isinstance(pending, list):
             raise wire.ProtocolError(f"it answers {str(pending)[:80]}, expected match keys")

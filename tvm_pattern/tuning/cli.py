@@ -94,7 +94,7 @@ def tune(
         extra_knobs=knobs_of(space),
         measure=measure,
     )
-    opened = open_model(model, weights, trust)
+    opened = open_model(model, weights, trust=trust)
     opened = pruned_at_once(opened, connectivity, connectivity_1x1, group)
     path = log or default_log(target, model)
     resolved = resolve(target, host)

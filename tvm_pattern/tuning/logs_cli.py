@@ -27,7 +27,7 @@ def merge(logs: Logs, output: Output, skip_bad: SkipBad = False, json_output: Js
     """
     from .records import TuningLog, merge
 
-    records = merge(TuningLog(path).records(skip_bad) for path in logs)
+    records = merge(TuningLog(path).records(skip_bad=skip_bad) for path in logs)
     count = TuningLog(output).write(records)
     if json_output:
         print(json.dumps({"records": count, "output": str(output)}))
@@ -51,7 +51,9 @@ def best(
 
     from .records import TuningLog, best_records
 
-    records = best_records([r for path in logs for r in TuningLog(path).records(skip_bad)], keep)
+    records = best_records(
+        [r for path in logs for r in TuningLog(path).records(skip_bad=skip_bad)], keep
+    )
     if output is not None:
         TuningLog(output).write(records)
     if json_output:

@@ -293,7 +293,7 @@ class TuningLog:
                 " lines"
             )
 
-    def records(self, skip_bad: bool = False) -> list[Record]:
+    def records(self, *, skip_bad: bool = False) -> list[Record]:
         """The records.
 
         Parameters
