@@ -18,12 +18,21 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import models, posttrain, pruning, relay, tuning, verification
+    from . import autotvm, models, posttrain, pruning, relay, tuning, verification
     from .artifact import Library, load
     from .compiler import compile, targets
     from .tuning import tune
 
-_SUBMODULES = ("deploy", "models", "posttrain", "pruning", "relay", "tuning", "verification")
+_SUBMODULES = (
+    "autotvm",
+    "deploy",
+    "models",
+    "posttrain",
+    "pruning",
+    "relay",
+    "tuning",
+    "verification",
+)
 _NAMES = {
     "Library": "artifact",
     "compile": "compiler",
@@ -34,6 +43,7 @@ _NAMES = {
 
 __all__ = [
     "Library",
+    "autotvm",
     "compile",
     "load",
     "models",

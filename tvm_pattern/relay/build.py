@@ -11,6 +11,7 @@ from tvm.target import Target
 
 from ..artifact import Library
 from ..compiler import compile as compile_library
+from ..tuning.history import current_log
 from .graph_executor import ExecutorModule
 
 
@@ -50,8 +51,9 @@ def build(
     ----------
     ir_mod : tvm.IRModule
     target, tuning_log, num_threads, verify
-        As :func:`tvm_pattern.compile`. The library is held against ``ir_mod``; the model that it
-        was imported from is not known any more.
+        As :func:`tvm_pattern.compile`; the log is by default that of
+        :func:`tvm_pattern.autotvm.apply_history_best` around the call. The library is held against
+        ``ir_mod``; the model that it was imported from is not known any more.
     target_host : str or tvm.target.Target, optional
         Host of a GPU target.
     params : dict of str to array, optional
@@ -63,14 +65,22 @@ def build(
     -------
     BuiltModule
     """
-    if params:
-        ir_mod = relax.transform.BindParams("main", _as_tensors(ir_mod, params))(ir_mod)
+    ir_mod = bind(ir_mod, params)
+    if tuning_log is None:
+        tuning_log = current_log()
     if target_host is not None:
         target = Target(target, host=target_host)
     library = compile_library(
         ir_mod, target=target, tuning_log=tuning_log, num_threads=num_threads, verify=verify
     )
     return BuiltModule(library, mod_name)
+
+
+def bind(mod: tvm.IRModule, params: dict[str, Any] | None) -> tvm.IRModule:
+    """Inputs of ``main`` as constants."""
+    if not params:
+        return mod
+    return relax.transform.BindParams("main", _as_tensors(mod, params))(mod)
 
 
 def _as_tensors(mod: tvm.IRModule, params: dict[str, Any]) -> dict[str, Any]:
