@@ -32,6 +32,7 @@ from tvm_pattern.deploy import (
     WrongDeviceError,
     run_everywhere,
 )
+from tvm_pattern.deploy import farm as deploy_farm
 from tvm_pattern.deploy.cli import app
 from tvm_pattern.deploy.device import Verification
 from tvm_pattern.deploy.farm import results_table
@@ -102,6 +103,14 @@ def test_all_devices_of_a_key(farm, exported, expected):
     assert [row.device for row in results] == ["board 0", "board 1"]
     assert all(row.verified and not row.error and row.median_ms > 0 for row in results)
     assert results_table(results).row_count == 2
+
+
+def test_all_devices_by_several_processes(farm, exported, expected, monkeypatch):
+    """As where one process has no room for all: still none is used twice."""
+    monkeypatch.setattr(deploy_farm, "SESSIONS_PER_PROCESS", 1)
+    results = run_everywhere(farm.address, KEY, exported, [IMAGE], [expected], repeat=2)
+    assert [row.device for row in results] == ["board 0", "board 1"]
+    assert all(row.verified and not row.error for row in results)
 
 
 def test_commands(farm, exported, expected, tmp_path):

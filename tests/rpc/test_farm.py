@@ -23,6 +23,7 @@ from tvm_pattern.rpc import doctor
 from tvm_pattern.rpc.cli import app
 from tvm_pattern.rpc.client import NoDeviceError, RPCError, TrackerClient
 from tvm_pattern.rpc.doctor import TargetMismatchError, check_target
+from tvm_pattern.tuning import device_pool
 from tvm_pattern.tuning.measure import MeasureOptions, Measurer
 from tvm_pattern.tuning.records import LogError, TuningLog
 from tvm_pattern.tuning.session import Progress, Search, TuneOptions, tune
@@ -50,6 +51,37 @@ def test_both_devices_work_and_wrong_numbers_fail(measurer):
     token = write_inputs(measurer.folder)
     outcomes = measurer.measure_functions([(f, token) for f in (good(), wrong(), good())])
     assert [o.error_kind for o in outcomes] == ["ok", "wrong_result", "ok"]
+
+
+def test_more_devices_than_one_process_has_room_for(farm, measurer, monkeypatch):
+    """A process for each device: every answer comes, and stands beside its question."""
+    monkeypatch.setattr(device_pool, "SESSIONS_PER_PROCESS", 1)
+    token = write_inputs(measurer.folder)
+    outcomes = measurer.measure_functions([(f, token) for f in (good(), wrong(), good())])
+    assert [o.error_kind for o in outcomes] == ["ok", "wrong_result", "ok"]
+
+
+def test_only_so_many_devices_are_probed_as_there_is_room_for(farm, monkeypatch):
+    await_true(lambda: sum(s.free for s in farm.client.status()) == 2, "both devices to be free")
+    seen = []
+    monkeypatch.setattr(doctor, "SESSIONS_PER_PROCESS", 1)
+    monkeypatch.setattr(doctor, "probe", lambda session, *_: seen.append(session))
+    check_target(farm.client, KEY, NATIVE, linker_for(NATIVE))
+    assert len(seen) == 1
+    seen.clear()
+
+
+def test_a_process_without_room_says_so(monkeypatch):
+    client = TrackerClient("127.0.0.1", 1)
+    monkeypatch.setattr(client, "count", lambda key: 40)
+    monkeypatch.setattr(client, "_reserve", lambda key, deadline: ("127.0.0.1", 1, "k"))
+
+    def full(*_):
+        raise RuntimeError("Check failed: maximum number of RPC session reached")
+
+    monkeypatch.setattr(client, "_open", full)
+    with pytest.raises(RPCError, match=r"as many sessions as TVM has room for.*beyond 24"):
+        client.request("k", 5.0)
 
 
 def test_a_candidate_that_segfaults_costs_no_device(farm, measurer):

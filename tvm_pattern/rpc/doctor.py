@@ -19,7 +19,7 @@ from relay_passes.targets import CPU_KINDS
 from ..devices import device_of, why_not_there
 from ..machine import target_architecture
 from . import line
-from .client import KeyStatus, NoDeviceError, RPCError, TrackerClient
+from .client import SESSIONS_PER_PROCESS, KeyStatus, NoDeviceError, RPCError, TrackerClient
 from .messages import means
 
 _LANES = 16
@@ -110,6 +110,8 @@ def _reason(message: str) -> str:
 def check_target(client: TrackerClient, key: str, target: Target, linker: str) -> None:
     """:func:`probe` on every free device of ``key``, at least one.
 
+    At most as many as one process has room for (``SESSIONS_PER_PROCESS``).
+
     Raises
     ------
     RPCError
@@ -118,7 +120,7 @@ def check_target(client: TrackerClient, key: str, target: Target, linker: str) -
     free = next((s.free for s in client.status() if s.key == key), 0)
     # Held until all are probed: a device given back would be handed out again.
     sessions = [client.request(key, session_timeout=_PROBE_SECONDS)]
-    for _ in range(free - 1):
+    for _ in range(min(free, SESSIONS_PER_PROCESS) - 1):
         try:
             sessions.append(client.request(key, _PROBE_SECONDS, wait=1.0))
         except NoDeviceError:
