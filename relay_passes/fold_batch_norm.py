@@ -2,8 +2,8 @@
 
 Preconditions: weights, bias and statistics are constants (bind parameters and run FoldConstant
 before, so that a reshaped bias is a constant too); run before anything fuses the convolution. A
-batch norm stays where it is if the convolution (or its bias) has other users, is transposed, or if
-the batch norm itself is in training mode or its statistics are used.
+batch norm stays where it is if the convolution (or its bias) has other users, is transposed with
+groups, or if the batch norm itself is in training mode or its statistics are used.
 
 Relax's own ``FoldBatchnormToConv2D`` leaves a convolution with a bias alone.
 """
@@ -68,7 +68,7 @@ def _conv_of_bias(uses: Uses, addition: Var) -> Var | None:
     for conv, bias in _both_orders(uses.value[addition].args):
         call = uses.definition(conv)
         if _is_constant_conv(call) and uses.sole_user(conv) is not None:
-            out_channels = int(call.args[1].ty.shape[0])
+            out_channels = int(call.args[1].ty.shape[_filter_axis(call)])
             if channel_constant(bias, out_channels) is not None:
                 return conv
     return None
@@ -79,12 +79,19 @@ def _both_orders(args: list[Expr]) -> list[tuple[Expr, Expr]]:
 
 
 def _is_constant_conv(call: Any) -> bool:
+    layout = {"relax.nn.conv2d": "OIHW", "relax.nn.conv2d_transpose": "IOHW"}.get(op_name(call))
     return (
-        op_name(call) == "relax.nn.conv2d"
+        layout is not None
         and constant(call.args[1]) is not None
-        and str(call.attrs.kernel_layout) == "OIHW"
+        and str(call.attrs.kernel_layout) == layout
         and str(call.attrs.out_layout) == "NCHW"
+        and (layout == "OIHW" or int(call.attrs.groups) == 1)
     )
+
+
+def _filter_axis(call: Call) -> int:
+    """Axis of a convolution's weight that counts its out_channels."""
+    return 1 if op_name(call) == "relax.nn.conv2d_transpose" else 0
 
 
 def check_variances(func: relax.Function) -> None:
@@ -136,7 +143,8 @@ def fold_constants(
 def _fold(uses: Uses, match: _Match) -> tuple[Call, Call]:
     """New values of the convolution and of the batch norm's output."""
     conv, norm = uses.value[match.conv], uses.value[match.batch_norm]
-    weight = array_of(conv.args[1])
+    axis = _filter_axis(conv)
+    weight = np.swapaxes(array_of(conv.args[1]), 0, axis)
     bias = None
     if match.bias is not None:
         for first, second in _both_orders(uses.value[match.bias].args):
@@ -150,6 +158,7 @@ def _fold(uses: Uses, match: _Match) -> tuple[Call, Call]:
     new_weight, new_bias = fold_constants(
         weight, bias, gamma, beta, mean, variance, float(norm.attrs.epsilon)
     )
+    new_weight = np.ascontiguousarray(np.swapaxes(new_weight, 0, axis))
     new_conv = Call(conv.op, [conv.args[0], relax.const(new_weight)], conv.attrs)
     shaped = relax.const(new_bias.reshape(1, -1, 1, 1))
     builder = relax.BlockBuilder()

@@ -37,6 +37,7 @@ from .dataflow import (
 )
 from .markers import ConvParams, Marker
 from .report import ReportBuilder
+from .transposed_by_phases import Origin
 
 # Leaves room for the padding of the planes; the operator itself refuses what still exceeds 2**31.
 MAX_ELEMENTS = 2**29
@@ -128,6 +129,26 @@ def describe(
     )
 
 
+def _of_origin(row: LayerRow, origin: Origin | None, kept_weights: int) -> LayerRow:
+    """The row of the layer that a convolution stands for; both keep the same weights."""
+    if origin is None:
+        return row
+    density = kept_weights / origin.weights
+    dense = "not pruned: runs dense in the same operator"
+    return replace(
+        row,
+        op=origin.op,
+        reason=dense if row.taken and density == 1 else row.reason,
+        in_shape=origin.in_shape,
+        out_shape=origin.out_shape,
+        kernel_size=origin.kernel_size,
+        stride=origin.stride,
+        sparsity=1 - density,
+        dense_equivalent_gflop=origin.flops / 1e9,
+        effective_gflop=origin.flops * density / 1e9,
+    )
+
+
 def marker_of(call: Call, layer: str, structure: Structure | None = None) -> Marker:
     """The marker of an accepted convolution; it carries the structure of its weights."""
     attrs = call.attrs
@@ -176,6 +197,8 @@ class PatternRewrite:
     backend : Backend, optional
         Says whether it computes in float16, and has a schedule for a convolution. Default: no
         float16, and any convolution.
+    origins : mapping, optional
+        What convolutions stand for, by the name of their variable: the report speaks of that.
     """
 
     def __init__(
@@ -184,7 +207,9 @@ class PatternRewrite:
         unsupported: str = "",
         structures: Mapping[str, Structure] | None = None,
         backend: Backend | None = None,
+        origins: Mapping[str, Origin] | None = None,
     ) -> None:
+        self.origins = {} if origins is None else origins
         self.structures = structures or {}
         self.report = report
         self.unsupported = unsupported
@@ -208,7 +233,10 @@ class PatternRewrite:
                     reason = self._unscheduled(binding, structure)
                 known = None if reason else structure
                 row = describe(binding.value, binding.var, name, reason, known)
-                layer = self.report.add(row)
+                value = constant(binding.value.args[1])
+                nonzero = 0 if value is None else int(np.count_nonzero(value))
+                kept = nonzero if structure is None else structure.kept_weights
+                layer = self.report.add(_of_origin(row, self.origins.get(name), kept))
                 if not reason:
                     marker = marker_of(binding.value, layer, structure)
                     block[i] = relax.VarBinding(binding.var, marker.call(binding.var.ty))

@@ -18,6 +18,7 @@ from .fold_constants import FoldConstants
 from .fuse_epilogue import FuseEpilogue
 from .islands.scheduling import ConfigFor, no_records
 from .keep_nan import KeepNaN
+from .lift_to_2d import LiftTo2D
 from .lower_matmul import LowerMatmul
 from .name_layers import NameLayers
 from .pattern_rewrite import PatternRewrite
@@ -26,6 +27,7 @@ from .recognize_activations import RecognizeActivations
 from .report import ReportBuilder
 from .schedule import Schedule
 from .targets import resolve
+from .transposed_by_phases import Origin, TransposedByPhases
 
 PIPELINE = "pattern_sparse"
 #: Module attribute in which the pipeline leaves its report.
@@ -36,6 +38,7 @@ def normalize_passes() -> list[Pass]:
     """Constants and tuples out of the way, batch norms folded, activations named."""
     return [
         FoldConstants(),
+        LiftTo2D(),
         FoldBatchNorm(),
         RecognizeActivations(),
     ]
@@ -54,10 +57,12 @@ def marker_passes(
     """
     if reason := backend.why_not():
         return [PatternRewrite(report, reason)]
+    origins: dict[str, Origin] = {}
     return [
         LowerMatmul(backend.planes()),
         *normalize_passes(),
-        PatternRewrite(report, structures=structures, backend=backend),
+        TransposedByPhases(origins),
+        PatternRewrite(report, structures=structures, backend=backend, origins=origins),
         FuseEpilogue(),
         NameLayers(),
         PlaneLayout(backend.layout_for, backend.lane_order_for),

@@ -162,7 +162,7 @@ def test_report(library):
 
 def test_what_cannot_be_taken_is_dense_with_its_reason():
     model = nn.Sequential(
-        nn.ConvTranspose2d(3, 4, 2, stride=2), nn.Conv2d(4, 8, 3, padding=1, groups=2)
+        nn.ConvTranspose2d(3, 4, 2, stride=2, dilation=2), nn.Conv2d(4, 8, 3, padding=1)
     ).eval()
     library = tp.compile(model, IMAGE.detach(), num_threads=1)
     with torch.no_grad():

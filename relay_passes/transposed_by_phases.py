@@ -1,0 +1,193 @@
+"""TransposedByPhases: a transposed convolution -> one convolution of stride 1 and an interleaving.
+
+Preconditions: weights are constants, batch norms are folded. Run before PatternRewrite.
+
+With stride ``s`` output pixel ``q`` of a transposed convolution with padding ``p`` only sees the
+taps ``k`` with ``k = q + p (mod s)``. So the pixels of one remainder (a phase) are a convolution of
+stride 1 with every ``s``-th tap, last one first. All phases are filters of a single convolution;
+reshapes put their pixels between each other::
+
+    conv2d_transpose(x, W[i, o, kh, kw], s)  ->  conv2d(x, W'[o * sh * sw, i, ceil(kh / sh), ...])
+                                                 reshape, permute, reshape, crop of the padding
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir import Call, Expr, Var
+
+from .dataflow import (
+    FLOATS,
+    array_of,
+    bindings_of,
+    constant,
+    map_functions,
+    op_name,
+    rebuild,
+    static_shape,
+)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The convolution that another one stands for, for the report.
+
+    Parameters
+    ----------
+    op : str
+        Relax operator, without ``relax.``.
+    in_shape, out_shape : tuple of int
+    kernel_size, stride : tuple of int
+    weights : int
+        Weights of the layer; the phases may pad them with zeros.
+    flops : int
+        Multiplications and additions of the dense layer.
+    """
+
+    op: str
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    weights: int
+    flops: int
+
+
+def phase_weights(weight: np.ndarray, groups: int, stride: tuple[int, int]) -> np.ndarray:
+    """Weights of all phases as one convolution's.
+
+    Parameters
+    ----------
+    weight : numpy.ndarray
+        ``[in_channels, out_channels / groups, kh, kw]`` of a transposed convolution.
+    groups : int
+    stride : tuple of int
+
+    Returns
+    -------
+    numpy.ndarray
+        ``[out_channels * sh * sw, in_channels / groups, ceil(kh / sh), ceil(kw / sw)]``; the filter
+        of channel ``o`` and phase ``(rh, rw)`` is ``(o * sh + rh) * sw + rw``.
+    """
+    inputs, outputs, kh, kw = weight.shape
+    sh, sw = stride
+    th, tw = -(-kh // sh), -(-kw // sw)
+    padded = np.zeros((groups, inputs // groups, outputs, th * sh, tw * sw), weight.dtype)
+    padded[..., :kh, :kw] = weight.reshape(groups, inputs // groups, outputs, kh, kw)
+    taps = padded.reshape(groups, inputs // groups, outputs, th, sh, tw, sw)[:, :, :, ::-1, :, ::-1]
+    phases = taps.transpose(0, 2, 4, 6, 1, 3, 5)  # group, o, rh, rw, i, taps
+    return np.ascontiguousarray(phases).reshape(-1, inputs // groups, th, tw)
+
+
+def _fits(call: Expr, out: Var) -> bool:
+    if op_name(call) != "relax.nn.conv2d_transpose":
+        return False
+    attrs = call.attrs
+    layouts = (str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout))
+    dtypes = {str(e.ty.dtype) for e in (*call.args, out)}
+    return (
+        layouts == ("NCHW", "IOHW", "NCHW")
+        and constant(call.args[1]) is not None
+        and static_shape(call.args[0], 4) is not None
+        and all(int(d) == 1 for d in attrs.dilation)
+        and len(dtypes) == 1
+        and dtypes <= set(FLOATS)
+    )
+
+
+def _origin(call: Call, out: Var) -> Origin:
+    in_shape, weight = static_shape(call.args[0]) or (), array_of(call.args[1])
+    pixels = in_shape[0] * in_shape[2] * in_shape[3]
+    return Origin(
+        op_name(call).removeprefix("relax."),
+        in_shape,
+        static_shape(out) or (),
+        weight.shape[2:],
+        tuple(int(s) for s in call.attrs.strides),
+        weight.size,
+        2 * pixels * weight.size,
+    )
+
+
+class _Phases:
+    """The bindings that one transposed convolution becomes."""
+
+    def __init__(self, call: Call, out: Var) -> None:
+        self.call, self.out = call, out
+        self.bindings: list[relax.Binding] = []
+
+    def emit(self, value: Expr, name: str) -> Var:
+        value = relax.BlockBuilder().normalize(value)
+        var = relax.DataflowVar(name, value.ty)
+        self.bindings.append(relax.VarBinding(var, value))
+        return var
+
+    def run(self) -> list[relax.Binding]:
+        attrs, name = self.call.attrs, self.out.name
+        weight, groups = array_of(self.call.args[1]), int(attrs.groups)
+        stride = int(attrs.strides[0]), int(attrs.strides[1])
+        before = [int(p) for p in attrs.padding[:2]]
+        batch, _, *size = static_shape(self.call.args[0]) or ()
+        _, channels, *wanted = static_shape(self.out) or ()
+        phases = phase_weights(weight, groups, stride)
+        # Pixels of a phase, counted from that of the uncropped output's first one.
+        counts = [-(-(w + p) // s) for w, p, s in zip(wanted, before, stride, strict=True)]
+        reach = [t - 1 for t in phases.shape[2:]]
+        after = [max(c - n, 0) for c, n in zip(counts, size, strict=True)]
+        made = [n + a for n, a in zip(size, after, strict=True)]
+        image = self.emit(
+            relax.op.nn.conv2d(
+                self.call.args[0],
+                relax.const(phases),
+                padding=(*reach, *after),
+                groups=groups,
+            ),
+            name,
+        )
+        apart = self.emit(
+            relax.op.reshape(image, (batch, channels, *stride, *made)), f"{name}_phases"
+        )
+        between = self.emit(relax.op.permute_dims(apart, [0, 1, 4, 2, 5, 3]), f"{name}_between")
+        full = [m * s for m, s in zip(made, stride, strict=True)]
+        value = relax.op.reshape(between, (batch, channels, *full))
+        if before != [0, 0] or full != list(wanted):
+            whole = self.emit(value, f"{name}_whole")
+            ends = [p + w for p, w in zip(before, wanted, strict=True)]
+            value = relax.op.strided_slice(whole, [2, 3], before, ends)
+        normal = relax.BlockBuilder().normalize(value)
+        return [*self.bindings, relax.VarBinding(self.out, normal)]
+
+
+@tvm.transform.module_pass(opt_level=0, name="TransposedByPhases")
+class TransposedByPhases:
+    """``conv2d_transpose`` -> ``conv2d`` of its phases, put between each other.
+
+    Parameters
+    ----------
+    origins : mapping
+        Receives the original layer by the name of the convolution's variable.
+    """
+
+    def __init__(self, origins: MutableMapping[str, Origin]) -> None:
+        self.origins = origins
+
+    def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        return map_functions(mod, self._transform)
+
+    def _transform(self, func: relax.Function) -> relax.Function:
+        blocks = []
+        for block in bindings_of(func):
+            bindings: list[relax.Binding] = []
+            for binding in block:
+                if isinstance(binding, relax.VarBinding) and _fits(binding.value, binding.var):
+                    self.origins[str(binding.var.name)] = _origin(binding.value, binding.var)
+                    bindings += _Phases(binding.value, binding.var).run()
+                else:
+                    bindings.append(binding)
+            blocks.append(bindings)
+        return rebuild(func, blocks)
