@@ -78,10 +78,21 @@ class FKW:
         return int(self.group_start[-1])
 
     @property
+    def named_arrays(self) -> dict[str, np.ndarray]:
+        """The packed arrays by name, in the order in which the operator takes them."""
+        return {
+            "filter_order": self.filter_order,
+            "group_start": self.group_start,
+            **({} if self.uniform_taps else {"weight_start": self.weight_start}),
+            "pattern_count": self.pattern_count,
+            "in_channel": self.in_channel,
+            "weights": self.weights,
+        }
+
+    @property
     def arrays(self) -> list[np.ndarray]:
         """The packed arrays in the order in which the operator takes them."""
-        start = [self.group_start] + ([] if self.uniform_taps else [self.weight_start])
-        return [self.filter_order, *start, self.pattern_count, self.in_channel, self.weights]
+        return list(self.named_arrays.values())
 
     @property
     def nbytes(self) -> int:

@@ -223,6 +223,13 @@ def compile_command(
         int | None, typer.Option(help="Filters sharing kernels, with --connectivity; default 1.")
     ] = None,
     trust: Trust = False,
+    bundles: Annotated[
+        Path | None,
+        typer.Option(
+            help="For GPU targets: write each distinct convolution to this folder, as OpenCL that"
+            " run_bundle.py (put there too) runs and times without TVM."
+        ),
+    ] = None,
     no_verify: Annotated[
         bool, typer.Option("--no-verify", help="Do not hold the library against the model.")
     ] = False,
@@ -247,6 +254,8 @@ def compile_command(
 
     if no_verify and verify_graph:
         raise typer.BadParameter("got --no-verify and --verify-graph, expected at most one")
+    if bundles is not None:
+        _check_bundles(target, host)
     examples = examples_of(shape)
     with _console(sys.stderr).status("compiling"):
         opened = open_model(model, weights, trust=trust)
@@ -254,7 +263,8 @@ def compile_command(
         verify = "graph" if verify_graph else not no_verify
         library = compile_library(opened, examples, target, tuning_log, threads, verify, host=host)
         library.export(output)
-    files = [str(output), str(manifest_path(output))]
+        written = [] if bundles is None else _write_bundles(bundles, opened, examples, target, host)
+    files = [str(output), str(manifest_path(output)), *written]
     if json_output:
         rows = [asdict(row) for row in library.report.rows]
         facts = {"files": files, "size_bytes": output.stat().st_size, "report": rows}
@@ -263,6 +273,33 @@ def compile_command(
     console = _console()
     _print_report(console, library.report)
     console.print(f"wrote {' and '.join(files)} ({output.stat().st_size / 1e6:.1f} MB)")
+
+
+def _check_bundles(target: str, host: str | None) -> None:
+    from relay_passes.targets import resolve
+
+    kind = resolve(target, host).kind.name
+    if kind != "opencl":
+        raise typer.BadParameter(
+            f"--bundles holds OpenCL, the target {target} is of the kind {kind}; name a GPU, such"
+            " as pattern/mali"
+        )
+
+
+def _write_bundles(
+    folder: Path, model: Any, examples: Any, target: str, host: str | None
+) -> list[str]:
+    """The convolutions of a model as bundles."""
+    from relay_passes.targets import resolve
+
+    from .frontend import import_model
+    from .opencl.bundle import write_bundles
+    from .tuning.tasks import extract_tasks
+
+    resolved = resolve(target, host)
+    imported = import_model(model, examples)
+    tasks = extract_tasks(imported.mod, resolved, 1, imported.structures)
+    return [str(path) for path in write_bundles(folder, tasks, resolved)]
 
 
 @app.command()
@@ -458,6 +495,12 @@ def compare(
 def inspect(
     library: Annotated[Path, typer.Argument(help="A library written by the command compile.")],
     by_cost: Annotated[bool, typer.Option("--sort", help="The dearest layers first.")] = False,
+    source: Annotated[
+        bool,
+        typer.Option(
+            "--source", help="Show the OpenCL C of a GPU's library, and what each kernel does."
+        ),
+    ] = False,
     json_output: Json = False,
 ) -> None:
     """Show what a library takes, gives and needs, and the report of its compilation.
@@ -472,6 +515,9 @@ def inspect(
     from .manifest import Manifest, manifest_path
     from .publish import manifest_of
 
+    if source:
+        _show_sources(library, json_output)
+        return
     is_here = library.is_file()
     manifest = manifest_of(library) if is_here else Manifest.read(manifest_path(library))
     reason = why_not_runnable(manifest.architecture, manifest.cpu_features)
@@ -496,6 +542,22 @@ def inspect(
     console.print(facts)
     report = RewriteReport.from_json(json.dumps(manifest.report))
     _print_report(console, report, by_cost)
+
+
+def _show_sources(library: Path, json_output: bool) -> None:
+    """The kernels of a library: buffers, launch, counts, OpenCL C."""
+    from .opencl.inspection import kernels_of
+    from .publish import manifest_of
+
+    kernels = kernels_of(library, manifest_of(library).launches)
+    if json_output:
+        _print_json([asdict(kernel) for kernel in kernels])
+        return
+    for kernel in kernels:
+        print(f"// {kernel.name}: {kernel.launch}")
+        for line in kernel.described:
+            print(f"//   {line}")
+        print(kernel.source)
 
 
 def _read_array(path: Path) -> Any:

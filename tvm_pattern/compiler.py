@@ -14,6 +14,7 @@ from tvm.target import Target
 from relay_passes import pipeline
 from relay_passes import targets as target_tags
 from topi_kernels.report import RewriteReport
+from topi_kernels.schedules.opencl.source import launches_of
 
 from . import code_cache
 from .assigned import warn_of_lost_pruning
@@ -140,13 +141,17 @@ def _build(
         interleaved_lanes=interleaved_lanes,
     )
     lowered, steps = with_steps(lowered, imported.layer_names)
+    launches: dict[str, list[list[int]]] = {}
     if resolved.kind.name == "llvm":
         built = build(lowered, resolved, cache)
         code = CompiledCode(built.executable, _triple(resolved), built.objects)
     else:
+        launches = launches_of(lowered)
         code = CompiledCode(tvm.compile(lowered, resolved), _triple(resolved))
     report = _with_names(report, imported.layer_names, config_for.notes())
-    manifest = describe(resolved, imported.inputs, imported.outputs, num_threads, report, steps)
+    manifest = describe(
+        resolved, imported.inputs, imported.outputs, num_threads, report, steps, launches
+    )
     return Library(code, manifest)
 
 

@@ -48,6 +48,7 @@ def describe(
     num_threads: int,
     report: RewriteReport,
     steps: Sequence[Step] = (),
+    launches: dict[str, list[list[int]]] | None = None,
 ) -> Manifest:
     """The manifest of a library that was compiled just now."""
     return Manifest(
@@ -65,6 +66,7 @@ def describe(
         report=[_plain(asdict(row)) for row in report.rows],
         steps=[_plain(asdict(step)) for step in steps],
         notes=list(report.notes),
+        launches=launches or {},
     )
 
 

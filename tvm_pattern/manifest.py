@@ -90,6 +90,9 @@ class Manifest:
         :class:`tvm_pattern.verification.Verification`; empty if nobody has checked.
     notes : list of str
         Lines of the report about the whole library, such as whose tuning records it uses.
+    launches : dict
+        GPU's kernel -> work_groups and work_items ``[x, y, z]`` of a launch, of the kernels that
+        this project scheduled.
     """
 
     __pydantic_config__ = _STRICT
@@ -108,6 +111,7 @@ class Manifest:
     sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     verification: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    launches: dict[str, list[list[int]]] = field(default_factory=dict)
     schema: Annotated[int, Field(ge=MANIFEST_SCHEMA, le=MANIFEST_SCHEMA)] = MANIFEST_SCHEMA
 
     @classmethod

@@ -20,7 +20,8 @@ from topi_kernels.workload import Epilogue
 
 def run(func: tirx.PrimFunc, arrays: list[np.ndarray], folder) -> np.ndarray:
     """The last of ``arrays`` after a call of ``func`` on the device; its values start as NaN."""
-    path = str(folder / "operator.so")
+    # A name that was loaded before would give the library of then.
+    path = str(folder / f"operator{len(list(folder.iterdir()))}.so")
     target = resolve("pattern/mali", "native")
     module = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
     tvm.compile(module, target).export_library(path)

@@ -77,6 +77,13 @@ def tile_grid(shape: ConvShape, config: GpuConfig) -> tuple[int, int]:
     return -(-shape.out_layout.height // config.tile_rows), -(-vectors // config.tile_cols)
 
 
+def waste(shape: ConvShape, config: GpuConfig) -> float:
+    """Outputs that the tiles of an image compute to those that it has."""
+    rows, cols = tile_grid(shape, config)
+    computed = rows * config.tile_rows * cols * config.tile_cols * config.vector_width
+    return computed / (shape.out_layout.height * shape.out_layout.width)
+
+
 def sum_bytes(config: GpuConfig, facts: GpuFacts) -> int:
     """Bytes of a sum."""
     return 2 if facts.dtype == "float16" and config.accumulator == "float16" else 4

@@ -21,8 +21,7 @@ from ...geometry import ConvGeometry
 from ...layout import PlaneLayout
 from ...plane_ops import PlaneTarget
 from ...primfunc import primfunc_builder
-from ...vector import lanes
-from ...vector_math import maximum_of
+from ...vector import constant, lanes
 from .halo import Stored, activated, store_vector
 from .vectors import converted, launch, load_any, together, zeros
 
@@ -165,6 +164,12 @@ def elementwise(
     return ib.get()
 
 
+def _larger(first: Any, second: Any) -> Any:
+    """Maximum of vectors; NaN where one of them is."""
+    is_number = second <= constant(math.inf, WIDTH)
+    return T.Select(is_number, T.Select(first < second, second, first), second)
+
+
 def max_pool(
     batch: int,
     channels: int,
@@ -189,7 +194,8 @@ def max_pool(
     ) as (ib, (x, out)):
 
         def body(plane: Any, row: Any, column: Any) -> Any:
-            values = []
+            # A variable: TVM copies what is bound into its uses, 2^9 times in a nested maximum.
+            largest = T.alloc_buffer((1,), f"float32x{WIDTH}", scope="local")
             for ky in range(kh):
                 y = T.max(T.min(row * sh + (ky - top), height - 1), 0)
                 first = plane * in_layout.size + in_layout.origin + y * in_layout.row_stride
@@ -197,8 +203,11 @@ def max_pool(
                 for kx in range(kw):
                     at = [column * sw + (i * sw + kx - left) for i in range(WIDTH)]
                     places = [start + T.max(T.min(a, width - 1), 0) for a in at]
-                    values.append(T.Bind(scalars(x, places)))
-            return maximum_of(values, WIDTH, nan_maximum=False)
+                    value = T.Bind(scalars(x, places))
+                    if ky or kx:
+                        value = _larger(largest[0], value)
+                    T.buffer_store(largest, value, [0])
+            return largest[0]
 
         write_planes(batch * channels, out_layout, out, target.dtype, body)
     return ib.get()

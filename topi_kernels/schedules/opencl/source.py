@@ -8,6 +8,7 @@ from typing import Any
 
 import tvm
 from tvm import tirx
+from tvm.s_tir import SBlockRealize
 from tvm.target import Target
 from tvm.tirx.build import codegen_build, split_host_device_mods
 
@@ -73,7 +74,8 @@ def kernel_sources(func: tirx.PrimFunc, target: Target) -> list[KernelSource]:
         func = func.with_attr("global_symbol", "main")
     name = str(func.attrs["global_symbol"])
     mod = tirx.transform.BindTarget(target)(tvm.IRModule({name: func}))
-    pipeline, _, finish = tirx.get_default_tir_pipeline(target)
+    # By name: asked for an Adreno, TVM gives the passes for textures, alone.
+    pipeline, _, finish = tirx.get_tir_pipeline("s_tir")
     _, devices = split_host_device_mods(pipeline(mod))
     result = []
     for device_target, part in devices.items():
@@ -82,6 +84,25 @@ def kernel_sources(func: tirx.PrimFunc, target: Target) -> list[KernelSource]:
         for _, kernel in part.functions_items():
             result.append(_kernel(kernel, source))
     return sorted(result, key=lambda kernel: kernel.name)
+
+
+def launches_of(mod: tvm.IRModule) -> dict[str, list[list[int]]]:
+    """How the kernels of scheduled PrimFuncs are launched, before they are lowered.
+
+    Returns
+    -------
+    dict of str to [[int, int, int], [int, int, int]]
+        Kernel -> work_groups, work_items; without those that TVM schedules.
+    """
+    result = {}
+    for gv, func in mod.functions_items():
+        if not isinstance(func, tirx.PrimFunc) or "tirx.is_scheduled" not in (func.attrs or {}):
+            continue
+        extents = {"blockIdx": [1, 1, 1], "threadIdx": [1, 1, 1]}
+        for place, axis, extent in _launch(func.body):
+            extents[place][_AXES.index(axis)] = int(extent)
+        result[f"{gv.name_hint}_kernel"] = [extents["blockIdx"], extents["threadIdx"]]
+    return result
 
 
 def _kernel(func: tirx.PrimFunc, source: str) -> KernelSource:
@@ -106,6 +127,8 @@ def _launch(stmt: tirx.Stmt) -> Iterator[tuple[str, str, Any]]:
     if isinstance(stmt, tirx.SeqStmt):
         for part in stmt.seq:
             yield from _launch(part)
+    if isinstance(stmt, SBlockRealize):
+        yield from _launch(stmt.block.body)
     if isinstance(stmt, tirx.AttrStmt):
         if str(stmt.attr_key) == "thread_extent":
             place, axis = str(stmt.node.thread_tag).split(".")

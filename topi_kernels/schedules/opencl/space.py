@@ -19,11 +19,13 @@ from .config import (
     GpuFacts,
     chunk_width,
 )
-from .cost import estimate_cost, register_need, tile_grid
+from .cost import estimate_cost, register_need, tile_grid, waste
 from .reuse import row_chunks, tile_uses
 
 MAX_TILE_ROWS = 8
-TILE_COLS = (1, 2, 4)
+TILE_COLS = (1, 2, 4, 7)
+MAX_WASTE = 1.1
+"""Computed outputs to wanted ones that level 0 accepts."""
 TILES_PER_GROUP = (16, 32, 64, 128)
 FILTER_GROUPS = (1, 2, 4)
 
@@ -137,15 +139,17 @@ def _work_groups(shape: ConvShape, tile: GpuConfig, facts: GpuFacts) -> Iterator
 def default_config(shape: ConvShape, facts: GpuFacts) -> GpuConfig:
     """The level-0 configuration: the cheapest of the search_space by the model.
 
-    Sums are float32 at level 0; float16 ones are a choice of the tuner's or the user's.
+    Of those that compute hardly more outputs than there are, if any. Sums are float32 at level 0;
+    float16 ones are a choice of the tuner's or the user's.
 
     Raises
     ------
     ValueError
         If no configuration is legal.
     """
-    configs = (c for c in search_space(shape, facts) if c.accumulator == "float32")
-    best = min(configs, key=lambda c: estimate_cost(shape, c, facts), default=None)
+    configs = [c for c in search_space(shape, facts) if c.accumulator == "float32"]
+    exact = [c for c in configs if waste(shape, c) <= MAX_WASTE]
+    best = min(exact or configs, key=lambda c: estimate_cost(shape, c, facts), default=None)
     if best is None:
         raise ValueError(
             f"no legal configuration for {shape.out_layout.height}x{shape.out_layout.width} output"

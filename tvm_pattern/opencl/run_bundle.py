@@ -3,7 +3,7 @@
 
     python run_bundle.py BUNDLE [BUNDLE ...] [--runs 50] [--json results.json]
 
-A bundle is a folder that ``tvm-pattern inspect --source --bundle FOLDER`` or
+A bundle is a folder that ``tvm-pattern compile --bundles FOLDER`` or
 ``python -m benchmarks.opencl --bundles FOLDER`` writes: ``bundle.json`` (what is computed, and one
 or more kernels that compute it), their sources, and ``arrays.npz`` (inputs and the expected
 output). Times are those of the device's own clock (events), of the kernel alone. The peak is what a
@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +84,7 @@ class Device:
         except cl.RuntimeError as error:
             raise SystemExit(f"{name} does not build on {self.device.name}:\n{error}") from None
 
-    def times(self, launch, runs: int, warm_up: int = 3) -> list[float]:
+    def times(self, launch: Callable[[], cl.Event], runs: int, warm_up: int = 3) -> list[float]:
         """Seconds of ``runs`` launches by the device's clock."""
         for _ in range(warm_up):
             launch().wait()
