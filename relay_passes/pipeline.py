@@ -89,7 +89,7 @@ def lower(
     num_threads: int | None = None,
     config_for: ConfigFor = no_records,
     structures: Mapping[str, Structure] | None = None,
-    interleaved_lanes: bool = False,
+    interleaved_lanes: bool | None = None,
 ) -> tuple[tvm.IRModule, RewriteReport]:
     """Rewrite a module for ``target``; what this project does not take is legalised by TVM.
 
@@ -108,9 +108,9 @@ def lower(
     structures : mapping, optional
         What the pruner assigned, by the name of the variable of a convolution; the others are
         analysed.
-    interleaved_lanes : bool
+    interleaved_lanes : bool, optional
         Let tensors have interleaved lanes where the cost model expects a gain, see
-        :mod:`topi_kernels.layout`.
+        :mod:`topi_kernels.layout`. Default: on devices where that was measured.
 
     Returns
     -------

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.assembly import inner_loops
+from relay_passes.targets import resolve
+from topi_kernels.backend import Backend
 from topi_kernels.geometry import ConvGeometry
 from topi_kernels.layout import band_choices
 from topi_kernels.layout_choice import (
@@ -121,6 +123,44 @@ def test_the_papers_sparsity_gets_interleaved_lanes(size: int) -> None:
     order = choose_lane_order([need], (size, size), 1, 0, "x86-avx512")
     assert order is not None
     assert order.lanes == 16
+
+
+#: What the papers' sparsity gets in VGG-16's sizes: a change of it is a change of every network.
+CHOSEN = {
+    (224, 64): LaneOrder(16, 1, 1),
+    (112, 128): LaneOrder(16, 1, 0),
+    (56, 256): LaneOrder(16, 2, 0),
+    (28, 512): LaneOrder(16, 1, 0),
+    (14, 512): None,
+}
+
+
+@pytest.mark.parametrize(("size", "channels"), CHOSEN)
+def test_the_chosen_orders_are_as_pinned(size: int, channels: int) -> None:
+    need, _ = _need(size, channels)
+    order = choose_lane_order([need], (size, size), 1, 0, "x86-avx512")
+    assert order == CHOSEN[size, channels]
+
+
+@pytest.mark.parametrize(
+    ("target", "asked", "expected"),
+    [
+        ("x86-avx512", None, True),
+        ("x86-avx512", False, False),
+        ("x86-avx2", None, False),
+        ("x86-avx2", True, True),
+        ("cortex-a53", None, False),
+    ],
+)
+def test_interleaved_lanes_are_the_default_where_measured(
+    target: str, asked: bool | None, expected: bool
+) -> None:
+    backend = Backend.of(resolve(f"pattern/{target}"), 1, interleaved_lanes=asked)
+    need, _ = _need(56, 64)
+    order = backend.lane_order_for([need], (56, 56), 1, 0)
+    assert backend.interleaved_lanes is expected
+    assert expected or order is None
+    assert target != "x86-avx512" or (order is not None) is expected
 
 
 def test_changing_the_order_for_others_can_cost_too_much() -> None:

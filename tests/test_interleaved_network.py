@@ -8,8 +8,12 @@ from torch import nn
 
 import tvm_pattern as tp
 from relay_passes import pipeline
+from relay_passes.targets import resolve
 from topi_kernels import layout_choice
+from topi_kernels.conv_task import ConvTask
 from tvm_pattern.frontend import import_model
+from tvm_pattern.lanes import Lanes
+from tvm_pattern.tuning.tasks import extract_tasks
 
 
 class Mixed(nn.Module):
@@ -55,3 +59,31 @@ def test_a_network_on_interleaved_lanes_matches_torch(
     library = tp.compile(model, x, target=target, num_threads=1, interleaved_lanes=True)
     for got, expected in zip(library(x), model(x), strict=True):
         torch.testing.assert_close(torch.from_numpy(got), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_tuning_asks_for_the_layouts_that_compiling_will() -> None:
+    """At F = 1 in 56x56 AVX-512 gets interleaved lanes by itself; records hold that layout."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()
+    ).eval()
+    tp.pruning.oneshot(model, connectivity=2)
+    mod, target = import_model(model, torch.randn(1, 8, 56, 56)).mod, resolve("pattern/x86-avx512")
+    keys = {}
+    for asked in (None, True, False):
+        tasks = [w.task for w in extract_tasks(mod, target, interleaved_lanes=asked)]
+        seen: list[ConvTask] = []
+        pipeline.lower(mod, target, num_threads=1, config_for=seen.append, interleaved_lanes=asked)
+        keys[asked] = [task.key for task in tasks]
+        assert keys[asked] == [task.key for task in seen]
+        assert all(task.in_layout.is_interleaved is (asked is not False) for task in tasks)
+        assert all(ConvTask.from_dict(task.as_dict()) == task for task in tasks)
+    assert keys[None] == keys[True]
+    assert not set(keys[None]) & set(keys[False])
+
+
+@pytest.mark.parametrize(
+    ("name", "choice"), [("auto", None), ("plain", False), ("interleaved", True)]
+)
+def test_the_command_line_names_the_switch(name: str, choice: bool | None) -> None:
+    assert Lanes(name).choice is choice

@@ -17,6 +17,7 @@ from .layout_choice import ConvNeed, LaneOrder, choose_lane_order, default_layou
 from .operator import ConvPlan, plan_conv
 from .plane_ops import PlaneTarget
 from .schedules.choose import Config, Facts
+from .schedules.config import Family
 from .schedules.opencl.config import GpuFacts
 from .structure import Structure
 
@@ -47,7 +48,7 @@ class Backend:
         target: Target,
         num_threads: int | None = None,
         *,
-        interleaved_lanes: bool = False,
+        interleaved_lanes: bool | None = None,
     ) -> Backend:
         """The backend of a Target.
 
@@ -56,7 +57,8 @@ class Backend:
         target : tvm.target.Target
         num_threads : int, optional
             Default: the target's ``num-cores``, else the cores that this process may use.
-        interleaved_lanes : bool
+        interleaved_lanes : bool, optional
+            Default: as the device's facts say.
 
         Raises
         ------
@@ -65,6 +67,8 @@ class Backend:
         """
         device = DEVICES.of(target)
         threads = num_cores(target) if num_threads is None else num_threads
+        if interleaved_lanes is None:
+            interleaved_lanes = isinstance(device.facts, Family) and device.facts.interleaved_lanes
         return cls(device, threads, why_no_float16(device, target), interleaved_lanes)
 
     @classmethod

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperCommand, TyperGroup
 
+from .lanes import Lanes, LanesOption
+
 # Commands that live in their own rooms: name -> module with a typer ``app``, and what the list of
 # commands says of it: the module is imported when the command is used, since some bring torch.
 MOUNTED: dict[str, tuple[str, str]] = {
@@ -222,6 +224,7 @@ def compile_command(
     group: Annotated[
         int | None, typer.Option(help="Filters sharing kernels, with --connectivity; default 1.")
     ] = None,
+    lanes: LanesOption = Lanes.AUTO,
     trust: Trust = False,
     bundles: Annotated[
         Path | None,
@@ -261,7 +264,9 @@ def compile_command(
         opened = open_model(model, weights, trust=trust)
         opened = pruned_at_once(opened, connectivity, connectivity_1x1, group)
         verify = "graph" if verify_graph else not no_verify
-        library = compile_library(opened, examples, target, tuning_log, threads, verify, host=host)
+        library = compile_library(
+            opened, examples, target, tuning_log, threads, verify, lanes.choice, host=host
+        )
         library.export(output)
         written = [] if bundles is None else _write_bundles(bundles, opened, examples, target, host)
     files = [str(output), str(manifest_path(output)), *written]

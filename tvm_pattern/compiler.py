@@ -53,7 +53,7 @@ def compile(
     tuning_log: str | os.PathLike | None = None,
     num_threads: int | None = None,
     verify: bool | str = True,
-    interleaved_lanes: bool = False,
+    interleaved_lanes: bool | None = None,
     host: str | dict | Target | None = None,
 ) -> Library:
     """Compile a pruned model, and check the result against it.
@@ -82,10 +82,10 @@ tvm.IRModule
         model run by its own framework; a target that does not run on this computer is reported as
         not checked. ``"graph"``: there, check the imported graph instead. False: no check. See
         ``docs/verification.md``; the result is in the manifest's ``verification``.
-    interleaved_lanes : bool
+    interleaved_lanes : bool, optional
         Let neighbouring pixels lie in neighbouring vectors where the cost model expects a gain: 3x3
-        layers at F = 1 get faster on AVX-512. The shipped tuning records are for plain rows, so
-        that these layers run at level 0.
+        layers at F = 1. Default: on AVX-512, where it was measured. Records hold the layouts that
+        they were measured with, and the shipped ones are for plain rows (``False``).
     host : str, dict or tvm.target.Target, optional
         The CPU beside a GPU target: ``native`` for a library that runs on an OpenCL device of this
         computer, ``cortex-a76`` and so on for a phone's. Default: any 64-bit ARM.
@@ -127,7 +127,7 @@ def _build(
     resolved: Target,
     num_threads: int,
     tuning_log: str | os.PathLike | None,
-    interleaved_lanes: bool,
+    interleaved_lanes: bool | None,
 ) -> Library:
     stay_alone()
     cache = code_cache.from_environment()

@@ -58,6 +58,9 @@ class Family:
     early_loads : bool
         Whether the compiler moves the loads of a step before its multiply-adds, as it does for
         in-order cores; they then occupy registers all at once.
+    interleaved_lanes : bool
+        Whether tensors get interleaved lanes where the cost model expects a gain, unless asked
+        otherwise: true where that was measured.
     nan_maximum : bool
         Whether maximum and minimum give NaN if either operand is NaN, as in torch.
     """
@@ -89,6 +92,7 @@ class Family:
     page_cost: float = 4.0
     isa: str = "any"
     early_loads: bool = False
+    interleaved_lanes: bool = False
     nan_maximum: bool = False
 
     def of_dtype(self, dtype: str) -> Family:

@@ -31,6 +31,7 @@ AVX512 = Family(
     tile_cost=14.5,
     store_cost=4.12,
     near_cache_floats=13_200,
+    interleaved_lanes=True,
 )
 
 AVX2 = Family(

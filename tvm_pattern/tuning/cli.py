@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..lanes import Lanes, LanesOption
 from . import arguments as args
 
 app = typer.Typer(add_completion=False)
@@ -35,6 +36,7 @@ def tune(
     group: Annotated[
         int | None, typer.Option(help="Filters sharing kernels, with --connectivity; default 1.")
     ] = None,
+    lanes: LanesOption = Lanes.AUTO,
     log: Annotated[
         Path | None, typer.Option(help="Default: tuning_logs/TARGET/MODEL.jsonl")
     ] = None,
@@ -100,7 +102,9 @@ def tune(
     resolved = resolve(target, host)
     examples = examples_of(shape)
     try:
-        tune_shown(opened, examples, resolved, path, options, threads, plot, json_output)
+        tune_shown(
+            opened, examples, resolved, path, options, threads, plot, json_output, lanes.choice
+        )
     except (KeyboardInterrupt, RuntimeError, OSError):
         if path.exists():
             typer.echo(

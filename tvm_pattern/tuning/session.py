@@ -362,6 +362,8 @@ def tune(
     num_threads: int | None = None,
     callback: Callable[[Progress], None] | None = None,
     host: str | dict | Target | None = None,
+    *,
+    interleaved_lanes: bool | None = None,
 ) -> TuneResult:
     """Tune the convolutions of a pruned model by measuring.
 
@@ -379,6 +381,8 @@ def tune(
         Called with a :class:`Progress` after every batch.
     host : str, dict or tvm.target.Target, optional
         The CPU beside a GPU target, as for :func:`tvm_pattern.compile`.
+    interleaved_lanes : bool, optional
+        As for :func:`tvm_pattern.compile`, which only finds the records of the same choice.
 
     Returns
     -------
@@ -406,7 +410,13 @@ def tune(
     # First, so that a device that is missing or of another kind is known at once.
     with Measurer(resolved, threads, options.measure) as measurer:
         imported = import_model(model, example_inputs)
-        tasks = extract_tasks(imported.mod, resolved, threads, imported.structures)
+        tasks = extract_tasks(
+            imported.mod,
+            resolved,
+            threads,
+            imported.structures,
+            interleaved_lanes=interleaved_lanes,
+        )
         with locked(log, "tuning into"):
             search = Search(tasks, resolved, TuningLog(log), options, threads)
             return search.run(measurer, callback)

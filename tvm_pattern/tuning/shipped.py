@@ -82,7 +82,11 @@ def network_tasks(
     )
     imported = import_model(model, torch.zeros(network.input))
     structures = imported.structures
-    return [extract_tasks(imported.mod, target, num_threads, structures) for target in targets]
+    # They were measured in plain rows.
+    return [
+        extract_tasks(imported.mod, target, num_threads, structures, interleaved_lanes=False)
+        for target in targets
+    ]
 
 
 #: How a log serves a task: by a record of the task, by one from before there were as many knobs, by

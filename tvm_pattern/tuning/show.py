@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ def tune_shown(
     num_threads: int | None = None,
     plot: Path | None = None,
     json_output: bool = False,
+    interleaved_lanes: bool | None = None,
 ) -> TuneResult:
     """:func:`tvm_pattern.tune` with live progress, a summary and, if wanted, search curves.
 
@@ -87,19 +89,32 @@ def tune_shown(
     standard error, and the figures to standard output.
     """
     console = Console(soft_wrap=True, highlight=False, stderr=json_output)
+
+    def run(callback: Callable[[Progress], None]) -> TuneResult:
+        return tune(
+            model,
+            example_inputs,
+            target,
+            log,
+            options,
+            num_threads,
+            callback,
+            interleaved_lanes=interleaved_lanes,
+        )
+
     if console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
 
             def update(progress: Progress) -> None:
                 live.update(progress_table(progress), refresh=True)
 
-            result = tune(model, example_inputs, target, log, options, num_threads, update)
+            result = run(update)
     else:
 
         def write(progress: Progress) -> None:
             console.print("; ".join(_rows(progress).values()))
 
-        result = tune(model, example_inputs, target, log, options, num_threads, write)
+        result = run(write)
     for line in summary(result):
         console.print(line)
     console.print(f"records in {result.log}; use them by --tuning-log")

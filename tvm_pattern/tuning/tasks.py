@@ -48,6 +48,8 @@ def extract_tasks(
     target: Target,
     num_threads: int = 1,
     structures: Mapping[str, Structure] | None = None,
+    *,
+    interleaved_lanes: bool | None = None,
 ) -> list[WeightedTask]:
     """The distinct convolutions of a module, in order of first occurrence.
 
@@ -59,13 +61,15 @@ def extract_tasks(
     num_threads : int
     structures : mapping, optional
         What the pruner assigned; see :func:`relay_passes.pipeline.lower`.
+    interleaved_lanes : bool, optional
+        As there.
 
     Raises
     ------
     ValueError
         If the target's device has no search space, or no device matches.
     """
-    backend = Backend.of(target, num_threads)
+    backend = Backend.of(target, num_threads, interleaved_lanes=interleaved_lanes)
     if backend.why_not():
         raise ValueError(
             f"the device {backend.name!r} has no search space to tune; expected one of"
