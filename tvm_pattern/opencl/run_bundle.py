@@ -3,10 +3,9 @@
 
     python run_bundle.py BUNDLE [BUNDLE ...] [--runs 50] [--json results.json]
 
-A bundle is a folder that ``tvm-pattern compile --bundles FOLDER`` or
-``python -m benchmarks.opencl --bundles FOLDER`` writes: ``bundle.json`` (what is computed, and one
-or more kernels that compute it), their sources, and ``arrays.npz`` (inputs and the expected
-output). Times are those of the device's own clock (events), of the kernel alone. The peak is what a
+A bundle is a folder that ``tvm-pattern compile --bundles FOLDER`` writes for each layer:
+``bundle.json`` (what is computed, and one or more kernels that compute it), their sources, and
+``arrays.npz`` (inputs and the expected output). Times are those of the device's own clock (events), of the kernel alone. The peak is what a
 small kernel of independent multiply-adds reaches on the same device in the same run.
 """
 

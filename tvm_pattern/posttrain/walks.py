@@ -7,6 +7,7 @@ forwards of the pruned network go on through it, so that nothing is computed twi
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from operator import length_hint
 from typing import Any
@@ -113,7 +114,7 @@ def halts_itself(model: nn.Module, *, is_plain: bool) -> bool:
     return is_plain and isinstance(model, OnnxNetwork)
 
 
-class _Walk:
+class _Walk(ABC):
     """One forward of one network."""
 
     def __init__(self, names: Mapping[int, str]) -> None:
@@ -122,16 +123,18 @@ class _Walk:
 
     def go_to(self, name: str) -> torch.Tensor:
         """Go on through layers that need no halt until the layer; its input."""
-        value = self._advance(name)
+        value = self._advance()
         if self._at != name or value is None:
             raise OtherOrder(f"a forward reaches {self._at or 'its end'} before {name}")
         return value
 
-    def _advance(self, name: str) -> torch.Tensor | None:
-        raise NotImplementedError
+    @abstractmethod
+    def _advance(self) -> torch.Tensor | None:
+        """Go on to the next layer; its input, or None at the end."""
 
+    @abstractmethod
     def stop(self) -> None:
-        raise NotImplementedError
+        """End the forward where it is."""
 
 
 class _GeneratorWalk(_Walk):
@@ -143,7 +146,7 @@ class _GeneratorWalk(_Walk):
         inputs = value if isinstance(value, tuple) else (value,)
         self._steps = model.walk(*inputs)
 
-    def _advance(self, name: str) -> torch.Tensor | None:
+    def _advance(self) -> torch.Tensor | None:
         with torch.no_grad():
             for conv, value in self._steps:
                 if id(conv) in self.names:
@@ -193,7 +196,7 @@ class _ThreadWalk(_Walk):
         if self._is_stopped:
             raise _Stop
 
-    def _advance(self, name: str) -> torch.Tensor | None:
+    def _advance(self) -> torch.Tensor | None:
         if not self._thread.is_alive():
             return None
         self._go.release()
