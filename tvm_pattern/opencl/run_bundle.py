@@ -5,8 +5,9 @@
 
 A bundle is a folder that ``tvm-pattern compile --bundles FOLDER`` writes for each layer:
 ``bundle.json`` (what is computed, and one or more kernels that compute it), their sources, and
-``arrays.npz`` (inputs and the expected output). Times are those of the device's own clock (events), of the kernel alone. The peak is what a
-small kernel of independent multiply-adds reaches on the same device in the same run.
+``arrays.npz`` (inputs and the expected output). Times are those of the device's own clock (events),
+of the kernel alone. The peak is what a small kernel of independent multiply-adds reaches on the
+same device in the same run.
 """
 
 from __future__ import annotations
