@@ -266,13 +266,22 @@ class ConvTask:
         """What the device's model estimates; only the order counts."""
         return self.schedules.cost(self.shape, config, self.machine)
 
+    def unschedulable_reason(self, config: Config) -> str | None:
+        """Why ``config`` cannot be scheduled for this shape and device, or None when it can.
+
+        It may want more sharing than the filters have: empty places are filled up then.
+        """
+        if not isinstance(config, self.schedules.config):
+            return f"a {type(config).__name__} is for other devices than {self.family}"
+        return self.schedules.illegal(self.shape, config, self.machine)
+
     def illegal_reason(self, config: Config) -> str | None:
         """Why ``config`` cannot be used for this task, or None when it can."""
         if not isinstance(config, self.schedules.config):
-            return f"a {type(config).__name__} is for other devices than {self.family}"
+            return self.unschedulable_reason(config)
         if config.group > self.max_group:
             return f"group {config.group} exceeds the {self.max_group} filters that share kernels"
-        return self.schedules.illegal(self.shape, config, self.machine)
+        return self.unschedulable_reason(config)
 
 
 def check_weight(weight: np.ndarray) -> None:

@@ -90,7 +90,7 @@ def plan_conv(
         )
     if config is None:
         config = task.default_config()
-    elif (reason := task.illegal_reason(config)) is not None:
+    elif (reason := task.unschedulable_reason(config)) is not None:
         raise ValueError(f"config {config} is illegal here: {reason}")
     structure = structure or determine(weight)
     fkw = pack(weight, config.group, task.patterns, task.structure, structure.kept)

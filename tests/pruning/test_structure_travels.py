@@ -100,7 +100,8 @@ def test_libraries_say_where_the_structure_is_from_and_compute_it_right(rounding
     save_pruned(tmp_path / "w.safetensors", model, assignment)
     other = small(seed=7)
     load_pruned(tmp_path / "w.safetensors", other)
-    library = tp.compile(other, IMAGE)
+    # On interleaved lanes so small a layer may be faster with less sharing than it has.
+    library = tp.compile(other, IMAGE, interleaved_lanes=False)
     assert [row.structure for row in library.report.rows] == [ASSIGNMENT] * 3
     layer = assignment["3"].pattern_id.numpy()
     kept = 4 * int((layer != 255).sum())

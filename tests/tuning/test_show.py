@@ -64,7 +64,8 @@ def test_the_summary_names_what_was_not_measured(states):
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_search_is_shown_live_or_line_by_line(states, terminal, tmp_path, monkeypatch, capsys):
-    def tune(_model, _inputs, _target, _log, _options, _threads, callback):
+    def tune(_model, _inputs, _target, _log, _options, _threads, callback, interleaved_lanes):
+        assert interleaved_lanes is None
         for state in states:
             state.update([state.space.default], [1e-3])
             callback(Progress(states, state, 1, 3, 0, 1.0))
