@@ -109,7 +109,8 @@ def maximum_of(values: Sequence[Expr], lanes: int, *, nan_maximum: bool) -> Expr
     if nan_maximum or len(values) < 2:
         return reduce(lambda a, b: _extremum("maximum", a, b, lanes), values)
     values = [T.Bind(v) for v in values]
-    largest = reduce(lambda a, b: T.Bind(T.Select(a > b, a, b)), values)
+    # Each comparison uses the last one twice: bound alone, 25 values would be 2^24 of them.
+    largest = reduce(lambda a, b: held(T.Select(a > b, a, b), lanes), values)
     # Not by v == v, which TVM simplifies to true.
     ordered = [v <= broadcast(math.inf, lanes) for v in values[:-1]]
     return T.Select(reduce(tirx.bitwise_and, ordered), largest, broadcast(math.nan, lanes))
