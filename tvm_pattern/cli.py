@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import importlib
-import json
-import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from typer.core import TyperCommand, TyperGroup
 
-from .lanes import Lanes, LanesOption
+from .terminal import (
+    Json,
+    error_text,
+    escape,
+    message,
+    open_console,
+    print_json,
+    print_lines,
+)
 
 # Commands that live in their own rooms: name -> module with a typer ``app``, and what the list of
 # commands says of it: the module is imported when the command is used, since some bring torch.
 MOUNTED: dict[str, tuple[str, str]] = {
+    "compile": (
+        "tvm_pattern.compile_cli",
+        "Compile a model into a library, with a report of what became of each convolution.",
+    ),
+    "inspect": (
+        "tvm_pattern.inspect_cli",
+        "Show what a library takes, gives and needs, and the report of its compilation.",
+    ),
+    "compare": (
+        "tvm_pattern.compare_cli",
+        "Compare two libraries of one model: their outputs, and their times in turns.",
+    ),
     "prune": (
         "tvm_pattern.pruning.cli",
         "Train and prune a model by patterns and connectivity.",
@@ -85,12 +101,12 @@ class _Commands(TyperGroup):
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt:
-            _message("interrupted")
+            message("interrupted")
             raise typer.Exit(INTERRUPTED) from None
         except (ValueError, TypeError, KeyError, RuntimeError, OSError, ImportError) as error:
             if ctx.params.get("debug"):
                 raise
-            _message(f"[bold red]error:[/] {_escape(_first_line(error))}")
+            message(f"[bold red]error:[/] {escape(error_text(error))}")
             raise typer.Exit(1) from None
 
 
@@ -102,20 +118,12 @@ app = typer.Typer(
     "Exit codes: 0 done, 1 the work failed, 2 wrong arguments, 130 interrupted.",
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 LibraryArgument = Annotated[
     Path | None, typer.Argument(help="A library written by the command compile.")
 ]
 LibraryOption = Annotated[Path | None, typer.Option("--lib", help="The library, as an option.")]
-Host = Annotated[
-    str | None,
-    typer.Option(help="The CPU beside a GPU target: native, cortex-a76, ... Default: 64-bit ARM."),
-]
 Tracker = Annotated[str | None, typer.Option(help="HOST:PORT of an RPC tracker: use its devices.")]
 Key = Annotated[str | None, typer.Option(help="Key of the devices; all of them are used.")]
-Trust = Annotated[
-    bool, typer.Option("--trust", help="Let code that a .pt2 file holds run while it is read.")
-]
 Sort = Annotated[
     bool, typer.Option("--sort", help="The slowest layers first, not the network's order.")
 ]
@@ -177,7 +185,7 @@ def targets(json_output: Json = False) -> None:
             }
         )
     if json_output:
-        _print_json(rows)
+        print_json(rows)
         return
     table = Table(title="Targets")
     for name in ("target", "kind", "architecture", "cpu", "runs here"):
@@ -190,121 +198,7 @@ def targets(json_output: Json = False) -> None:
             row["mcpu"],
             "yes" if row["runs_here"] else "no",
         )
-    _console().print(table)
-
-
-@app.command("compile")
-def compile_command(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="An .onnx or .pt2 file, a built-in network (resnet50, vgg16, vgg16_bn,"
-            " mobilenet_v2), or package.module:factory."
-        ),
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Library: .so or .tar.")],
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(help="Shape of an input, such as 1x3x224x224; once per input, in order."),
-    ] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="Pruned weights (.safetensors) for the network.")
-    ] = None,
-    target: Annotated[str, typer.Option(help="See the command targets.")] = "pattern/native",
-    host: Host = None,
-    tuning_log: Annotated[Path | None, typer.Option(help="Records of the command tune.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of a run.")] = None,
-    connectivity: Annotated[
-        float | None,
-        typer.Option(help="Prune the weights at once, without training: kernels / kept kernels."),
-    ] = None,
-    connectivity_1x1: Annotated[
-        float | None, typer.Option(help="The same for 1x1 kernels; default 1, all of them stay.")
-    ] = None,
-    group: Annotated[
-        int | None, typer.Option(help="Filters sharing kernels, with --connectivity; default 1.")
-    ] = None,
-    lanes: LanesOption = Lanes.AUTO,
-    trust: Trust = False,
-    bundles: Annotated[
-        Path | None,
-        typer.Option(
-            help="For GPU targets: write each distinct convolution to this folder, as OpenCL that"
-            " run_bundle.py (put there too) runs and times without TVM."
-        ),
-    ] = None,
-    no_verify: Annotated[
-        bool, typer.Option("--no-verify", help="Do not hold the library against the model.")
-    ] = False,
-    verify_graph: Annotated[
-        bool,
-        typer.Option(
-            "--verify-graph",
-            help="For a target that does not run here: hold the imported graph against the model.",
-        ),
-    ] = False,
-    json_output: Json = False,
-) -> None:
-    """Compile a model into a library, with a report of what became of each convolution.
-
-    The library is held against the model on random inputs before it is written.
-
-    Example: tvm-pattern compile resnet50 --shape 1x3x224x224 --connectivity 3.6 --group 4 -o r.so
-    """
-    from .artifact import manifest_path
-    from .compiler import compile as compile_library
-    from .sources import examples_of, open_model, pruned_at_once
-
-    if no_verify and verify_graph:
-        raise typer.BadParameter("got --no-verify and --verify-graph, expected at most one")
-    if bundles is not None:
-        _check_bundles(target, host)
-    examples = examples_of(shape)
-    with _console(sys.stderr).status("compiling"):
-        opened = open_model(model, weights, trust=trust)
-        opened = pruned_at_once(opened, connectivity, connectivity_1x1, group)
-        verify = "graph" if verify_graph else not no_verify
-        library = compile_library(
-            opened, examples, target, tuning_log, threads, verify, lanes.choice, host=host
-        )
-        library.export(output)
-        written = [] if bundles is None else _write_bundles(bundles, opened, examples, target, host)
-    files = [str(output), str(manifest_path(output)), *written]
-    if json_output:
-        rows = [asdict(row) for row in library.report.rows]
-        facts = {"files": files, "size_bytes": output.stat().st_size, "report": rows}
-        _print_json({**facts, "verification": library.manifest.verification})
-        return
-    console = _console()
-    _print_report(console, library.report)
-    console.print(f"wrote {' and '.join(files)} ({output.stat().st_size / 1e6:.1f} MB)")
-
-
-def _check_bundles(target: str, host: str | None) -> None:
-    from relay_passes.targets import resolve
-
-    kind = resolve(target, host).kind.name
-    if kind != "opencl":
-        raise typer.BadParameter(
-            f"--bundles holds OpenCL, the target {target} is of the kind {kind}; name a GPU, such"
-            " as pattern/mali"
-        )
-
-
-def _write_bundles(
-    folder: Path, model: Any, examples: Any, target: str, host: str | None
-) -> list[str]:
-    """The convolutions of a model as bundles."""
-    from relay_passes.targets import resolve
-
-    from .frontend import import_model
-    from .opencl.bundle import write_bundles
-    from .tuning.tasks import extract_tasks
-
-    resolved = resolve(target, host)
-    imported = import_model(model, examples)
-    tasks = extract_tasks(imported.mod, resolved, 1, imported.structures)
-    return [str(path) for path in write_bundles(folder, tasks, resolved)]
+    open_console().print(table)
 
 
 @app.command()
@@ -394,12 +288,12 @@ def _run_here(
         np.savez(output, **named)  # type: ignore[arg-type]
     if json_output:
         shown = {"outputs": rows, "timing": timing}
-        _print_json({**shown, "profile": layers.as_dict()} if layers else shown)
+        print_json({**shown, "profile": layers.as_dict()} if layers else shown)
         return
     _print_run(rows, timing)
     if layers is not None:
-        width = _console().width
-        _print_lines(profile_text({"here": layers}, width, by_time=by_time))
+        width = open_console().width
+        print_lines(profile_text({"here": layers}, width, by_time=by_time))
 
 
 @app.command()
@@ -461,110 +355,6 @@ def _refuse(where: str, options: dict[str, Any]) -> None:
         raise typer.BadParameter(f"{' and '.join(given)}: no effect with {where}; leave it out")
 
 
-@app.command()
-def compare(
-    first: Annotated[Path, typer.Argument(help="A library written by the command compile.")],
-    second: Annotated[Path, typer.Argument(help="Another one of the same model.")],
-    repeat: Annotated[int, typer.Option(min=2, help="Rounds; each runs both once.")] = 30,
-    threads: Annotated[int | None, typer.Option(help="Instead of the compiled numbers.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
-    json_output: Json = False,
-) -> None:
-    """Compare two libraries of one model: their outputs, and their times in turns.
-
-    Example: tvm-pattern compare level0.so tuned.so --repeat 50
-    """
-    from .artifact import load
-    from .comparison import compare as compare_libraries
-
-    libraries = [load(path, num_threads=threads) for path in (first, second)]
-    found = compare_libraries(*libraries, repeat=repeat, seed=seed)
-    if json_output:
-        _print_json({**asdict(found), "verdict": found.verdict})
-        return
-    table = Table(title=f"{repeat} rounds in turns")
-    for name in ("library", "min ms", "p50", "p90", "p99"):
-        table.add_column(name, justify="left" if name == "library" else "right")
-    for path, row in ((first, found.first), (second, found.second)):
-        figures = (row[name] for name in ("min_ms", "median_ms", "p90_ms", "p99_ms"))
-        table.add_row(_escape(str(path)), *(f"{value:.3f}" for value in figures))
-    _console().print(table)
-    _print_lines(
-        f"second / first: {found.ratio:.3f} (p10 {found.ratio_p10:.3f}, p90 {found.ratio_p90:.3f});"
-        f" {found.verdict}\noutputs differ by at most {found.max_abs_error:.2e}, the largest is"
-        f" {found.scale:.3g}"
-    )
-
-
-@app.command()
-def inspect(
-    library: Annotated[Path, typer.Argument(help="A library written by the command compile.")],
-    by_cost: Annotated[bool, typer.Option("--sort", help="The dearest layers first.")] = False,
-    source: Annotated[
-        bool,
-        typer.Option(
-            "--source", help="Show the OpenCL C of a GPU's library, and what each kernel does."
-        ),
-    ] = False,
-    json_output: Json = False,
-) -> None:
-    """Show what a library takes, gives and needs, and the report of its compilation.
-
-    Works for libraries of other machines too, and for a manifest alone: no code runs.
-
-    Example: tvm-pattern inspect resnet50.so --sort
-    """
-    from topi_kernels.report import RewriteReport
-
-    from .machine import why_not_runnable
-    from .manifest import Manifest, manifest_path
-    from .publish import manifest_of
-
-    if source:
-        _show_sources(library, json_output)
-        return
-    is_here = library.is_file()
-    manifest = manifest_of(library) if is_here else Manifest.read(manifest_path(library))
-    reason = why_not_runnable(manifest.architecture, manifest.cpu_features)
-    if json_output:
-        _print_json({**asdict(manifest), "runs_here": reason is None})
-        return
-    console = _console()
-    facts = Table(show_header=False, box=None)
-    for name in ("inputs", "outputs"):
-        specs = (f"{s['name']} {s['dtype']}{list(s['shape'])}" for s in getattr(manifest, name))
-        facts.add_row(name, _escape(", ".join(specs)))
-    facts.add_row("target", _escape(json.dumps(manifest.target)))
-    facts.add_row("architecture", manifest.architecture)
-    if manifest.abi:
-        facts.add_row("ABI", f"{manifest.abi}, pages of up to {manifest.page_size} bytes")
-    facts.add_row("cpu features", " ".join(manifest.cpu_features))
-    facts.add_row("runs here", "yes" if reason is None else f"no: {reason}")
-    facts.add_row("threads", str(manifest.num_threads))
-    facts.add_row("versions", ", ".join(f"{k} {v}" for k, v in manifest.versions.items()))
-    facts.add_row("verification", _escape(manifest.verification.get("summary", "not recorded")))
-    facts.add_row("sha256", manifest.sha256)
-    console.print(facts)
-    report = RewriteReport.from_json(json.dumps(manifest.report))
-    _print_report(console, report, by_cost)
-
-
-def _show_sources(library: Path, json_output: bool) -> None:
-    """The kernels of a library: buffers, launch, counts, OpenCL C."""
-    from .opencl.inspection import kernels_of
-    from .publish import manifest_of
-
-    kernels = kernels_of(library, manifest_of(library).launches)
-    if json_output:
-        _print_json([asdict(kernel) for kernel in kernels])
-        return
-    for kernel in kernels:
-        print(f"// {kernel.name}: {kernel.launch}")
-        for line in kernel.described:
-            print(f"//   {line}")
-        print(kernel.source)
-
-
 def _read_array(path: Path) -> Any:
     import numpy as np
 
@@ -595,59 +385,12 @@ def _print_run(rows: list[dict[str, Any]], timing: dict[str, Any] | None) -> Non
         shape = "x".join(map(str, row["shape"]))
         ends = (f"{row['min']:.4g}", f"{row['max']:.4g}")
         table.add_row(row["name"], shape, row["dtype"], *ends, str(row["argmax"]))
-    console = _console()
+    console = open_console()
     console.print(table)
     if timing:
         from .timing import latency_line
 
-        _print_lines(f"{latency_line(timing)} on {timing['threads']} thread(s)")
-
-
-def _print_report(console: Console, report: Any, by_cost: bool = False) -> None:
-    console.print(report.table(console.width, by_cost=by_cost))
-    _print_summary(console, report)
-    _print_lines("\n".join(report.lines()))
-    if report.warning:
-        _message(f"[bold yellow]warning:[/] {_escape(report.warning)}")
-
-
-def _print_lines(text: str) -> None:
-    """Text as it is: no markup, no folding."""
-    if text:
-        print(text)
-
-
-def _print_summary(console: Console, report: Any) -> None:
-    dense = sum(row.dense_equivalent_gflop for row in report.rows)
-    effective = sum(row.effective_gflop for row in report.rows)
-    console.print(
-        f"{len(report.taken)} of {len(report.rows)} convolutions taken;"
-        f" {dense:.2f} dense-equivalent GFLOP, {effective:.2f} effective GFLOP"
-    )
-
-
-def _console(file: Any = None) -> Console:
-    file = file or sys.stdout
-    # Tables that are piped keep their columns instead of folding at 80.
-    return Console(file=file, width=None if file.isatty() else 200)
-
-
-def _message(text: str) -> None:
-    Console(file=sys.stderr, soft_wrap=True).print(text, highlight=False)
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
-
-
-def _first_line(error: BaseException) -> str:
-    if isinstance(error, KeyError) and error.args:
-        return str(error.args[0])
-    return str(error).strip() or type(error).__name__
-
-
-def _print_json(data: Any) -> None:
-    print(json.dumps(data, indent=1))
+        print_lines(f"{latency_line(timing)} on {timing['threads']} thread(s)")
 
 
 def main() -> None:

@@ -308,7 +308,8 @@ class _Run:
         left = order[order.index(name) :]
         if any(calls[later] > 1 for later in left):
             return
-        pairs = {n: (convolutions(self.dense)[n], convolutions(self.model)[n]) for n in left}
+        dense, pruned = convolutions(self.dense), convolutions(self.model)
+        pairs = {n: (dense[n], pruned[n]) for n in left}
         first = next(iter(self.batches))
         probe = inputs_from_the_start(
             (self.dense, self.model), pairs[name], 1, [first], self.forward

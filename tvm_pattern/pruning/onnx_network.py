@@ -18,6 +18,7 @@ from torch import nn
 
 from ..atomic import write_file
 from .config import ConfigError
+from .modules import convolutions
 from .onnx_graph import Graph, Place, as_tensor
 
 if TYPE_CHECKING:
@@ -129,9 +130,9 @@ class OnnxNetwork(nn.Module):
 
         model = copy.deepcopy(self._graph.model)
         arrays: dict[str, np.ndarray] = {}
+        layers = convolutions(self)
         for name, place in self._graph.convs.items():
-            conv = self.get_submodule(name)
-            assert isinstance(conv, nn.Conv2d)
+            conv = layers[name]
             arrays[place.weight] = conv.weight.detach().cpu().numpy()
             if conv.bias is not None:
                 arrays[place.bias] = conv.bias.detach().cpu().numpy()

@@ -1,0 +1,84 @@
+"""``tvm-pattern inspect``: a manifest, or the kernels of a GPU's library, without TVM and torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from .terminal import Json, escape, open_console, print_json, print_report
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command("inspect")
+def inspect(
+    library: Annotated[Path, typer.Argument(help="A library written by the command compile.")],
+    by_cost: Annotated[bool, typer.Option("--sort", help="The dearest layers first.")] = False,
+    source: Annotated[
+        bool,
+        typer.Option(
+            "--source", help="Show the OpenCL C of a GPU's library, and what each kernel does."
+        ),
+    ] = False,
+    json_output: Json = False,
+) -> None:
+    """Show what a library takes, gives and needs, and the report of its compilation.
+
+    Works for libraries of other machines too, and for a manifest alone: no code runs.
+
+    Example: tvm-pattern inspect resnet50.so --sort
+    """
+    from topi_kernels.report import RewriteReport
+
+    from .machine import why_not_runnable
+    from .manifest import Manifest, manifest_path
+    from .publish import manifest_of
+
+    if source:
+        _show_sources(library, json_output)
+        return
+    is_here = library.is_file()
+    manifest = manifest_of(library) if is_here else Manifest.read(manifest_path(library))
+    reason = why_not_runnable(manifest.architecture, manifest.cpu_features)
+    if json_output:
+        print_json({**asdict(manifest), "runs_here": reason is None})
+        return
+    console = open_console()
+    facts = Table(show_header=False, box=None)
+    for name in ("inputs", "outputs"):
+        specs = (f"{s['name']} {s['dtype']}{list(s['shape'])}" for s in getattr(manifest, name))
+        facts.add_row(name, escape(", ".join(specs)))
+    facts.add_row("target", escape(json.dumps(manifest.target)))
+    facts.add_row("architecture", manifest.architecture)
+    if manifest.abi:
+        facts.add_row("ABI", f"{manifest.abi}, pages of up to {manifest.page_size} bytes")
+    facts.add_row("cpu features", " ".join(manifest.cpu_features))
+    facts.add_row("runs here", "yes" if reason is None else f"no: {reason}")
+    facts.add_row("threads", str(manifest.num_threads))
+    facts.add_row("versions", ", ".join(f"{k} {v}" for k, v in manifest.versions.items()))
+    facts.add_row("verification", escape(manifest.verification.get("summary", "not recorded")))
+    facts.add_row("sha256", manifest.sha256)
+    console.print(facts)
+    report = RewriteReport.from_json(json.dumps(manifest.report))
+    print_report(console, report, by_cost=by_cost)
+
+
+def _show_sources(library: Path, json_output: bool) -> None:
+    """The kernels of a library: buffers, launch, counts, OpenCL C."""
+    from .opencl.inspection import kernels_of
+    from .publish import manifest_of
+
+    kernels = kernels_of(library, manifest_of(library).launches)
+    if json_output:
+        print_json([asdict(kernel) for kernel in kernels])
+        return
+    for kernel in kernels:
+        print(f"// {kernel.name}: {kernel.launch}")
+        for line in kernel.described:
+            print(f"//   {line}")
+        print(kernel.source)
