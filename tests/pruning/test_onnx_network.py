@@ -47,7 +47,13 @@ def exported(image):
         model.stem[1].running_var.uniform_(0.5, 2.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(model, (image,), dynamo=True, verbose=False)
+        program = torch.onnx.export(
+            model,
+            (image,),
+            dynamo=True,
+            verbose=False,
+            dynamic_shapes=({0: torch.export.Dim("n")},),
+        )
     return program.model_proto
 
 
@@ -237,3 +243,8 @@ def test_unusable_files_are_refused(tmp_path):
     model = graph_of([helper.make_node("Conv", ["x", "w"], ["y"])], {"w": weight(4, 4, 3, 3)})
     with pytest.raises(ValueError, match=r"got 2 inputs, the ONNX model has 1 \(x\)"):
         OnnxNetwork(model)(torch.zeros(1), torch.zeros(1))
+    for shape in ((2, 4, 9, 9), (1, 9, 9, 4), (4, 9, 9)):
+        with pytest.raises(
+            ValueError, match=r"'x' has shape .* expects \[1, 4, 9, 9\]; give inputs"
+        ):
+            OnnxNetwork(model)(torch.zeros(shape))

@@ -31,6 +31,8 @@ class Graph:
 
     Attributes
     ----------
+    inputs : dict of str to list of int, or None
+        Sizes of each input, in order; None for one that is open, or for all of them.
     convs : dict of str to Place
         Convolutions that run in torch, by name.
     left : dict of str to str
@@ -55,7 +57,8 @@ class Graph:
             name for name, count in as_weights.items() if readers[name] > count or name in outputs
         }
         self.arrays = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-        self.inputs = [v.name for v in graph.input if v.name not in self.arrays]
+        given = [v for v in graph.input if v.name not in self.arrays]
+        self.inputs = {v.name: _sizes(v) for v in given}
         self.outputs = [v.name for v in graph.output]
         self.convs: dict[str, Place] = {}
         self.left: dict[str, str] = {}
@@ -255,6 +258,17 @@ def _session_of(piece: ModelProto) -> Any:
     return onnxruntime.InferenceSession(
         piece.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
+
+
+def _sizes(value: Any) -> list[int | None] | None:
+    """Sizes of a graph's input."""
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        return None
+    return [
+        d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None
+        for d in tensor.shape.dim
+    ]
 
 
 def _constants_to_initializers(graph: Any) -> None:

@@ -75,7 +75,7 @@ class OnnxNetwork(nn.Module):
     @property
     def inputs(self) -> list[str]:
         """Names of the inputs, in order."""
-        return self._graph.inputs
+        return list(self._graph.inputs)
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Outputs of the model, a tuple if there are several.
@@ -83,7 +83,7 @@ class OnnxNetwork(nn.Module):
         Raises
         ------
         ValueError
-            If the number of inputs is another.
+            If the number of inputs or a size of one is another.
         ConfigError
             If ONNX Runtime is not installed.
         """
@@ -111,6 +111,8 @@ class OnnxNetwork(nn.Module):
                 f"got {len(inputs)} inputs, the ONNX model has {len(graph.inputs)}"
                 f" ({', '.join(graph.inputs)})"
             )
+        for (name, sizes), value in zip(graph.inputs.items(), inputs, strict=True):
+            _check_sizes(name, sizes, list(value.shape))
         values: dict[str, Any] = dict(zip(graph.inputs, inputs, strict=True))
         for step in graph.steps:
             if isinstance(step, Place):
@@ -186,3 +188,15 @@ def _read(model: str | os.PathLike[str] | ModelProto) -> ModelProto:
     except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
         raise ConfigError(f"{path} is no readable ONNX model: {error}; export it again") from error
     return read
+
+
+def _check_sizes(name: str, sizes: list[int | None] | None, got: list[int]) -> None:
+    """Refuse what the graph was not made for: constants in it may hold its sizes."""
+    if sizes is None:
+        return
+    if len(got) != len(sizes) or any(s not in (None, g) for s, g in zip(sizes, got, strict=True)):
+        raise ValueError(
+            f"input {name!r} has shape {got}, the ONNX model expects"
+            f" {['?' if s is None else s for s in sizes]}; give inputs of that shape and batches of"
+            " that size, or export the model with open sizes"
+        )
