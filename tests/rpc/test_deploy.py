@@ -113,6 +113,21 @@ def test_all_devices_by_several_processes(farm, exported, expected, monkeypatch)
     assert all(row.verified and not row.error for row in results)
 
 
+def test_a_process_that_crashed_does_not_hold_up_the_others(monkeypatch, tmp_path):
+    """Of two processes one never comes: the other's devices are given back all the same."""
+    monkeypatch.setattr(deploy_farm, "MEETING_SECONDS", 0.2)
+
+    class Work:
+        wait = 0.0
+
+        def on_devices(self, numbers, meet):
+            meet()
+            return list(numbers)
+
+    assert deploy_farm._in_process(Work(), range(0, 4, 2), str(tmp_path), 2) == [0, 2]
+    assert [path.name for path in tmp_path.iterdir()] == ["0"]
+
+
 def test_commands(farm, exported, expected, tmp_path):
     np.save(tmp_path / "x.npy", IMAGE)
     np.save(tmp_path / "y.npy", expected)

@@ -109,12 +109,18 @@ def run_everywhere(
     return sorted(rows, key=lambda row: int(row.device.rpartition(" ")[2]))
 
 
+MEETING_SECONDS = 60.0
+"""Beyond the wait for a device: what a process may take to start and to request its own."""
+
+
 def _in_process(work: _Work, numbers: range, meeting: str, parts: int) -> list[DeviceResult]:
-    """Some of the devices; none is given back before every process has its own."""
+    """Some of the devices; none is given back before every process has its own, or has had the time
+    to get it: one that crashed must not hold up the others."""
+    deadline = time.monotonic() + work.wait + MEETING_SECONDS
 
     def meet() -> None:
         Path(meeting, str(numbers.start)).touch()
-        while len(os.listdir(meeting)) < parts:
+        while len(os.listdir(meeting)) < parts and time.monotonic() < deadline:
             time.sleep(0.05)
 
     return work.on_devices(numbers, meet)
