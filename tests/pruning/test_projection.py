@@ -169,7 +169,7 @@ def test_large_layer_is_projected_in_blocks_like_a_small_one():
         (lambda: pj.kept_kernels(8, 8, 9.0, balance="filter"), "at most 8"),
         (lambda: pj.kept_kernels(6, 8, 2.0, group=4), "group 4 does not divide"),
         (lambda: pj.select_largest(torch.ones(3), 4), "select 4 of 3"),
-        (lambda: pj.project_pattern(torch.ones(3, 3), torch.ones(1, 3, 3)), r"\[O, I, kh, kw\]"),
+        (lambda: pj.project_pattern(torch.ones(3, 3, 3), torch.ones(1, 3, 3)), r"\[O, I, kh, kw\]"),
         (lambda: pj.project_pattern(torch.ones(3, 1, 3, 3), torch.ones(1, 3, 3), 2), "divide"),
         (lambda: pj.project_pattern(torch.ones(2, 1, 5, 5), torch.ones(1, 3, 3)), "25"),
         (

@@ -159,6 +159,12 @@ def posttrain(
         connectivity_1x1=connectivity_1x1, sharing=sharing, balance=balance, first=first,
         frozen=frozen,
     )  # fmt: skip
+    for rule in config.rules:
+        if rule.type == "linear" and not rule.skip:
+            raise PosttrainError(
+                f"got the rule {rule.describe()}; by pictures convolutions are pruned: leave it"
+                " out here, and prune linear layers by oneshot or a Pruner"
+            )
     batches = _checked(calibration)
     inner = unwrap(model)
     plans, skipped = prepare_layers(inner, config)

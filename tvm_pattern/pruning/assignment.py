@@ -11,7 +11,7 @@ from topi_kernels.pattern import PatternSet
 
 from .carried import carry_assignment
 from .layers import LayerPlan
-from .modules import convolutions
+from .modules import layers_of
 from .projection import (
     REMOVED,
     order_filters,
@@ -51,6 +51,23 @@ class LayerAssignment:
         masks = pattern_masks(self.pattern_set, self.pattern_id.device)
         return removed_positions(self.pattern_id, masks)
 
+    def removed_from(self, weight: torch.Tensor) -> torch.Tensor:
+        """:meth:`removed` in the shape of ``weight``, on its device.
+
+        Raises
+        ------
+        ValueError
+            If the patterns are for another shape.
+        """
+        removed = self.removed()
+        if weight.ndim == 2 and removed.shape == (*weight.shape, 1, 1):
+            removed = removed.view(weight.shape)
+        if removed.shape != weight.shape:
+            raise ValueError(
+                f"weight is {tuple(weight.shape)}, the patterns are for {tuple(removed.shape)}"
+            )
+        return removed.to(weight.device)
+
     def nonzeros(self) -> int:
         """Weights that survive."""
         return int((~self.removed()).sum())
@@ -77,7 +94,7 @@ def project_layer(
 
     Parameters
     ----------
-    weight : Tensor ``[O, I, kh, kw]``
+    weight : Tensor ``[O, I, kh, kw]`` or ``[O, I]``
     plan : LayerPlan
     kept : int, optional
         Kernels that survive; the plan's unless given.
@@ -102,7 +119,7 @@ class SparsityError(RuntimeError):
 
 @torch.no_grad()
 def apply_assignment(model: nn.Module, assignment: Assignment) -> dict[str, float]:
-    """Zero the pruned weights of ``model`` in place; its convolutions carry the patterns then.
+    """Zero the pruned weights of ``model`` in place; its layers carry the patterns then.
 
     Returns
     -------
@@ -114,18 +131,16 @@ def apply_assignment(model: nn.Module, assignment: Assignment) -> dict[str, floa
     ValueError
         If a layer is missing or has another shape.
     """
-    convs = convolutions(model)
+    layers = layers_of(model)
     kept = {}
     for name, layer in assignment.items():
-        if name not in convs:
+        if name not in layers:
             raise ValueError(f"the model has no convolution {name!r}; give the pruned architecture")
-        weight = convs[name].weight
-        removed = layer.removed().to(weight.device)
-        if removed.shape != weight.shape:
-            raise ValueError(
-                f"{name}: weight is {tuple(weight.shape)}, the patterns are for"
-                f" {tuple(removed.shape)}; give the pruned architecture"
-            )
+        weight = layers[name].weight
+        try:
+            removed = layer.removed_from(weight)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}; give the pruned architecture") from error
         before = float(weight.double().square().sum())
         weight.masked_fill_(removed, 0)
         after = float(weight.double().square().sum())
@@ -142,12 +157,12 @@ def verify_assignment(model: nn.Module, assignment: Assignment, plans: list[Laye
     SparsityError
         Naming every layer with wrong counts, non-zero pruned weights or non-finite weights.
     """
-    convs = convolutions(model)
+    layers = layers_of(model)
     wrong = []
     for plan in plans:
         layer = assignment[plan.name]
-        weight = convs[plan.name].weight.detach()
-        removed = layer.removed().to(weight.device)
+        weight = layers[plan.name].weight.detach()
+        removed = layer.removed_from(weight)
         alive = int(torch.count_nonzero(weight[removed]))
         if layer.kept != plan.kept:
             wrong.append(f"{plan.name}: {layer.kept} kernels kept, asked {plan.kept}")

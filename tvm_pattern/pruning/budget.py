@@ -350,7 +350,7 @@ def plan(
     model = copy.deepcopy(unwrap(model))  # baking changes it
     # 1x1 layers are candidates too, so their default rate must not hide them.
     wide = config.model_copy(update={"connectivity_1x1": max(config.connectivity_1x1, 1.5)})
-    plans, _ = prepare_layers(model, wide)
+    plans = [p for p in prepare_layers(model, wide)[0] if p.kind != "linear"]
     probe = _Probe(model, batches)
     if config.first == "pattern":
         first = next(iter(convolutions(model)))

@@ -1,4 +1,4 @@
-"""The patterns that a live model carries: an attribute of each pruned convolution.
+"""The patterns that a live model carries: an attribute of each pruned layer.
 
 Zeros say less than the assignment does: a kept weight may be zero, and after rounding to integers
 many are. So the assignment stays with the module. An attribute that is no tensor of the module
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from .modules import clean_name, unwrap
+from .modules import Layer, clean_name, unwrap
 
 if TYPE_CHECKING:
     from .assignment import Assignment
@@ -25,17 +25,17 @@ class StalePatternsError(ValueError):
     """The weights of a model are not zero where its patterns say that they are pruned."""
 
 
-def _convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
+def _layers(model: nn.Module) -> dict[str, Layer]:
     return {
         clean_name(name): module
         for name, module in unwrap(model).named_modules()
-        if isinstance(module, nn.Conv2d)
+        if isinstance(module, nn.Conv2d | nn.Linear)
     }
 
 
 def carry_assignment(model: nn.Module, assignment: Assignment) -> None:
-    """Leave the patterns on the convolutions, also on those that share a pruned weight."""
-    convs = _convolutions(model)
+    """Leave the patterns on the layers, also on those that share a pruned weight."""
+    convs = _layers(model)
     owners = {id(convs[name].weight): layer for name, layer in assignment.items()}
     for conv in convs.values():
         if id(conv.weight) in owners:
@@ -43,11 +43,11 @@ def carry_assignment(model: nn.Module, assignment: Assignment) -> None:
 
 
 def forget_assignment(model: nn.Module) -> None:
-    """Remove the patterns from the convolutions; the weights stay as they are.
+    """Remove the patterns from the layers; the weights stay as they are.
 
     For a model that was pruned once and is dense again, or is to be pruned anew.
     """
-    for conv in _convolutions(model).values():
+    for conv in _layers(model).values():
         if hasattr(conv, ATTRIBUTE):
             delattr(conv, ATTRIBUTE)
 
@@ -57,7 +57,7 @@ def carried_layers(model: nn.Module) -> Assignment:
     return {
         name: getattr(module, ATTRIBUTE)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d) and hasattr(module, ATTRIBUTE)
+        if isinstance(module, nn.Conv2d | nn.Linear) and hasattr(module, ATTRIBUTE)
     }
 
 
@@ -72,16 +72,18 @@ def carried_assignment(model: nn.Module) -> Assignment:
     """
     found: Assignment = {}
     wrong = []
-    for name, conv in _convolutions(model).items():
+    for name, conv in _layers(model).items():
         layer = getattr(conv, ATTRIBUTE, None)
         if layer is None:
             continue
-        removed = layer.removed().to(conv.weight.device)
-        if removed.shape != conv.weight.shape:
-            wrong.append(f"{name} (weight {tuple(conv.weight.shape)})")
-        elif alive := int(torch.count_nonzero((conv.weight != 0) & removed)):
-            wrong.append(f"{name} ({alive} weights)")
         found[name] = layer
+        try:
+            removed = layer.removed_from(conv.weight)
+        except ValueError as error:
+            wrong.append(f"{name} ({error})")
+            continue
+        if alive := int(torch.count_nonzero((conv.weight != 0) & removed)):
+            wrong.append(f"{name} ({alive} weights)")
     if wrong:
         raise StalePatternsError(
             f"pruned positions are not zero in {', '.join(wrong[:8])}: the weights were trained or"

@@ -21,7 +21,7 @@ from topi_kernels.pattern import PatternSet
 from ..atomic import new_file, sync_folder
 from .assignment import Assignment, LayerAssignment
 from .carried import carry_assignment
-from .modules import clean_name, convolutions, unwrap
+from .modules import clean_name, layers_of, unwrap
 
 FORMAT_VERSION = 1
 METADATA_KEY = "tvm_pattern"
@@ -124,14 +124,10 @@ def save_pruned(path: str | Path, model: nn.Module, assignment: Assignment) -> N
 
 def _check_layer(name: str, weight: torch.Tensor, layer: LayerAssignment) -> None:
     try:
-        removed = layer.removed()
+        removed = layer.removed_from(weight)
     except ValueError as error:
         raise CheckpointError(f"{name}: {error}") from error
-    if removed.shape != weight.shape:
-        raise CheckpointError(
-            f"{name}: the weight is {tuple(weight.shape)}, its patterns {tuple(removed.shape)}"
-        )
-    alive = int(torch.count_nonzero(weight[removed.to(weight.device)]))
+    alive = int(torch.count_nonzero(weight[removed]))
     if alive:
         raise CheckpointError(
             f"{name}: {alive} pruned weights are not zero; apply the masks before saving"
@@ -231,7 +227,7 @@ def load_pruned(path: str | Path, model: nn.Module | None = None) -> Assignment:
     assignment = _read_assignment(path, _read_content(path, metadata), tensors)
     if model is not None:
         _load_into(path, model, tensors)
-        missing = set(assignment) - set(convolutions(model))
+        missing = set(assignment) - set(layers_of(model))
         if missing:
             raise CheckpointError(f"{path}: no convolutions in the model: {sorted(missing)}")
         carry_assignment(model, assignment)

@@ -17,7 +17,9 @@ from topi_kernels.pattern import PatternSet, builtin_pattern_set
 
 from .sharing import Sharing
 
-LayerType = Literal["conv", "pointwise", "depthwise", "first"]
+LayerType = Literal["conv", "pointwise", "depthwise", "linear", "first"]
+LINEAR_RATE = 4.0
+"""Connectivity of linear layers whose rule names none."""
 
 
 _SHOWN = 600
@@ -129,6 +131,7 @@ class _Strict(BaseModel):
 
 Connectivity = Annotated[float, Field(ge=1.0, allow_inf_nan=False)]
 Group = Annotated[int, Field(ge=1, strict=True)]
+_OMITTED_DEFAULTS = {"frozen": "skip", "connectivity_linear": 1.0, "group_linear": 8}
 
 
 class Rule(_Strict):
@@ -136,14 +139,17 @@ class Rule(_Strict):
 
     A rule needs at least one of ``name`` (glob), ``regex`` (of the whole name), ``type`` and
     ``kernel_size``; all given ones must match. Rules apply in order, later ones win. A rule that
-    matches no convolution is an error, since it is most often a misspelt name.
+    matches no layer is an error, since it is most often a misspelt name. Linear layers are pruned
+    only by rules with ``type="linear"`` or by ``connectivity_linear``; other rules with ``skip``
+    reach them too.
 
     Parameters
     ----------
     name, regex : str
         Layer name as in ``model.named_modules()``, without ``module.`` or ``_orig_mod.``.
-    type : {"conv", "pointwise", "depthwise", "first"}
-        ``conv``: more than one tap and not depthwise.
+    type : {"conv", "pointwise", "depthwise", "linear", "first"}
+        ``conv``: more than one tap and not depthwise. ``linear``: fully connected layers, at 4x
+        unless the rule or ``connectivity_linear`` says otherwise.
     kernel_size : (int, int)
     library : str, int, LibrarySpec or PatternSet
         Pattern set of the layers; see :class:`PatternConfig`.
@@ -212,9 +218,14 @@ class PatternConfig(_Strict):
         is PatDNN's 8.1x.
     connectivity_1x1 : float
         The same for 1x1 convolutions, which have no patterns; 1.0 keeps them dense.
+    connectivity_linear : float
+        The same for the inputs of linear layers; 1.0 keeps them dense.
     group : int
         Filters that share kernels and patterns. Costs accuracy on narrow layers. A layer whose
         filters it does not divide gets the largest smaller size that does.
+    group_linear : int
+        The same for linear layers: neighbouring outputs that read the same inputs, which makes
+        1xN blocks of the weight. 4 and more are read at the speed of the memory.
     sharing : {"similar", "neighbours"}
         Which filters do: those whose kernels have like energies (more of it stays, and the compiled
         layer is as fast), or neighbours.
@@ -232,7 +243,9 @@ class PatternConfig(_Strict):
     library: str | LibrarySpec | PatternSet = "fixed8"
     connectivity: Connectivity = 3.6
     connectivity_1x1: Connectivity = 1.0
+    connectivity_linear: Connectivity = 1.0
     group: Group = 1
+    group_linear: Group = 8
     sharing: Sharing = "similar"
     balance: Literal["layer", "filter"] = "layer"
     first: Literal["pattern", "skip", "prune"] = "pattern"
@@ -242,8 +255,9 @@ class PatternConfig(_Strict):
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready dictionary; defaults of rules are left out."""
         data = {k: _plain(getattr(self, k)) for k in type(self).model_fields if k != "rules"}
-        if self.frozen == "skip":
-            del data["frozen"]  # so that states of before this setting still resume
+        for key, default in _OMITTED_DEFAULTS.items():
+            if data[key] == default:
+                del data[key]  # so that states of before this setting still resume
         data["rules"] = [
             {
                 k: _plain(getattr(rule, k))

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from .methods import Engine, PrunedLayer
-from .modules import convolutions
+from .modules import layers_of
 
 
 class Pruning(Protocol):
@@ -165,10 +165,10 @@ def _nothing(module: nn.Module, args: Any) -> None:
 
 def keep_masked(model: nn.Module, layers: Iterable[PrunedLayer]) -> list[RemovableHandle]:
     """Hold pruned weights at zero in every forward of these layers, tied ones included."""
-    convs = convolutions(model).values()
+    modules = layers_of(model).values()
     return [
-        conv.register_forward_pre_hook(_KeepMasked(layer))
+        module.register_forward_pre_hook(_KeepMasked(layer))
         for layer in layers
-        for conv in convs
-        if conv._parameters.get("weight") is layer.weight
+        for module in modules
+        if module._parameters.get("weight") is layer.weight
     ]

@@ -1,4 +1,7 @@
-"""Which convolutions of a model are pruned, with which settings, and why the others are not."""
+"""Which layers of a model are pruned, with which settings, and why the others are not.
+
+Convolutions; linear layers too where the configuration speaks of them.
+"""
 
 from __future__ import annotations
 
@@ -13,25 +16,38 @@ from topi_kernels.eligibility import fitting_group, why_dense
 from topi_kernels.pattern import PatternSet, builtin_pattern_set, dense_pattern
 
 from .carried import forget_assignment
-from .config import ConfigError, LibrarySpec, PatternConfig, Rule
+from .config import LINEAR_RATE, ConfigError, LibrarySpec, PatternConfig, Rule
 from .libraries import extract_library, initial_library
-from .modules import convolutions, layer_kind, refuse_unusable_model, refuse_unusable_weight
+from .modules import (
+    Layer,
+    convolutions,
+    kernel_shape,
+    layer_kind,
+    layers_of,
+    refuse_lazy,
+    refuse_unusable_model,
+    refuse_unusable_weight,
+)
 from .projection import Balance, kept_kernels
 from .sharing import Sharing
 from .weights import bake_layer, check_by_examples, recipe_of, refuse_computed, why_not_own
 
+SMALLEST_LINEAR = 4096
+"""Weights below which a linear layer stays dense: it is read from the cache in a microsecond."""
+
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """How one convolution is pruned.
+    """How one layer is pruned.
 
     Parameters
     ----------
     name : str
         Name in the unwrapped model.
-    kind : {"conv", "pointwise", "depthwise"}
+    kind : {"conv", "pointwise", "depthwise", "linear"}
     shape : tuple of int
-        ``[O, I, kh, kw]`` of the weight; ``I`` per convolution group.
+        ``[O, I, kh, kw]`` of the weight; ``I`` per convolution group. A linear layer's kernels are
+        1x1.
     pattern_set : PatternSet
         Allowed patterns; the one full pattern for connectivity alone.
     kept : int
@@ -91,13 +107,19 @@ class _Settings:
 
 
 def _base_settings(config: PatternConfig, kind: str, *, is_first: bool) -> _Settings:
-    rate = {"conv": config.connectivity, "pointwise": config.connectivity_1x1}.get(kind, 1.0)
+    rates = {
+        "conv": config.connectivity,
+        "pointwise": config.connectivity_1x1,
+        "linear": config.connectivity_linear,
+    }
+    groups = {"depthwise": 1, "linear": config.group_linear}
     settings = _Settings(
         library=config.library,
-        connectivity=rate,
-        group=1 if kind == "depthwise" else config.group,
+        connectivity=rates.get(kind, 1.0),
+        group=groups.get(kind, config.group),
         balance=config.balance,
-        sharing=config.sharing,
+        # Blocks of neighbours: comparing thousands of filters pairwise would take minutes.
+        sharing="neighbours" if kind == "linear" else config.sharing,
     )
     if is_first and config.first == "skip":
         return replace(settings, skip=True, reason="first convolution (first: skip)")
@@ -115,45 +137,75 @@ def _apply_rules(settings: _Settings, rules: list[Rule]) -> _Settings:
         }
         if "library" in given:
             given["library_rule"] = rule
+        if rule.type == "linear" and rule.connectivity is None and settings.connectivity == 1.0:
+            given["connectivity"] = LINEAR_RATE
         if "skip" in given:
             given["reason"] = f"rule {rule.describe()} skips it"
         settings = replace(settings, **given)
     return settings
 
 
-def _within_groups(conv: nn.Conv2d, settings: _Settings) -> _Settings:
+def _within_groups(conv: Layer, settings: _Settings) -> _Settings:
     """Filters of different convolution groups see different inputs and share nothing."""
-    if conv.groups == 1 or settings.group == 1:
+    if isinstance(conv, nn.Linear) or conv.groups == 1 or settings.group == 1:
         return settings
     group = fitting_group(settings.group, conv.out_channels // conv.groups)
     return replace(settings, group=group, sharing="neighbours")
 
 
-def _matched_rules(convs: dict[str, nn.Conv2d], config: PatternConfig) -> dict[str, list[Rule]]:
+def considered_layers(model: nn.Module, config: PatternConfig) -> dict[str, Layer]:
+    """The layers that a configuration speaks of: linear ones only where it names them.
+
+    Raises
+    ------
+    ConfigError
+        If there are none.
+    """
+    if config.connectivity_linear > 1.0 or any(rule.type == "linear" for rule in config.rules):
+        layers = layers_of(model)
+        refuse_lazy(layers)
+        return layers
+    return dict(convolutions(model))
+
+
+def _first_convolution(layers: dict[str, Layer]) -> str:
+    return next((name for name, layer in layers.items() if isinstance(layer, nn.Conv2d)), "")
+
+
+def _reaches(rule: Rule, layer: Layer) -> bool:
+    """Whether a rule may be meant for a layer: what prunes convolutions prunes nothing else."""
+    return not isinstance(layer, nn.Linear) or rule.type == "linear" or bool(rule.skip)
+
+
+def _matched_rules(layers: dict[str, Layer], config: PatternConfig) -> dict[str, list[Rule]]:
     """Rules of each layer; a rule without any layer is an error."""
-    first = next(iter(convs))
-    matched: dict[str, list[Rule]] = {name: [] for name in convs}
+    first = _first_convolution(layers)
+    matched: dict[str, list[Rule]] = {name: [] for name in layers}
     for rule in config.rules:
         hits = []
-        for name, conv in convs.items():
-            types = (layer_kind(conv), "first") if name == first else (layer_kind(conv),)
-            if rule.matches(name, types, tuple(conv.kernel_size)):
+        for name, layer in layers.items():
+            types = (layer_kind(layer), "first") if name == first else (layer_kind(layer),)
+            if _reaches(rule, layer) and rule.matches(name, types, kernel_shape(layer)[2:]):
                 hits.append(name)
                 matched[name].append(rule)
         if not hits:
-            names = ", ".join(list(convs)[:12]) + (", ..." if len(convs) > 12 else "")
+            names = ", ".join(list(layers)[:12]) + (", ..." if len(layers) > 12 else "")
+            what = "linear layer" if rule.type == "linear" else "convolution"
             raise ConfigError(
-                f"rule {rule.describe()} matches no convolution; the model has {names}"
+                f"rule {rule.describe()} matches no {what}; the model has {names}"
+                + ("" if rule.type else " (rules for linear layers say type: linear)")
             )
     return matched
 
 
-def _reason_to_skip(conv: nn.Conv2d, settings: _Settings, frozen: str) -> str | None:
+def _reason_to_skip(conv: Layer, settings: _Settings, frozen: str) -> str | None:
     """Why a layer stays dense, or None when it is pruned."""
     if settings.skip:
         return settings.reason
     if frozen == "skip" and not any(p.requires_grad for p in conv.parameters() if p.ndim > 1):
         return "its weight is frozen (requires_grad is False); frozen: prune includes it"
+    if isinstance(conv, nn.Linear):
+        return _reason_to_skip_linear(conv, settings)
     dense = why_dense(tuple(conv.stride))
     if dense:
         return f"the compiler leaves it dense: {dense}"
@@ -165,10 +217,19 @@ def _reason_to_skip(conv: nn.Conv2d, settings: _Settings, frozen: str) -> str | 
     return None
 
 
-def _library_of(name: str, conv: nn.Conv2d, settings: _Settings) -> PatternSet | LibrarySpec | str:
+def _reason_to_skip_linear(layer: nn.Linear, settings: _Settings) -> str | None:
+    if settings.connectivity == 1.0:
+        return "linear layer kept dense (connectivity 1)"
+    size = layer.in_features * layer.out_features
+    if size < SMALLEST_LINEAR:
+        return f"too small to gain: {size} weights, linear layers are pruned from {SMALLEST_LINEAR}"
+    return None
+
+
+def _library_of(name: str, conv: Layer, settings: _Settings) -> PatternSet | LibrarySpec | str:
     """Library of a spatial layer; a str is the reason why there is none of its kernel size."""
     library = settings.library
-    size = tuple(conv.kernel_size)
+    size = kernel_shape(conv)[2:]
     if isinstance(library, str):
         library = builtin_pattern_set(library)
     if isinstance(library, LibrarySpec):
@@ -202,7 +263,7 @@ class _Chosen:
 def resolve_layers(
     model: nn.Module, config: PatternConfig
 ) -> tuple[list[LayerPlan], list[SkippedLayer]]:
-    """Decide for every convolution how it is pruned or why not; the model is not changed.
+    """Decide for every layer how it is pruned or why not; the model is not changed.
 
     Raises
     ------
@@ -211,9 +272,9 @@ def resolve_layers(
         weight is computed in the forward or cannot be projected, or nothing is left to prune.
     """
     refuse_unusable_model(model)
-    convs = convolutions(model)
+    convs = considered_layers(model, config)
     matched = _matched_rules(convs, config)
-    first = next(iter(convs))
+    first = _first_convolution(convs)
     skipped: list[SkippedLayer] = []
     chosen: list[_Chosen] = []
     owners: dict[int, str] = {}
@@ -249,7 +310,7 @@ def prepare_layers(
         runs on ``example_inputs``.
     """
     plans, skipped = resolve_layers(model, config)
-    convs = convolutions(model)
+    convs = considered_layers(model, config)
     forget_assignment(model)
     baked = {plan.name: plan.bake for plan in plans if plan.bake}
     for name in baked:
@@ -266,20 +327,18 @@ def prepare_layers(
     return plans, skipped
 
 
-def _skip(name: str, conv: nn.Conv2d, reason: str, tied_to: str = "") -> SkippedLayer:
+def _skip(name: str, conv: Layer, reason: str, tied_to: str = "") -> SkippedLayer:
     return SkippedLayer(name, layer_kind(conv), tuple(conv.weight.shape), reason, tied_to)
 
 
-def _resolve(
-    name: str, conv: nn.Conv2d, settings: _Settings, frozen: str
-) -> _Chosen | SkippedLayer:
+def _resolve(name: str, conv: Layer, settings: _Settings, frozen: str) -> _Chosen | SkippedLayer:
     """What becomes of one layer."""
     reason = _reason_to_skip(conv, settings, frozen)
     if reason is not None:
         return _skip(name, conv, reason)
     kind = layer_kind(conv)
     library: PatternSet | LibrarySpec | str = PatternSet("dense1x1", (dense_pattern((1, 1)),))
-    if kind != "pointwise":
+    if kind not in ("pointwise", "linear"):
         library = _library_of(name, conv, settings)
     if isinstance(library, str):
         return _skip(name, conv, library)
@@ -289,11 +348,11 @@ def _resolve(
             " add type: conv or pointwise to the rule, or connectivity: 1"
         )
     notes = []
-    group = fitting_group(settings.group, conv.out_channels)
+    filters = kernel_shape(conv)[0]
+    group = fitting_group(settings.group, filters)
     if group != settings.group:
         notes.append(
-            f"group {settings.group} lowered to {group}: it does not divide {conv.out_channels}"
-            " filters"
+            f"group {settings.group} lowered to {group}: it does not divide {filters} filters"
         )
     bake = recipe_of(conv)
     if bake:
@@ -302,7 +361,7 @@ def _resolve(
 
 
 def _check_weights(
-    convs: dict[str, nn.Conv2d],
+    convs: dict[str, Layer],
     chosen: list[_Chosen],
     skipped: list[SkippedLayer],
     owners: dict[int, str],
@@ -325,14 +384,14 @@ def _check_weights(
 
 
 def _finish(
-    convs: dict[str, nn.Conv2d],
+    convs: dict[str, Layer],
     chosen: list[_Chosen],
 ) -> list[LayerPlan]:
     """Extract the libraries (one for all layers of a specification and size) and count kernels."""
     weights: dict[tuple[LibrarySpec, tuple[int, ...]], list[torch.Tensor]] = {}
     for layer in chosen:
         if isinstance(layer.library, LibrarySpec):
-            key = (layer.library, tuple(convs[layer.name].kernel_size))
+            key = (layer.library, kernel_shape(convs[layer.name])[2:])
             weights.setdefault(key, []).append(convs[layer.name].weight.detach())
     extracted = {
         key: initial_library(key[0], w) if key[0].source == "phased" else extract_library(key[0], w)
@@ -344,8 +403,8 @@ def _finish(
         conv = convs[name]
         spec = None
         if isinstance(library, LibrarySpec):
-            spec, library = library, extracted[library, tuple(conv.kernel_size)]
-        out_channels, in_channels, kh, kw = conv.weight.shape
+            spec, library = library, extracted[library, kernel_shape(conv)[2:]]
+        out_channels, in_channels, kh, kw = kernel_shape(conv)
         try:
             kept = kept_kernels(
                 out_channels, in_channels, settings.connectivity, settings.group, settings.balance

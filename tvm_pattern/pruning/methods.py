@@ -149,7 +149,7 @@ class PrunedLayer:
     def removed_by(self, pattern_id: torch.Tensor) -> torch.Tensor:
         """Removed positions in the memory format of the weight."""
         removed = torch.empty_like(self.weight, dtype=torch.bool)
-        return removed.copy_(removed_positions(pattern_id, self.masks()))
+        return removed.copy_(removed_positions(pattern_id, self.masks()).view(removed.shape))
 
     def choose(self, pattern_id: torch.Tensor) -> None:
         """Make ``pattern_id`` the current choice and zero what it removes."""
@@ -287,7 +287,8 @@ class AdmmEngine(Engine):
         plan = layer.plan
         alive = project_connectivity(target, plan.kept, plan.group, plan.balance, layer.order)
         alive = self.sync(alive.to(torch.uint8)).bool()
-        return target.masked_fill_(~alive[:, :, None, None], 0)
+        dead = ~alive if target.ndim == 2 else ~alive[:, :, None, None]
+        return target.masked_fill_(dead, 0)
 
     def start(self) -> None:
         self._settle_sharing()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
@@ -45,6 +47,45 @@ def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
     return found
 
 
+Layer: TypeAlias = nn.Conv2d | nn.Linear
+
+
+def layers_of(model: nn.Module) -> dict[str, Layer]:
+    """Every 2-D convolution and linear layer by clean name, in the order of ``named_modules``."""
+    inner = unwrap(model)
+    found = {
+        clean_name(name): module
+        for name, module in inner.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    }
+    if not found:
+        raise ConfigError(
+            f"{type(inner).__name__} has no nn.Conv2d and no nn.Linear; give a model with"
+            " convolutions"
+        )
+    return found
+
+
+def refuse_lazy(layers: dict[str, Layer]) -> None:
+    """Refuse layers that have not seen an input yet.
+
+    Raises
+    ------
+    ConfigError
+        Naming the first one.
+    """
+    for name, layer in layers.items():
+        if any(map(is_lazy, layer.parameters())):
+            raise ConfigError(f"{name} is lazy and has no weight yet; run the model on an example")
+
+
+def kernel_shape(layer: Layer) -> tuple[int, int, int, int]:
+    """``(O, I, kh, kw)`` of a layer's weight; that of a linear layer is one of 1x1 kernels."""
+    out_channels, in_channels, *size = layer.weight.shape
+    kh, kw = size or (1, 1)
+    return out_channels, in_channels, kh, kw
+
+
 def refuse_unusable_model(model: nn.Module) -> None:
     """Refuse models whose convolutions have no whole float weights to choose from.
 
@@ -76,7 +117,7 @@ def refuse_unusable_model(model: nn.Module) -> None:
             )
 
 
-def refuse_unusable_weight(name: str, conv: nn.Conv2d) -> None:
+def refuse_unusable_weight(name: str, conv: Layer) -> None:
     """Refuse a weight that cannot be projected.
 
     Raises
@@ -98,8 +139,10 @@ def refuse_unusable_weight(name: str, conv: nn.Conv2d) -> None:
             )
 
 
-def layer_kind(conv: nn.Conv2d) -> str:
-    """``pointwise``, ``depthwise`` or ``conv``."""
+def layer_kind(conv: Layer) -> str:
+    """``linear``, ``pointwise``, ``depthwise`` or ``conv``."""
+    if isinstance(conv, nn.Linear):
+        return "linear"
     if is_depthwise(conv.groups, conv.in_channels):
         return "depthwise"
     return "pointwise" if tuple(conv.kernel_size) == (1, 1) else "conv"

@@ -12,17 +12,17 @@ from topi_kernels.pattern import PatternSet
 from .assignment import Assignment, LayerAssignment, apply_assignment, project_layer
 from .config import Library, PatternConfig, Rule
 from .layers import LayerPlan, prepare_layers
-from .modules import convolutions
+from .modules import layers_of
 from .report import PruneReport, build_report
 from .sharing import Sharing
 
 
 def assign(model: nn.Module, plans: list[LayerPlan]) -> Assignment:
     """Exact joint projection of every planned layer; the model is not changed."""
-    convs = convolutions(model)
+    layers = layers_of(model)
     return {
         plan.name: LayerAssignment(
-            project_layer(convs[plan.name].weight, plan),
+            project_layer(layers[plan.name].weight, plan),
             plan.pattern_set,
             plan.group,
             plan.connectivity,
@@ -54,6 +54,8 @@ def oneshot(
     first: Literal["pattern", "skip", "prune"] = "pattern",
     frozen: Literal["skip", "prune"] = "skip",
     rules: Iterable[Rule] = (),
+    connectivity_linear: float = 1.0,
+    group_linear: int = 8,
     example_inputs: Any = None,
 ) -> PruneReport:
     """Project the weights of ``model`` in place onto the nearest pattern-sparse weights.
@@ -83,6 +85,10 @@ def oneshot(
         Treatment of layers whose weight has ``requires_grad`` False.
     rules : iterable of Rule
         Per-layer exceptions.
+    connectivity_linear : float
+        Inputs of each block of a linear layer before / after; 1.0 keeps them dense.
+    group_linear : int
+        Neighbouring outputs of a linear layer that read the same inputs: a 1xN block.
     example_inputs : tensor or tuple of them, optional
         The model is run on them, and each pruned layer must convolve with its parameter itself.
         Without them only layers that are no plain ``nn.Conv2d`` are looked at, one by one.
@@ -101,6 +107,6 @@ def oneshot(
     config = PatternConfig.of(
         skip=skip, rules=rules, connectivity=connectivity, group=group, library=library,
         connectivity_1x1=connectivity_1x1, sharing=sharing, balance=balance, first=first,
-        frozen=frozen,
+        frozen=frozen, connectivity_linear=connectivity_linear, group_linear=group_linear,
     )  # fmt: skip
     return prune_config(model, config, example_inputs)

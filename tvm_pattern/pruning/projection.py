@@ -86,8 +86,11 @@ def kept_kernels(
 
 def _energy(weight: torch.Tensor, group: int, order: torch.Tensor | None = None) -> torch.Tensor:
     """Squared weights summed over the filters that share: ``[O / group, I, kh * kw]``."""
-    if weight.ndim != 4:
-        raise ValueError(f"a convolution weight is [O, I, kh, kw], got {tuple(weight.shape)}")
+    if weight.ndim not in (2, 4):
+        raise ValueError(
+            f"a weight is [O, I, kh, kw] of a convolution or [O, I] of a linear layer, got"
+            f" {tuple(weight.shape)}"
+        )
     out_channels, in_channels = weight.shape[:2]
     if group < 1 or out_channels % group:
         raise ValueError(
@@ -191,7 +194,7 @@ def order_filters(
 
     Parameters
     ----------
-    weight : Tensor ``[O, I, kh, kw]``
+    weight : Tensor ``[O, I, kh, kw]`` or ``[O, I]``
     masks : Tensor ``[num_patterns, kh, kw]``
     kept : int
         Kernels that survive: filters are compared by the energies of their kernels or, when all
@@ -225,7 +228,7 @@ def project_pattern(
 
     Parameters
     ----------
-    weight : Tensor ``[O, I, kh, kw]``
+    weight : Tensor ``[O, I, kh, kw]`` or ``[O, I]``
     masks : Tensor ``[num_patterns, kh, kw]``
     group : int
         Filters that share one pattern per in_channel.
@@ -273,7 +276,7 @@ def project_joint(
 
     Parameters
     ----------
-    weight : Tensor ``[O, I, kh, kw]``
+    weight : Tensor ``[O, I, kh, kw]`` or ``[O, I]``
     masks : Tensor ``[num_patterns, kh, kw]``
     kept : int
         Kernels that survive; a multiple of ``group``.
@@ -301,4 +304,4 @@ def removed_positions(pattern_id: torch.Tensor, masks: torch.Tensor) -> torch.Te
         raise ValueError(f"pattern_id {highest} is outside a set of {masks.shape[0]} patterns")
     table = torch.ones((REMOVED + 1, *masks.shape[1:]), dtype=torch.bool, device=pattern_id.device)
     table[: masks.shape[0]] = ~masks.to(pattern_id.device)
-    return table[pattern_id.long()]
+    return table[pattern_id.int()]

@@ -21,7 +21,7 @@ from .config import ConfigError, PatternConfig
 from .hooks import OptimizerHooks, keep_masked
 from .layers import prepare_layers
 from .methods import GradualEngine, Method, OneShot, PrunedLayer, make_engine, read_method
-from .modules import convolutions, refuse_unusable_model, unwrap
+from .modules import layers_of, refuse_unusable_model, unwrap
 from .report import PruneReport, build_report
 
 STATE_VERSION = 1
@@ -104,9 +104,9 @@ class Pruner:
         libraries = [plan.pattern_set for plan in plans]
         if _distributed():
             dist.broadcast_object_list(libraries, src=0)
-        convs = convolutions(self.model)
+        modules = layers_of(self.model)
         self.layers = [
-            PrunedLayer(replace(plan, pattern_set=library), convs[plan.name].weight)
+            PrunedLayer(replace(plan, pattern_set=library), modules[plan.name].weight)
             for plan, library in zip(plans, libraries, strict=True)
         ]
         self.engine = make_engine(self.layers, self.method, _from_rank_zero)
@@ -402,6 +402,7 @@ class Pruner:
         if state["method"] != self.method.model_dump_json():
             fail(f"it was made with the method {state['method']}; give the same one")
         names = {layer.name: layer.plan.shape for layer in self.layers}
+        weights = {layer.name: tuple(layer.weight.shape) for layer in self.layers}
         if set(state["libraries"]) != set(names):
             fail(f"its layers are {sorted(state['libraries'])}, the model's {sorted(names)}")
         for name, ids in state["pattern_id"].items():
@@ -416,8 +417,8 @@ class Pruner:
                 fail(f"orders of {name} is no permutation of its {filters} filters")
         for key, copies in state["tensors"].items():
             for name, tensor in copies.items():
-                if tuple(tensor.shape) != names.get(name):
-                    fail(f"{key} of {name} is {tuple(tensor.shape)}, expected {names.get(name)}")
+                if tuple(tensor.shape) != weights.get(name):
+                    fail(f"{key} of {name} is {tuple(tensor.shape)}, expected {weights.get(name)}")
 
     def _made_with_this_config(self, state: dict[str, Any]) -> bool:
         own = self.config.to_dict()

@@ -15,7 +15,7 @@ from torch import nn
 
 from .assignment import Assignment
 from .layers import LayerPlan, SkippedLayer
-from .modules import convolutions, layer_kind
+from .modules import layer_kind, layers_of
 
 _STR_WIDTH = 160
 
@@ -24,7 +24,7 @@ REPORT_SCHEMA = 1
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One convolution of the report.
+    """One layer of the report.
 
     ``energy_kept`` is the squared norm that the hard prune left of the weights just before it;
     None when they are not known. ``reason`` is empty for pruned layers; ``note`` says what was done
@@ -62,7 +62,8 @@ class PruneReport:
     Attributes
     ----------
     rows : list of LayerRow
-        Every convolution of the model in order, pruned or not.
+        Every convolution of the model in order, pruned or not; linear layers too where the
+        configuration speaks of them.
     assignment : dict
         Layer name to :class:`~tvm_pattern.pruning.assignment.LayerAssignment`.
     method : str
@@ -82,18 +83,18 @@ class PruneReport:
 
     @property
     def compression_rate(self) -> float:
-        """Dense / kept weights over all convolutions, the skipped ones included."""
+        """Dense / kept weights over all layers of the report, the skipped ones included."""
         return sum(r.weights for r in self.rows) / max(1, sum(r.weights_kept for r in self.rows))
 
     @property
     def compression_rate_pruned(self) -> float:
-        """Dense / kept weights over the pruned convolutions only."""
+        """Dense / kept weights over the pruned layers only."""
         rows = self.pruned
         return sum(r.weights for r in rows) / max(1, sum(r.weights_kept for r in rows))
 
     @property
     def sparsity(self) -> float:
-        """Fraction of zero weights over all convolutions."""
+        """Fraction of zero weights over all layers of the report."""
         return 1.0 - 1.0 / self.compression_rate
 
     def pattern_counts(self) -> dict[str, dict[str, int]]:
@@ -142,9 +143,13 @@ class PruneReport:
 
     _HEAD = ("layer", "kind", "shape", "library", "group", "kernels", "rate", "energy", "note")
 
+    def _kinds(self) -> str:
+        linear = any(row.kind == "linear" for row in self.rows)
+        return "convolutions and linear layers" if linear else "convolutions"
+
     def _summary(self) -> str:
         return (
-            f"{self.compression_rate:.2f}x over all convolutions,"
+            f"{self.compression_rate:.2f}x over all {self._kinds()},"
             f" {self.compression_rate_pruned:.2f}x over the {len(self.pruned)} pruned ones"
             f" ({self.method})"
         )
@@ -233,7 +238,10 @@ def build_report(
     notes = {p.name: "; ".join(p.notes) for p in plans or ()}
     notes |= {s.name: s.reason for s in skipped if s.tied_to}
     rows = []
-    for name, conv in convolutions(model).items():
+    known = {*assignment, *reasons, *ties}
+    for name, conv in layers_of(model).items():
+        if isinstance(conv, nn.Linear) and name not in known:
+            continue  # the configuration did not speak of linear layers
         shape = tuple(conv.weight.shape)
         layer = assignment.get(ties.get(name, name))
         kernels = shape[0] * shape[1]

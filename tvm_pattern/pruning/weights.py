@@ -23,7 +23,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
 from .config import ConfigError
-from .modules import clean_name, convolutions, unwrap
+from .modules import Layer, clean_name, convolutions, layers_of, unwrap
 
 # What a forward that was not written for a probe raises.
 _FORWARD_ERRORS = (
@@ -38,7 +38,7 @@ _FORWARD_ERRORS = (
 
 
 class _ConvCalls(TorchFunctionMode):
-    """Records the weight and bias of every 2-D convolution that runs."""
+    """Records the weight and bias of every 2-D convolution and linear layer that runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class _ConvCalls(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in (F.conv2d, torch.convolution):
+        if func in (F.conv2d, torch.convolution, F.linear):
             weight = args[1] if len(args) > 1 else kwargs["weight"]
             self.calls.append((weight, args[2] if len(args) > 2 else kwargs.get("bias")))
         return func(*args, **kwargs)
@@ -74,8 +74,12 @@ def _same(weight: torch.Tensor, own: torch.Tensor) -> bool:
     )
 
 
-def _probe_input(conv: nn.Conv2d, seed: int) -> torch.Tensor:
-    """A random image that every output of the layer's size exists for."""
+def _probe_input(conv: Layer, seed: int) -> torch.Tensor:
+    """Random rows, or a random image that every output of the layer's size exists for."""
+    if isinstance(conv, nn.Linear):
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randn((2, conv.in_features), generator=generator)
+        return rows.to(next(conv.parameters()))
     weight = next(p for p in conv.parameters() if p.ndim == 4)
     size = [
         max(8, d * (k - 1) + 1 + 2 * s)
@@ -85,13 +89,13 @@ def _probe_input(conv: nn.Conv2d, seed: int) -> torch.Tensor:
     return image.to(weight.device, weight.dtype)
 
 
-def _run(conv: nn.Conv2d, seed: int) -> tuple[torch.Tensor, list[Any]]:
+def _run(conv: Layer, seed: int) -> tuple[torch.Tensor, list[Any]]:
     with torch.no_grad(), _evaluating(conv), _ConvCalls() as seen:
         output = conv(_probe_input(conv, seed))
     return output, seen.calls
 
 
-def recipe_of(conv: nn.Conv2d) -> str:
+def recipe_of(conv: Layer) -> str:
     """How torch itself computes the weight: the name of what can be baked, or empty."""
     if parametrize.is_parametrized(conv, "weight"):
         names = {_WeightNorm: "weight_norm", _SpectralNorm: "spectral_norm"}
@@ -107,18 +111,22 @@ def recipe_of(conv: nn.Conv2d) -> str:
     return ""
 
 
-def _is_ordinary(conv: nn.Conv2d) -> bool:
-    """An ``nn.Conv2d`` as torch wrote it, without anything that runs before its forward."""
+def _is_ordinary(conv: Layer) -> bool:
+    """A layer as torch wrote it, without anything that runs before its forward."""
+    if isinstance(conv, nn.Conv2d):
+        own = type(conv)._conv_forward is nn.Conv2d._conv_forward
+        own = own and type(conv).forward is nn.Conv2d.forward
+    else:
+        own = type(conv).forward is nn.Linear.forward
     return (
-        type(conv).forward is nn.Conv2d.forward
-        and type(conv)._conv_forward is nn.Conv2d._conv_forward
+        own
         and not {"forward", "_conv_forward"} & set(vars(conv))
         and not conv._forward_pre_hooks
         and isinstance(conv._parameters.get("weight"), nn.Parameter)
     )
 
 
-def why_not_own(conv: nn.Conv2d) -> str:
+def why_not_own(conv: Layer) -> str:
     """Why zeros in the layer's parameter would not reach its convolution; empty if they do."""
     if _is_ordinary(conv):
         return ""
@@ -134,7 +142,8 @@ def why_not_own(conv: nn.Conv2d) -> str:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         return f"the forward of {kind} could not be followed ({reason})"
     if not calls:
-        return f"the forward of {kind} calls no conv2d"
+        called = "linear" if isinstance(conv, nn.Linear) else "conv2d"
+        return f"the forward of {kind} calls no {called}"
     if not any(_same(weight, conv.weight) for weight, _ in calls):
         return f"the forward of {kind} computes the weight"
     return ""
@@ -158,7 +167,7 @@ def refuse_computed(problems: dict[str, str]) -> None:
         )
 
 
-def bake_layer(conv: nn.Conv2d) -> None:
+def bake_layer(conv: Layer) -> None:
     """Make the computed weight of :func:`recipe_of` an ordinary parameter; same outputs."""
     training = conv.training
     conv.eval()  # spectral_norm moves its estimate in training mode
@@ -288,12 +297,12 @@ def check_by_examples(model: nn.Module, examples: Any, names: Iterable[str]) -> 
     inputs = examples if isinstance(examples, tuple | list) else (examples,)
     with torch.no_grad(), _evaluating(inner), _ConvCalls() as seen:
         inner(*inputs)
-    convs = convolutions(inner)
+    layers = layers_of(inner)
     used = {weight.data_ptr() for weight, _ in seen.calls}
     refuse_computed(
         {
             name: "no convolution of the model's forward takes its parameter itself"
             for name in names
-            if convs[name].weight.data_ptr() not in used
+            if layers[name].weight.data_ptr() not in used
         }
     )
