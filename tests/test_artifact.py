@@ -270,7 +270,9 @@ def test_what_is_exported_is_what_runs(tmp_path, monkeypatch):
     assert not generated
     library(IMAGE)
     one, two = (library.export(tmp_path / name) for name in ("one.so", "two.so"))
-    assert one.read_bytes() == two.read_bytes() == library._code._linked.path.read_bytes()
+    assert one.read_bytes() == two.read_bytes()
+    # The sources stand behind the machine code.
+    assert one.read_bytes().startswith(library._code._linked.path.read_bytes())
     assert (len(generated), len(linked)) == (1, 1)
     tars = [library.export(tmp_path / name).read_bytes() for name in ("one.tar", "two.tar")]
     assert tars[0] == tars[1]

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,18 +61,25 @@ _OF_DEVICES = re.compile(
 
 @dataclass(frozen=True)
 class Built:
-    """An executable without its PrimFuncs, and the object files that hold them."""
+    """An executable without its PrimFuncs, the object files that hold them, their TIR as JSON."""
 
     executable: relax.VMExecutable
     objects: tuple[bytes, ...]
+    primfuncs: dict[str, str]
 
 
 @dataclass(frozen=True)
 class _Unit:
-    """PrimFuncs that are built together, and the text that stands for them."""
+    """PrimFuncs that are built together, and the JSON of each."""
 
     functions: tuple[tuple[GlobalVar, tirx.PrimFunc], ...]
-    text: str
+    texts: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """What stands for all of them."""
+        named = zip(self.functions, self.texts, strict=True)
+        return "\n".join(f"{var.name_hint}\n{text}" for (var, _), text in named)
 
 
 def build(mod: IRModule, target: Target, cache: CodeCache | None) -> Built:
@@ -93,20 +100,33 @@ def build(mod: IRModule, target: Target, cache: CodeCache | None) -> Built:
     constants = dict((mod.attrs or {}).get("const_name_to_constant", {}))
     rest = relax._ffi_api.VMCodeGen(builder, mod)
     with _context_without(_DISABLED):
-        objects = _objects(_units(rest), target, cache)
+        units = _units(rest)
+        objects = _objects(units, target, cache)
         empty = _generate(IRModule({}), target)
     externals = list((mod.attrs or {}).get("external_mods", []))
     linked = relax._ffi_api.VMLink(builder, target, empty, externals, constants)
-    return Built(relax.VMExecutable(linked), tuple(objects))
+    primfuncs = {
+        var.name_hint: text
+        for unit in units
+        for (var, _), text in zip(unit.functions, unit.texts, strict=True)
+    }
+    return Built(relax.VMExecutable(linked), tuple(objects), primfuncs)
+
+
+def assembly(functions: Mapping[str, tirx.PrimFunc], target: Target) -> str:
+    """The assembly of PrimFuncs, as :func:`build` generates their code."""
+    mod = IRModule(dict(functions))
+    with _context_without(_DISABLED):
+        return tvm.tirx.build(mod, target=target).inspect_source("s")
 
 
 def _units(mod: IRModule) -> list[_Unit]:
     """What can be built apart: each PrimFunc, unless they call each other."""
     functions = [(g, f) for g, f in mod.functions_items() if isinstance(f, tirx.PrimFunc)]
-    units = [_Unit(((g, f),), f"{g.name_hint}\n{tvm.ir.save_json(f)}") for g, f in functions]
-    if any('"ir.GlobalVar"' in unit.text for unit in units):
-        return [_Unit(tuple(functions), "\n".join(unit.text for unit in units))]
-    return units
+    texts = [tvm.ir.save_json(f) for _, f in functions]
+    if any('"ir.GlobalVar"' in text for text in texts):
+        return [_Unit(tuple(functions), tuple(texts))]
+    return [_Unit((named,), (text,)) for named, text in zip(functions, texts, strict=True)]
 
 
 def _objects(units: Sequence[_Unit], target: Target, cache: CodeCache | None) -> list[bytes]:

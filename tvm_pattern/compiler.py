@@ -19,8 +19,10 @@ from topi_kernels.schedules.opencl.source import launches_of
 from . import code_cache
 from .assigned import warn_of_lost_pruning
 from .building import build
+from .compiled_graph import graph_of
 from .devices import why_no_device
 from .frontend import ImportedModel, import_model, is_instance_of, output_specs
+from .layer_source import Sources, gpu_sources
 from .library import Library, describe
 from .linking import CompiledCode
 from .machine import host_target, target_architecture, why_not_runnable
@@ -140,19 +142,23 @@ def _build(
         structures=imported.structures,
         interleaved_lanes=interleaved_lanes,
     )
+    graph = graph_of(lowered, imported.layer_names)
     lowered, steps = with_steps(lowered, imported.layer_names)
     launches: dict[str, list[list[int]]] = {}
     if resolved.kind.name == "llvm":
         built = build(lowered, resolved, cache)
         code = CompiledCode(built.executable, _triple(resolved), built.objects)
+        sources = Sources.of(built.primfuncs, graph)
     else:
         launches = launches_of(lowered)
-        code = CompiledCode(tvm.compile(lowered, resolved), _triple(resolved))
+        executable = tvm.compile(lowered, resolved)
+        code = CompiledCode(executable, _triple(resolved))
+        sources = gpu_sources(lowered, executable, graph)
     report = _with_names(report, imported.layer_names, config_for.notes())
     manifest = describe(
         resolved, imported.inputs, imported.outputs, num_threads, report, steps, launches
     )
-    return Library(code, manifest)
+    return Library(code, manifest, sources=sources)
 
 
 def _triple(target: Target) -> str:

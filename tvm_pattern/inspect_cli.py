@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from .terminal import Json, escape, open_console, print_json, print_report
+from .terminal import Json, escape, message, open_console, print_json, print_lines, print_report
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -20,11 +20,16 @@ def inspect(
     library: Annotated[Path, typer.Argument(help="A library written by the command compile.")],
     by_cost: Annotated[bool, typer.Option("--sort", help="The dearest layers first.")] = False,
     source: Annotated[
-        bool,
+        str | None,
         typer.Option(
-            "--source", help="Show the OpenCL C of a GPU's library, and what each kernel does."
+            help="Show what computes a LAYER: TIR, and assembly or OpenCL C; 'all' for all layers"
+            " (of a GPU's library: all kernels, and what each does)."
         ),
-    ] = False,
+    ] = None,
+    graph: Annotated[
+        Path | None,
+        typer.Option(help="Write the compiled graph as an ONNX file, to be looked at in Netron."),
+    ] = None,
     json_output: Json = False,
 ) -> None:
     """Show what a library takes, gives and needs, and the report of its compilation.
@@ -32,6 +37,8 @@ def inspect(
     Works for libraries of other machines too, and for a manifest alone: no code runs.
 
     Example: tvm-pattern inspect resnet50.so --sort
+
+    Example: tvm-pattern inspect resnet50.so --source layer1.0.conv2
     """
     from topi_kernels.report import RewriteReport
 
@@ -39,8 +46,11 @@ def inspect(
     from .manifest import Manifest, manifest_path
     from .publish import manifest_of
 
-    if source:
-        _show_sources(library, json_output)
+    if graph is not None:
+        _write_graph(library, graph)
+    if source is not None:
+        _show_sources(library, source, json_output)
+    if source is not None or graph is not None:
         return
     is_here = library.is_file()
     manifest = manifest_of(library) if is_here else Manifest.read(manifest_path(library))
@@ -68,12 +78,51 @@ def inspect(
     print_report(console, report, by_cost=by_cost)
 
 
-def _show_sources(library: Path, json_output: bool) -> None:
-    """The kernels of a library: buffers, launch, counts, OpenCL C."""
-    from .opencl.inspection import kernels_of
+def _write_graph(library: Path, path: Path) -> None:
+    from .compiled_graph import write_onnx
+    from .layer_source import Sources
     from .publish import manifest_of
 
-    kernels = kernels_of(library, manifest_of(library).launches)
+    manifest = manifest_of(library)
+    write_onnx(path, Sources.read(library).graph, manifest)
+    message(f"wrote {escape(str(path))}: the compiled graph, for Netron; it does not run")
+
+
+def _show_sources(library: Path, layer: str, json_output: bool) -> None:
+    """One layer's source, or everything."""
+    from .manifest import ArtifactError
+    from .publish import manifest_of
+
+    manifest = manifest_of(library)
+    if layer == "all" and manifest.target.get("kind") != "llvm":
+        _show_kernels(library, manifest.launches, json_output)
+        return
+    import tvm
+
+    from .layer_source import Sources
+    from .library import target_of
+
+    compiled_by = manifest.versions.get("tvm")
+    if compiled_by != tvm.__version__:
+        raise ArtifactError(
+            f"{library} was compiled by TVM {compiled_by}, this is {tvm.__version__}; expected the"
+            " same, since sources are made anew"
+        )
+    sources, target = Sources.read(library), target_of(manifest, str(library))
+    layers = sources.layers(manifest.steps) if layer == "all" else [layer]
+    found = [sources.of_layer(name, manifest.steps, target) for name in layers]
+    if json_output:
+        print_json([asdict(item) for item in found])
+        return
+    for item in found:
+        print_lines(str(item))
+
+
+def _show_kernels(library: Path, launches: dict[str, list[list[int]]], json_output: bool) -> None:
+    """The kernels of a GPU's library: buffers, launch, counts, OpenCL C."""
+    from .opencl.inspection import kernels_of
+
+    kernels = kernels_of(library, launches)
     if json_output:
         print_json([asdict(kernel) for kernel in kernels])
         return

@@ -22,6 +22,7 @@ from topi_kernels.report import LayerRow, RewriteReport
 from . import __version__
 from .devices import device_of, why_no_device
 from .frontend import TensorSpec
+from .layer_source import LayerSource, Sources
 from .linking import CompiledCode
 from .machine import required_features, target_architecture, why_not_runnable
 from .manifest import ArtifactError, Manifest, bad_field
@@ -78,8 +79,15 @@ class Library:
     may call it too. Its memory is freed with the last reference to it.
     """
 
-    def __init__(self, code: Code, manifest: Manifest, origin: str = "this library") -> None:
+    def __init__(
+        self,
+        code: Code,
+        manifest: Manifest,
+        origin: str = "this library",
+        sources: Sources | None = None,
+    ) -> None:
         self._code = code
+        self._sources = sources or Sources({})
         self._origin = origin
         self.manifest = manifest
         self.inputs = tuple(_spec_of(data) for data in manifest.inputs)
@@ -234,6 +242,26 @@ class Library:
         except RuntimeError as error:
             raise self._told(error) from error.__cause__
 
+    def source(self, layer: str) -> LayerSource:
+        """What computes a layer: its PrimFuncs and their assembly, or OpenCL C.
+
+        Parameters
+        ----------
+        layer : str
+            As reports and profiles name it; or the name of a compiled function.
+
+        Returns
+        -------
+        LayerSource
+            ``print`` shows all of it; its ``functions`` have ``tir`` and ``code``.
+
+        Raises
+        ------
+        ValueError
+            If there is no such layer, or the library was written without its sources.
+        """
+        return self._sources.of_layer(layer, self.manifest.steps, self.target)
+
     def as_module(self) -> Any:
         """The library as a :class:`torch.nn.Module`: tensors in, tensors out, no gradients."""
         from .torch_module import LibraryModule
@@ -348,8 +376,10 @@ class Library:
         def write(file: Any) -> Manifest:
             if path.suffix == ".tar":
                 code.write_tar(file)
+                self._sources.append_to(file)
                 return self.manifest
             linked = code.write_so(file, cc)
+            self._sources.append_to(file)
             return replace(self.manifest, abi=linked.abi, page_size=linked.page_size)
 
         publish(path, write)

@@ -12,6 +12,7 @@ from pathlib import Path
 import tvm
 
 from .devices import prepare
+from .layer_source import Sources
 from .library import Library, target_of
 from .linking import LoadedCode, link, open_module, private_folder, readable_errors
 from .machine import why_not_runnable
@@ -49,12 +50,13 @@ def load(path: str | os.PathLike, num_threads: int | None = None) -> Library:
         with readable_errors(f"copy {path} to a folder for temporary files"), copy.open("wb") as f:
             manifest = copy_checked(path, f)
         manifest = _checked(manifest, path, num_threads)
+        sources = Sources.read(copy)
         if path.suffix == ".tar":
             copy = _link_tar(copy, path)
         _prepare(manifest, path)
         # The mapping outlives the name.
         code = LoadedCode(_open(copy, path))
-        return Library(code, manifest, origin=str(path))
+        return Library(code, manifest, str(path), sources)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -110,10 +110,9 @@ def with_steps(
     tuple of (tvm.IRModule, tuple of Step)
         Calls whose inputs or outputs are no float tensors of static shape have no step.
     """
-    names = layer_names or {}
+    layer_of_value = LayerNamer(layer_names or {})
     result = mod.clone()
     steps: list[Step] = []
-    last = ""
     for block in bindings_of(mod[MAIN]):
         for binding in block:
             if op_name(binding.value) != "relax.call_tir" or not _is_float(binding.var):
@@ -124,15 +123,33 @@ def with_steps(
                 continue
             function = f"{PREFIX}{len(steps)}"
             result[function] = _step_function(function, call, images, binding.var)
-            variable = layer_of(str(binding.var.name))
-            layer = names.get(variable, variable)
-            if _UNNAMED.fullmatch(layer):
-                layer = f"after {last}" if last else "input"
-            else:
-                last = layer
+            layer = layer_of_value(binding.var)
             inputs = tuple({"shape": static_shape(i), "dtype": str(i.ty.dtype)} for i in images)
             steps.append(Step(function, layer, str(call.args[0].name_hint), inputs))
     return result, tuple(steps)
+
+
+class LayerNamer:
+    """Tells, value by value in the order of the network, which layer makes it.
+
+    Parameters
+    ----------
+    layer_names : mapping
+        Relax variable of a convolution -> the layer's own name.
+    """
+
+    def __init__(self, layer_names: Mapping[str, str]) -> None:
+        self._names = layer_names
+        self._last = ""
+
+    def __call__(self, var: Var) -> str:
+        """A value without a name of the model's is told by the layer that it comes after."""
+        variable = layer_of(str(var.name))
+        layer = self._names.get(variable, variable)
+        if _UNNAMED.fullmatch(layer):
+            return f"after {self._last}" if self._last else "input"
+        self._last = layer
+        return layer
 
 
 def _is_float(var: Var) -> bool:

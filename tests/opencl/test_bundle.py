@@ -36,7 +36,7 @@ def phone_library(tmp_path_factory):
 
 
 def test_the_sources_of_a_phones_library_are_shown(phone_library):
-    done = CliRunner().invoke(app, ["inspect", str(phone_library), "--source", "--json"])
+    done = CliRunner().invoke(app, ["inspect", str(phone_library), "--source", "all", "--json"])
     assert done.exit_code == 0, done.output
     kernels = {kernel["name"]: kernel for kernel in json.loads(done.stdout)}
     first = kernels["pattern_conv2d_kernel"]
@@ -47,7 +47,7 @@ def test_the_sources_of_a_phones_library_are_shown(phone_library):
     )
     assert "__kernel void pattern_conv2d_kernel(" in first["source"]
     assert any("multiply-adds of vectors" in line for line in first["described"])
-    shown = CliRunner().invoke(app, ["inspect", str(phone_library), "--source"])
+    shown = CliRunner().invoke(app, ["inspect", str(phone_library), "--source", "all"])
     assert first["source"] in shown.stdout
 
 
