@@ -38,13 +38,15 @@ def _has_loop(lines: list[str], labels: dict[str, int], start: int, end: int) ->
     return any(start <= labels.get(label, -1) <= n for n, label in jumps)
 
 
-def inner_loops(assembly: str) -> list[InnerLoop]:
-    """Innermost loops that contain FMAs, in the order of the text.
+def inner_loops(assembly: str, multiply: str = "vfmadd") -> list[InnerLoop]:
+    """Innermost loops that contain multiply-adds, in the order of the text.
 
     Parameters
     ----------
     assembly : str
         x86 assembly in AT&T syntax, as ``module.inspect_source("asm")`` gives it.
+    multiply : str
+        What the names of multiply-adds begin with.
     """
     lines = assembly.splitlines()
     labels = {m.group(1): n for n, line in enumerate(lines) if (m := _LABEL.match(line))}
@@ -55,7 +57,7 @@ def inner_loops(assembly: str) -> list[InnerLoop]:
         if start is None or start >= end:
             continue
         body = [t for t in lines[start:end] if t.startswith("\t") and not t.startswith("\t.")]
-        fma = sum("vfmadd" in t for t in body)
+        fma = sum(multiply in t for t in body)
         if not fma or _has_loop(lines, labels, start, end):
             continue
         vector = [t for t in body if _VECTOR.search(t)]

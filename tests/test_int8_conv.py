@@ -1,0 +1,210 @@
+"""Convolutions of bytes: every byte against an integer oracle, packing, what LLVM makes of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tvm
+from int8_cases import TARGETS, Int8Case, int8_case
+
+from benchmarks.assembly import inner_loops
+from topi_kernels.geometry import ConvGeometry
+from topi_kernels.schedules.cpu_int8.isa import ISAS, isa_named
+from topi_kernels.schedules.cpu_int8.packing import (
+    GROUP_SIZES,
+    OverflowsInt32Error,
+    check_sums,
+    pack,
+    unpack,
+)
+from topi_kernels.schedules.cpu_int8.plan import Quantisation, plan_int8_conv
+from topi_kernels.schedules.cpu_int8.workload import Int8Config, configs
+from topi_kernels.structure import Structure
+
+VBMI = "avx512-vnni"
+
+
+def dense(out_channels: int, in_channels: int, kernel: int) -> np.ndarray:
+    return np.ones((out_channels, in_channels, kernel, kernel))
+
+
+def blocks_of_channels(out_channels: int, in_channels: int, keep: float) -> np.ndarray:
+    """1x1 weights of which whole quads of in_channels are kept."""
+    rng = np.random.default_rng(1)
+    kept = rng.random((out_channels, -(-in_channels // 4))) < keep
+    return kept.repeat(4, axis=1)[:, :in_channels, None, None].astype(float)
+
+
+CASES = {
+    "one filter to a group": int8_case(8, 8, (8, 8)),
+    "two filters to a group, odd sizes": int8_case(16, 12, (13, 11), group=2),
+    "four filters to a group, negative results": int8_case(
+        16, 16, (14, 14), group=4, low=-np.inf, batch=2
+    ),
+    "fewer rows than a block": int8_case(8, 8, (3, 2)),
+    "residual and upper limit": int8_case(8, 16, (7, 7), residual=True, high=0.5),
+    "stride 2": int8_case(8, 8, (9, 7), stride=2),
+    "dense": int8_case(6, 5, (8, 8), weight=dense(6, 5, 3)),
+    "all removed": int8_case(4, 4, (5, 5), weight=np.zeros((4, 4, 3, 3))),
+    "5x5": int8_case(4, 4, (9, 9), kernel=5, weight=dense(4, 4, 5)),
+    "dilated": int8_case(4, 6, (9, 9), dilation=2),
+    "1x1": int8_case(8, 10, (7, 9), kernel=1, weight=dense(8, 10, 1), residual=True),
+    "1x1 by blocks": int8_case(8, 32, (6, 6), kernel=1, weight=blocks_of_channels(8, 32, 0.3)),
+    "1x1 stride 2": int8_case(4, 8, (9, 11), kernel=1, stride=2, weight=dense(4, 8, 1)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_byte(name: str) -> None:
+    CASES[name].check(VBMI)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Int8Config("square", 1, 3, 1),
+        Int8Config("square", 2, 2, 1),
+        Int8Config("rows", 2, 1, 1),
+        Int8Config("rows", 1, 2, 1),
+    ],
+    ids=str,
+)
+def test_tiles_that_do_not_fit_the_image(config: Int8Config) -> None:
+    int8_case(4, 6, (11, 17)).check(VBMI, config)
+
+
+def test_threads() -> None:
+    int8_case(4, 4, (12, 9)).check(VBMI, threads=2)
+
+
+def test_some_filters_are_empty() -> None:
+    weight = int8_case(6, 8, (6, 6)).layer.structure.kept.astype(float)
+    weight[[1, 4]] = 0
+    int8_case(6, 8, (6, 6), weight=weight).check(VBMI)
+
+
+def test_kept_weights_that_are_zero_stay_in_their_pattern() -> None:
+    """Sparsity is said by the structure: a weight that was rounded to zero is no removed one."""
+    case = int8_case(8, 8, (6, 6), group=2)
+    weight = np.where(np.abs(case.layer.weight) < 60, 0, case.layer.weight).astype(np.int8)
+    rounded = Int8Case(replace(case.layer, weight=weight), case.x)
+    assert rounded.plan(VBMI).packed.entries == case.plan(VBMI).packed.entries
+    rounded.check(VBMI)
+
+
+# Packing -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("group", [None, *GROUP_SIZES])
+def test_unpack_inverts_pack(name: str, group: int | None) -> None:
+    layer = CASES[name].layer
+    packed = pack(layer.weight, layer.structure, group)
+    np.testing.assert_array_equal(unpack(packed), layer.weight)
+
+
+@pytest.mark.parametrize(("group", "limit"), [(1, 1.7), (2, 1.35), (4, 1.2)])
+def test_bytes_for_each_kept_weight(group: int, limit: float) -> None:
+    layer = int8_case(64, 64, (8, 8), group=group).layer
+    packed = pack(layer.weight, layer.structure)
+    assert packed.group == group
+    assert packed.stored_bytes <= limit * layer.structure.kept_weights
+
+
+def test_filters_that_differ_are_not_grouped() -> None:
+    layer = int8_case(16, 16, (8, 8)).layer
+    assert pack(layer.weight, layer.structure).group == 1
+
+
+def test_sums_that_may_overflow_are_refused() -> None:
+    weight = np.full((2, 70_000, 1, 1), 127, np.int8)
+    with pytest.raises(OverflowsInt32Error, match=r"filter 0 may reach 2\.267e\+09"):
+        check_sums(weight, np.zeros(2))
+    check_sums(weight[:, :66_000], np.zeros(2))
+    with pytest.raises(OverflowsInt32Error, match="filter 1"):
+        check_sums(weight[:, :66_000], np.array([0, 2e7]))
+    with pytest.raises(OverflowsInt32Error):
+        check_sums(weight[:, :4], np.array([0, np.nan]))
+
+
+def test_weights_that_cannot_be_packed() -> None:
+    layer = CASES["one filter to a group"].layer
+    with pytest.raises(ValueError, match=r"int8 \[out, in, kh, kw\], got float32"):
+        pack(layer.weight.astype(np.float32), layer.structure)
+    with pytest.raises(ValueError, match="removed are not zero"):
+        pack(layer.weight, Structure(np.zeros_like(layer.structure.kept)))
+    with pytest.raises(ValueError, match=r"one of \[1, 2, 4\], got 3"):
+        pack(layer.weight, layer.structure, 3)
+
+
+# Planning ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bias": np.full(8, np.nan, np.float32)}, "bias holds NaN or Inf"),
+        ({"weight_scale": np.full(8, np.inf, np.float32)}, "weight_scale holds NaN or Inf"),
+        ({"weight_scale": np.zeros(8, np.float32)}, "scales of weights are positive"),
+        ({"bias": np.zeros(3, np.float32)}, r"one value for each of 8 filters, got shape \(3,\)"),
+        ({"bias": np.full(8, 1e9, np.float32)}, "its bias is too large"),
+        ({"geometry": ConvGeometry((3, 3), dilation=(9, 9))}, "no choice for a convolution of"),
+    ],
+)
+def test_layers_that_cannot_be_planned(changes: dict, message: str) -> None:
+    case = CASES["one filter to a group"]
+    layer = replace(case.layer, **changes)
+    with pytest.raises(ValueError, match=message):
+        plan_int8_conv(layer, 1, case.layouts(), VBMI)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf])
+def test_scales_are_positive(scale: float) -> None:
+    with pytest.raises(ValueError, match="a scale is positive and finite"):
+        Quantisation(scale, 0)
+
+
+def test_zero_points_are_bytes() -> None:
+    with pytest.raises(ValueError, match=r"a zero point is in 0\.\.255, got 256"):
+        Quantisation(1.0, 256)
+
+
+def test_unknown_instructions() -> None:
+    with pytest.raises(ValueError, match="unknown 8-bit instructions 'amx'; expected one of"):
+        isa_named("amx")
+
+
+def test_every_kind_of_instructions_is_tested() -> None:
+    assert set(TARGETS) == set(ISAS)
+
+
+def test_a_config_for_other_weights() -> None:
+    plan = CASES["one filter to a group"].plan(VBMI)
+    with pytest.raises(ValueError, match="groups of 4 filters, the weights are packed for 1"):
+        replace(plan, config=replace(plan.config, group=4)).primfunc()
+    with pytest.raises(ValueError, match="the form 'run' does not fit"):
+        replace(plan, config=replace(plan.config, form="run")).primfunc()
+
+
+# What LLVM makes of it ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group", GROUP_SIZES)
+def test_accumulators_stay_in_registers(group: int) -> None:
+    """One loop, for any chunk: a dot product for each vector and filter, nothing stored."""
+    plan = int8_case(64, 64, (28, 28), group=group).plan(VBMI)
+    target = tvm.target.Target(TARGETS[VBMI][0])
+    assembly = tvm.compile(plan.primfunc(), target=target).mod.inspect_source("asm")
+    (loop,) = inner_loops(assembly, "vpdpbusd")
+    vectors = plan.config.vectors * plan.config.strips
+    assert loop.fma == group * vectors
+    assert loop.shuffles == vectors
+    assert loop.stores == 0
+    assert loop.stack == 0
+
+
+def test_there_are_several_choices() -> None:
+    plan = int8_case(8, 8, (28, 28)).plan(VBMI)
+    assert len(list(configs(plan.workload))) > 10

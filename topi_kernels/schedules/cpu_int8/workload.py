@@ -1,0 +1,179 @@
+"""One convolution of bytes as it is packed, and the choices of its schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from ...geometry import ConvGeometry
+from ...layout import PlaneLayout
+from .isa import DotIsa, isa_named
+from .lines import LineShape, line_shapes
+from .packing import WORD, Chunk
+
+FREE_REGISTERS = {1: 4, 2: 4, 4: 8}
+"""Registers that are no accumulators (shuffled bytes, positions, weights), by filters of a group;
+with fewer, LLVM spills."""
+
+
+@dataclass(frozen=True)
+class Int8Workload:
+    """What the operator's code depends on; scales and zero points are data.
+
+    Parameters
+    ----------
+    batch, in_channels, out_channels : int
+    geometry : ConvGeometry
+    in_layout, out_layout : PlaneLayout
+        Of bytes, see :func:`~topi_kernels.schedules.cpu_int8.byte_layout.byte_layout`.
+    chunks : tuple of Chunk
+    group, groups, entries : int
+        As packed.
+    unit_dtype, count_dtype : str
+    residual : bool
+        Whether a tensor of bytes, in ``residual_layout``, is added to the sums.
+    """
+
+    batch: int
+    in_channels: int
+    out_channels: int
+    geometry: ConvGeometry
+    in_layout: PlaneLayout
+    out_layout: PlaneLayout
+    chunks: tuple[Chunk, ...]
+    group: int
+    groups: int
+    entries: int
+    unit_dtype: str
+    count_dtype: str
+    isa: str
+    residual: bool = False
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether a word holds four in_channels."""
+        return self.geometry.kernel_size == (1, 1)
+
+    @property
+    def units(self) -> int:
+        """What entries are numbered by: in_channels, or quads of them."""
+        return -(-self.in_channels // WORD) if self.pointwise else self.in_channels
+
+
+@dataclass(frozen=True)
+class Int8Config:
+    """How a tile is made; its accumulators are ``group * vectors * strips``.
+
+    Parameters
+    ----------
+    form : str
+        ``square``: lines of square vectors; ``rows``: lines of vectors of one row; ``run``: vectors
+        of neighbouring bytes of a plane, for 1x1 convolutions.
+    strips : int
+        Lines below each other.
+    vectors : int
+        Vectors beside each other.
+    group : int
+        Filters that share entries, as packed.
+    """
+
+    form: str
+    strips: int
+    vectors: int
+    group: int
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain data."""
+        return asdict(self)
+
+
+def shape_of_form(form: str, geometry: ConvGeometry, isa: DotIsa) -> LineShape | None:
+    """The lines of a form, or None where the kernel reaches too far for it."""
+    for line in line_shapes(geometry, isa):
+        if (line.vector[0] > 1) == (form == "square"):
+            return line
+    return None
+
+
+def configs(workload: Int8Workload) -> Iterator[Int8Config]:
+    """All choices of a workload, in a fixed order."""
+    isa = isa_named(workload.isa)
+    most = (isa.registers - FREE_REGISTERS[workload.group]) // workload.group
+    if workload.pointwise:
+        yield from (Int8Config("run", 1, v, workload.group) for v in range(1, most + 1))
+        return
+    height, width = workload.out_layout.height, workload.out_layout.width
+    for form in ("square", "rows"):
+        line = shape_of_form(form, workload.geometry, isa)
+        if line is None:
+            continue
+        strips = -(-height // line.block[0])
+        beside = -(-width // min(line.vector[1], line.block[1]))
+        per_line = line.vectors // line.across
+        for vectors in range(1, beside + 1):
+            for rows in range(1, strips + 1):
+                if vectors * rows * per_line <= most:
+                    yield Int8Config(form, rows, vectors, workload.group)
+
+
+def computed_pixels(workload: Int8Workload, config: Int8Config) -> int:
+    """Outputs that are computed, those computed twice and those that are none included."""
+    isa = isa_named(workload.isa)
+    if config.form == "run":
+        return tiles_of(workload, config)[1] * config.vectors * isa.pixels
+    line = shape_of_form(config.form, workload.geometry, isa)
+    if line is None:
+        raise ValueError(f"no lines of the form {config.form!r} for {workload.geometry}")
+    down, beside = tiles_of(workload, config)
+    per_line = line.vectors // line.across
+    return down * beside * config.strips * config.vectors * per_line * isa.pixels
+
+
+def tiles_of(workload: Int8Workload, config: Int8Config) -> tuple[int, int]:
+    """Tiles below each other and beside each other."""
+    isa = isa_named(workload.isa)
+    out = workload.out_layout
+    if config.form == "run":
+        if workload.geometry.stride != (1, 1):
+            per_row = -(-out.width // isa.pixels)
+            return 1, -(-out.height * per_row // config.vectors)
+        run = (out.height - 1) * out.row_stride + out.width
+        return 1, -(-run // (config.vectors * isa.pixels))
+    line = shape_of_form(config.form, workload.geometry, isa)
+    if line is None:
+        raise ValueError(f"no lines of the form {config.form!r} for {workload.geometry}")
+    rows = config.strips * line.block[0]
+    cols = config.vectors * min(line.vector[1], line.block[1])
+    return -(-out.height // rows), -(-out.width // cols)
+
+
+#: Accumulators that hide the latency of a dot product and of a loop's end, by filters of a group.
+_ENOUGH = {1: 12, 2: 16, 4: 16}
+
+
+def default_config(workload: Int8Workload) -> Int8Config:
+    """The choice without tuning: fewest wasted outputs, then most accumulators.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    best, best_cost = None, 0.0
+    for config in configs(workload):
+        per_line = 1
+        if config.form != "run":
+            line = shape_of_form(config.form, workload.geometry, isa_named(workload.isa))
+            per_line = 1 if line is None else line.vectors // line.across
+        accumulators = config.strips * config.vectors * config.group * per_line
+        speed = min(1.0, (accumulators + 4) / (_ENOUGH[config.group] + 4))
+        crowded = 0.9 if accumulators > 24 else 1.0
+        cost = computed_pixels(workload, config) / (speed * crowded)
+        if best is None or cost < best_cost:
+            best, best_cost = config, cost
+    if best is None:
+        raise ValueError(
+            f"no choice for a convolution of {workload.geometry} with {workload.isa}; compile it in"
+            " float32"
+        )
+    return best
