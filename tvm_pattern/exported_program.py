@@ -7,6 +7,7 @@ from the bytes that the program is then loaded from; what needs any of that is r
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -64,6 +65,8 @@ def load_exported_program(path: Path, *, trust: bool = False) -> torch.export.Ex
     """
     if not path.is_file():
         raise ValueError(f"no such file: {path}; expected a program saved by torch.export.save")
+    # Files of quantised networks hold operators that torch knows only once this is imported.
+    importlib.import_module("torch.ao.quantization.fx._decomposed")
     try:
         if trust:
             return torch.export.load(path)

@@ -11,6 +11,7 @@ from .onnx_files import check_opset, check_size
 from .onnx_rewrites import GraphEditor
 from .onnx_simplify import simplified
 from .onnx_sizes import with_fixed_sizes
+from .quantized_weights import fold_constants
 from .shared import (
     IMPORTER_ERRORS,
     ImportedModel,
@@ -38,7 +39,7 @@ def from_onnx_model(model: Any, example_inputs: Any) -> ImportedModel:
     try:
         with quiet():
             mod = from_onnx(rewritten)
-            mod = relax.transform.FoldConstant()(mod)
+            mod = fold_constants(mod)
     except IMPORTER_ERRORS as error:
         raise ValueError(
             f"TVM's ONNX importer does not take this model: {first_line(error)}; simplify or"
@@ -87,15 +88,20 @@ def _check_onnx_finite(model: Any) -> None:
 
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
+_QUANTIZERS = ("DequantizeLinear", "QuantizeLinear")
 
 
 def _with_layer_names(model: Any) -> Any:
     """The model with every convolution named after its layer, which its weights' name tells."""
     stored = {t.name for t in model.graph.initializer}
     stored.update(n.output[0] for n in model.graph.node if n.op_type == "Constant")
+    # Integer weights are dequantised first, and whoever quantised them added to their names.
+    sources = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type in _QUANTIZERS}
     for node in model.graph.node:
         if node.op_type in _CONVOLUTIONS:
             weight = node.input[1]
+            while weight in sources:
+                weight = sources[weight]
             layer = layer_of(weight) if weight in stored and "." in weight else node.name
             node.name = layer or ""
     return model

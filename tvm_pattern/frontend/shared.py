@@ -18,6 +18,8 @@ from relay_passes.dataflow import op_name
 from relay_passes.fold_batch_norm import check_variances
 from topi_kernels.structure import Structure
 
+from .quantized_weights import covering_structures
+
 # TVM's importers say "not supported" in many ways, assertions included.
 IMPORTER_ERRORS = (
     ArithmeticError,
@@ -50,7 +52,8 @@ class ImportedModel:
     """A Relax module with static shapes and what goes in and out of its ``main``.
 
     ``layer_names`` maps the Relax variable of a convolution's result to the layer's own name,
-    ``assigned`` the layers that the pruner assigned patterns to, to their structure.
+    ``assigned`` the layers that the pruner assigned patterns to, to their structure, ``covered``
+    the Relax variables of convolutions with integer weights to what those say.
     """
 
     mod: tvm.IRModule
@@ -58,15 +61,17 @@ class ImportedModel:
     outputs: tuple[TensorSpec, ...]
     layer_names: dict[str, str] = field(default_factory=dict)
     assigned: dict[str, Structure] = field(default_factory=dict)
+    covered: dict[str, Structure] = field(default_factory=dict)
 
     @property
     def structures(self) -> dict[str, Structure]:
-        """The assigned structures by Relax variable, as the passes take them."""
-        return {
+        """The assigned structures by Relax variable, as the passes take them; else the covered."""
+        assigned = {
             variable: self.assigned[layer]
             for variable, layer in self.layer_names.items()
             if layer in self.assigned
         }
+        return {**self.covered, **assigned}
 
 
 def as_input_tuple(example_inputs: Any) -> tuple[Any, ...]:
@@ -131,7 +136,7 @@ def finish(mod: tvm.IRModule, layer_names: Sequence[str | None]) -> ImportedMode
     inputs = tuple(_spec(p.name, p.ty, f"input {p.name!r}") for p in main.params)
     outputs = output_specs(mod)
     mod, names = _name_layers(mod, layer_names)
-    return ImportedModel(mod, inputs, outputs, names)
+    return ImportedModel(mod, inputs, outputs, names, covered=covering_structures(mod))
 
 
 def output_specs(mod: tvm.IRModule) -> tuple[TensorSpec, ...]:

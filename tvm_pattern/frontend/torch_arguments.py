@@ -4,7 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from tvm import relax
+
+# Key of a placeholder's meta data.
+_STORED = "tvm_pattern.stored"
+
+
+def note_stored_tensors(program: Any) -> None:
+    """Leave the values of parameters, buffers and constants where converters find them."""
+    signature = program.graph_signature
+    names = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in names:
+            name = names[node.name]
+            stored = program.state_dict if name in program.state_dict else program.constants
+            node.meta[_STORED] = stored.get(name)
+        elif getattr(node.target, "__name__", "") == "_to_copy.default":
+            source = node.args[0].meta.get(_STORED)
+            if source is not None and "dtype" in node.kwargs:
+                node.meta[_STORED] = source.to(node.kwargs["dtype"])
 
 
 class UnsupportedOptionError(ValueError):
@@ -41,6 +64,14 @@ class Arguments:
         if isinstance(value, list | tuple):
             return [self._value(v) for v in value]
         return value
+
+    def stored(self, name: str) -> np.ndarray | None:
+        """Value of an argument that is a number, parameter, buffer or constant; else None."""
+        value = self.given[name]
+        if not hasattr(value, "meta"):
+            return np.asarray(value)
+        tensor = value.meta.get(_STORED)
+        return None if tensor is None else tensor.detach().cpu().numpy()
 
     def emit(self, expression: relax.Expr) -> relax.Var:
         """Bind an expression to a variable of the function that is being built."""

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Collection
 from typing import Any
 
+from .torch_quantized import fake_per_channel, fake_per_tensor
+
 # In torch's own words, but not part of what torch.export decomposes by default.
 _REFERENCES = ("grid_sampler_2d",)
 
@@ -29,7 +31,10 @@ def decompositions(kept: Collection[str]) -> dict[Any, Callable[..., Any]]:
     table.update(get_decompositions([getattr(aten, name) for name in _REFERENCES]))
     for name in kept:
         packet, overload = name.split(".")
-        table.pop(getattr(getattr(aten, packet), overload), None)
+        # None: an operator of another library, which torch takes nothing apart into.
+        operator = getattr(getattr(aten, packet, None), overload, None)
+        if operator is not None:
+            table.pop(operator, None)
     table[aten.add.Tensor] = table[aten.add.Scalar] = _scaled(lambda x, y: x + y)
     table[aten.sub.Tensor] = table[aten.sub.Scalar] = _scaled(lambda x, y: x - y)
     table[aten.div.Tensor] = _divide
@@ -43,6 +48,8 @@ def decompositions(kept: Collection[str]) -> dict[Any, Callable[..., Any]]:
     table[aten.isfinite.default] = _is_finite
     table[aten.exp2.default] = _exp2
     table[aten.unfold.default] = _unfold
+    table[aten.fake_quantize_per_tensor_affine.default] = fake_per_tensor
+    table[aten.fake_quantize_per_channel_affine.default] = fake_per_channel
     return table
 
 

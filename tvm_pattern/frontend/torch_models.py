@@ -22,7 +22,7 @@ from .shared import (
     layer_of,
     quiet,
 )
-from .torch_arguments import UnsupportedOptionError
+from .torch_arguments import UnsupportedOptionError, note_stored_tensors
 from .torch_checks import check_module, check_tensor, check_tensors
 from .torch_decompositions import decompositions
 from .torch_operators import converters
@@ -141,6 +141,7 @@ def from_program(program: Any, *, checked: bool = False) -> ImportedModel:
     with quiet():
         plain = _in_float32(program) if is_half else program
         plain = plain.run_decompositions(decompositions(frozenset(translated)))
+    note_stored_tensors(plain)
     check_operators(plain, {*ExportedProgramImporter().convert_map, *translated})
     try:
         with quiet():
@@ -202,16 +203,28 @@ def _in_float32(program: Any) -> Any:
 
 def _torch_layer_names(program: Any) -> list[str | None]:
     """Module path of each convolution of the program, in graph order."""
-    parameters = program.graph_signature.inputs_to_parameters
+    signature = program.graph_signature
+    stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     found: list[tuple[Any, str | None]] = []
     for node in program.graph.nodes:
         operator = getattr(node.target, "name", lambda: "")() if node.op == "call_function" else ""
         if operator.removeprefix("aten::").startswith(("conv1d", "conv2d", "conv3d", "conv")):
-            weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
-            found.append((node, parameters.get(getattr(weight, "name", None))))
+            tensors = [node.args[i] if len(node.args) > i else node.kwargs.get(name)
+                       for i, name in ((1, "weight"), (2, "bias"))]  # fmt: skip
+            names = [stored.get(getattr(_as_stored(tensor), "name", "")) for tensor in tensors]
+            # Converted to integers, a weight may be a buffer without the layer's name.
+            dotted = next((name for name in names if name and "." in name), names[0])
+            found.append((node, dotted))
     weights = [weight for _, weight in found]
     return [
         # The weight says best what a layer is called, unless several share it.
         layer_of(weight) if weights.count(weight) == 1 else layer_path(node) or layer_of(weight)
         for node, weight in found
     ]
+
+
+def _as_stored(tensor: Any) -> Any:
+    """What a quantised weight is stored as: the node before its conversions."""
+    while getattr(tensor, "op", "") == "call_function" and "quantize" in str(tensor.target):
+        tensor = tensor.args[0]
+    return tensor

@@ -15,6 +15,7 @@ from tvm import relax
 from .torch_arguments import Arguments, dtype_of, shape_of
 from .torch_index import index, index_put
 from .torch_pool import adaptive_max_pool, avg_pool, max_pool
+from .torch_quantized import CONVERTERS as QUANTIZED
 from .torch_resize import resize
 
 Converter = Callable[[Any, Any], relax.Expr]
@@ -123,6 +124,7 @@ def converters() -> dict[str, Converter]:
     """Operator of the exported program -> its translation."""
     return {
         **dict.fromkeys(_RESIZES, resize),
+        **QUANTIZED,
         "elu.default": _elu,
         "amax.default": _extremum(relax.op.max),
         "amin.default": _extremum(relax.op.min),

@@ -10,7 +10,7 @@ import numpy as np
 import tvm
 
 from ..frontend import ImportedModel
-from .compare import Tolerance, error_of, is_finite_somewhere, tolerance_of
+from .compare import Tolerance, is_finite_somewhere, tolerance_of
 from .dense import DenseGraph
 from .discrete import compare_operands, library_values, operands
 from .errors import (
@@ -128,8 +128,8 @@ class Check:
             want = self.oracle.run(given.arrays)
         got = self.subject.run(given.arrays)
         self._check_shapes(got, want, given)
-        errors = [error_of(g, w) for g, w in zip(got, want, strict=True)]
-        is_float = [w.dtype.kind == "f" for w in want]
+        errors = [self.tolerance.error(g, w) for g, w in zip(got, want, strict=True)]
+        is_float = [self.tolerance.applies_to(w) for w in want]
         failing = [
             i for i, e in enumerate(errors) if e > (self.tolerance.value if is_float[i] else 0)
         ]
@@ -173,7 +173,7 @@ class Check:
     ) -> list[int]:
         """Outputs that differ for another reason than chance in the model, or rounding."""
         again = self.oracle.run_again(given.arrays)
-        drawn = max(error_of(again[i], want[i]) for i in failing)
+        drawn = max(self.tolerance.error(again[i], want[i]) for i in failing)
         if drawn > self.tolerance.value:
             raise _NotCheckable(
                 "the model itself is not deterministic: two of its runs on the same input differ by"
@@ -182,16 +182,16 @@ class Check:
         moved = self.oracle.run(perturbed(given, self.tolerance.value).arrays)
         left = []
         for i in failing:
-            allowed = 2 * error_of(moved[i], want[i])
+            allowed = 2 * self.tolerance.error(moved[i], want[i])
             if errors[i] > allowed:
                 left.append(i)
-            elif want[i].dtype.kind == "f" and allowed > _CHAOTIC:
+            elif self.tolerance.applies_to(want[i]) and allowed > _CHAOTIC:
                 raise _NotCheckable(
                     "the model amplifies rounding: changing its input by"
                     f" {self.tolerance.value:.2g} of itself changes"
                     f" {self.imported.outputs[i].name} by {allowed / 2:.2g} of its scale"
                 )
-            elif want[i].dtype.kind == "f":
+            elif self.tolerance.applies_to(want[i]):
                 self.tolerance = self.tolerance.widened(
                     max(allowed, self.tolerance.value),
                     "the model's own change for inputs that differ by the tolerance",

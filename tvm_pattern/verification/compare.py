@@ -26,6 +26,10 @@ WIDEST = {"float64": 1e-4, "float32": 1e-3, "float16": 0.05}
 # down to this share of the whole tensor's.
 SMALLEST_SCALE = 0.01
 
+# Of a network with 8-bit values: rounding in floats decides now and then which of two neighbours an
+# activation becomes, in right libraries too, so that results differ by a step.
+QUANTUM = 1 / 255
+
 _NORMALISATIONS = {
     "relax.nn.softmax": "axis",
     "relax.nn.log_softmax": "axis",
@@ -49,12 +53,30 @@ class Tolerance:
         Products and sums that lie one after another on the longest way through the model.
     basis : str
         How ``value`` follows from them.
+    is_quantum : bool
+        Results may differ by a step of 8 bits: the scale is that of the whole tensor, and 8-bit
+        integers count as steps.
     """
 
     value: float
     dtype: str
     reduction_length: int
     basis: str
+    is_quantum: bool = False
+
+    def applies_to(self, want: np.ndarray) -> bool:
+        """Whether values of this dtype may differ at all."""
+        return want.dtype.kind == "f" or (self.is_quantum and want.dtype.itemsize == 1)
+
+    def error(self, got: np.ndarray, want: np.ndarray) -> float:
+        """:func:`error_of` by the scale that this tolerance is a fraction of."""
+        if not self.is_quantum:
+            return error_of(got, want)
+        if want.dtype.kind in "iu" and want.dtype.itemsize == 1 and got.dtype == want.dtype:
+            wide = [a.astype(np.float64).reshape(-1) for a in (got, want)]
+            same = got.shape == want.shape and want.size
+            return float(np.abs(wide[0] - wide[1]).max()) * QUANTUM if same else math.inf
+        return error_of(got, want, by_slice=False)
 
     def widened(self, value: float, why: str) -> Tolerance:
         """A wider one, with the reason."""
@@ -79,11 +101,20 @@ def tolerance_of(mod: tvm.IRModule) -> Tolerance:
     unit = UNIT_ROUNDOFF[dtype]
     value = SAFETY[dtype] * unit * math.sqrt(deepest)
     value = min(max(value, NARROWEST[dtype]), WIDEST[dtype])
+    if is_quantized(mod):
+        basis = "1/255, a step of 8 bits: the network's own values are rounded to such steps"
+        return Tolerance(QUANTUM, dtype, deepest, basis, is_quantum=True)
     basis = (
         f"{SAFETY[dtype]:g} x 2^{round(math.log2(unit))} ({dtype}) x sqrt({deepest} products and"
         f" sums on the longest way), between {NARROWEST[dtype]:g} and {WIDEST[dtype]:g}"
     )
     return Tolerance(value, dtype, deepest, basis)
+
+
+def is_quantized(mod: tvm.IRModule) -> bool:
+    """Whether activations of ``main`` are rounded to integers."""
+    bindings = (b for block in mod["main"].body.blocks for b in block.bindings)
+    return any(op_name(b.value) == "relax.quantize" for b in bindings)
 
 
 def _float_dtype(ty: Any) -> str:
@@ -118,11 +149,12 @@ def _reduction_length(value: Any) -> int:
     return max([math.prod(shape) // size for shape in shapes if shape] + [1])
 
 
-def error_of(got: np.ndarray, want: np.ndarray) -> float:
+def error_of(got: np.ndarray, want: np.ndarray, *, by_slice: bool = True) -> float:
     """Largest difference as a fraction of the scale of ``want``.
 
     The scale is the largest magnitude in the tensor; with three or more axes, that of an element's
-    own slice along axis 1 and along the last axis, down to a hundredth of the tensor's. NaN and Inf
+    own slice along axis 1 and along the last axis (not with ``by_slice=False``), down to a
+    hundredth of the tensor's. NaN and Inf
     at the same places are equal; on one side only the error is infinite, and so it is for another
     shape or kind of number. Integers and booleans differ by the fraction of unequal elements.
     """
@@ -143,7 +175,8 @@ def error_of(got: np.ndarray, want: np.ndarray) -> float:
     difference = np.abs(np.where(finite, got, 0) - np.where(finite, want, 0))
     if not difference.any():
         return 0.0
-    scale = _scale(np.where(finite, np.abs(want), 0))
+    magnitude = np.where(finite, np.abs(want), 0)
+    scale = _scale(magnitude) if by_slice else np.asarray(magnitude.max())
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         return float(np.max(np.where(difference > 0, difference / scale, 0)))
 

@@ -186,6 +186,7 @@ def node_of(binding: relax.Binding, layer_names: dict[str, str]) -> Node:
     gives_float = _is_float(binding.var.ty)
     takes_float = any(_is_float(v.ty) for v in inputs)
     is_step = isinstance(binding.var.ty, relax.TensorType) and takes_float and not gives_float
+    is_step = is_step and name != "relax.quantize"  # a step, of the size that is allowed
     return Node(
         name=binding.var.name,
         op=name or type(value).__name__,

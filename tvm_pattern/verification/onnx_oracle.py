@@ -16,7 +16,7 @@ from .sketch import Node, sketch
 
 # Values that one run hands out when all of them are looked at: bounds the memory.
 _VALUES_AT_ONCE = 64
-_STEPS = frozenset(("Round", "Floor", "Ceil", "Sign", "Mod", "QuantizeLinear"))
+_STEPS = frozenset(("Round", "Floor", "Ceil", "Sign", "Mod"))
 _PICKS = frozenset(("TopK",))
 
 
@@ -166,6 +166,8 @@ def _described(node: Any, values: dict[str, Any], producers: dict[str, str]) -> 
     known = [values[name] for name in node.output if name in values]
     takes_float = any(values[n][0].kind == "f" for n in node.input if n in values)
     steps = any(dtype.kind != "f" for dtype, _ in known)
+    # Quantised values are steps too, of the size that is allowed.
+    steps = steps and node.op_type != "QuantizeLinear"
     is_discrete = steps or node.op_type in _STEPS or node.op_type in _PICKS
     described = Node(
         name=_name(node),

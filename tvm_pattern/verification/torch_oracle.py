@@ -138,8 +138,9 @@ def _described(node: Any, result: Any, seen: dict[str, list[Any]]) -> Node:
     )
     inputs = tuple(n.name for n in node.all_input_nodes)
     takes_float = any(d.is_floating_point for name in inputs for d in seen.get(name, ()))
-    steps = any(not t.is_floating_point() for t in tensors)
     name = str(node.target)
+    # Quantised values are steps too, of the size that is allowed.
+    steps = any(not t.is_floating_point() for t in tensors) and "quantize" not in name
     base = name.split(".")[1] if name.startswith("aten.") else name
     picks = base in _PICKS and len(tensors) > 1
     stack = list((node.meta.get("nn_module_stack") or {}).values())
