@@ -124,7 +124,7 @@ def test_missing_files(copy, tmp_path):
 )
 def test_unreadable_or_unknown_manifest(copy, content):
     manifest_path(copy).write_bytes(content)
-    with pytest.raises(ArtifactError, match=r"is not JSON|has the schema (None|2|99), expected 3"):
+    with pytest.raises(ArtifactError, match=r"is not JSON|has the schema (None|2|99), expected 4"):
         tp.load(copy)
 
 

@@ -217,6 +217,9 @@ def run(
         int | None, typer.Option(help="Instead of the compiled number (here only).")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
+    size: Annotated[
+        int, typer.Option(min=0, help="Of the random inputs: which of the library's, from 0.")
+    ] = 0,
     tracker: Tracker = None,
     key: Key = None,
     expected: Annotated[
@@ -250,7 +253,7 @@ def run(
         )
         raise typer.Exit(1 if failed else 0)
     _refuse("a run on this machine", {"--expected": expected})
-    _run_here(path, inputs, output, repeat, threads, seed, profile, sort, json_output)
+    _run_here(path, inputs, output, repeat, threads, seed, size, profile, sort, json_output)
 
 
 def _run_here(
@@ -260,6 +263,7 @@ def _run_here(
     repeat: int,
     threads: int | None,
     seed: int,
+    number: int,
     profile: bool,
     by_time: bool,
     json_output: bool,
@@ -273,8 +277,12 @@ def _run_here(
     lib = load(path, num_threads=threads)
     arrays = [_read_array(path) for path in inputs or ()]
     if not arrays:
+        if number >= len(lib.sizes):
+            raise ValueError(f"--size {number}: {path} has {len(lib.sizes)} sizes, from 0")
         rng = np.random.default_rng(seed)
-        arrays = [rng.standard_normal(s.shape).astype(s.dtype) for s in lib.inputs]
+        wanted = lib.sizes[number].inputs
+        arrays = [rng.standard_normal(s.shape).astype(s.dtype) for s in wanted]
+    lib = lib.at(*arrays)
     result = lib(*arrays)
     outputs = result if isinstance(result, tuple) else (result,)
     rows = [_describe_output(s.name, a) for s, a in zip(lib.outputs, outputs, strict=True)]
@@ -315,6 +323,8 @@ def bench(
 ) -> None:
     """Time a compiled library here, or on every device of a tracker's key; one row each.
 
+    A library of several sizes has a row for each of them.
+
     Example: tvm-pattern bench --tracker 127.0.0.1:9190 --key pi5 --lib m.so --cluster big
     """
     from .deploy.cli import bench_on_devices, check_place, print_results, time_here
@@ -334,8 +344,8 @@ def bench(
         )
         raise typer.Exit(1 if failed else 0)
     _refuse("a run on this machine", {"--cluster": cluster})
-    row = time_here(path, repeat=repeat, cool_down=cool_down, threads=threads, profile=profile)
-    print_results([row], json_output)
+    rows = time_here(path, repeat=repeat, cool_down=cool_down, threads=threads, profile=profile)
+    print_results(rows, json_output)
 
 
 def _only_library(argument: Path | None, option: Path | None) -> Path:

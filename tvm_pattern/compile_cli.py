@@ -35,7 +35,10 @@ def compile_command(
     output: Annotated[Path, typer.Option("--output", "-o", help="Library: .so or .tar.")],
     shape: Annotated[
         list[str] | None,
-        typer.Option(help="Shape of an input, such as 1x3x224x224; once per input, in order."),
+        typer.Option(
+            help="Shape of an input, such as 1x3x224x224; once per input, in order. Again for each"
+            " further size that the library shall take."
+        ),
     ] = None,
     weights: Annotated[
         Path | None, typer.Option(help="Pruned weights (.safetensors) for the network.")
@@ -83,27 +86,39 @@ def compile_command(
     """
     from .artifact import manifest_path
     from .compiler import compile as compile_library
-    from .sources import examples_of, open_model, pruned_at_once
+    from .sources import open_model, pruned_at_once, sizes_of
 
     if no_verify and verify_graph:
         raise typer.BadParameter("got --no-verify and --verify-graph, expected at most one")
     if bundles is not None:
         _check_bundles(target, host)
-    examples = examples_of(shape)
     with open_console(sys.stderr).status("compiling"):
         opened = open_model(model, weights, trust=trust)
+        sizes = sizes_of(shape, opened)
         opened = pruned_at_once(opened, connectivity, connectivity_1x1, group)
         verify = "graph" if verify_graph else not no_verify
         library = compile_library(
-            opened, examples, target, tuning_log, threads, verify, lanes.choice, host=host
+            opened,
+            None,
+            target,
+            tuning_log,
+            threads,
+            verify,
+            lanes.choice,
+            host=host,
+            sizes=sizes,
         )
         library.export(output)
-        written = [] if bundles is None else _write_bundles(bundles, opened, examples, target, host)
+        written = []
+        if bundles is not None:
+            first = None if sizes is None else sizes[0]
+            written = _write_bundles(bundles, opened, first, target, host)
     files = [str(output), str(manifest_path(output)), *written]
     if json_output:
         rows = [asdict(row) for row in library.report.rows]
         facts = {"files": files, "size_bytes": output.stat().st_size, "report": rows}
-        print_json({**facts, "verification": library.manifest.verification})
+        inputs = [[list(spec.shape) for spec in size.inputs] for size in library.sizes]
+        print_json({**facts, "sizes": inputs, "verification": library.manifest.verification})
         return
     console = open_console()
     print_report(console, library.report)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import tvm
@@ -23,10 +24,11 @@ from .compiled_graph import graph_of
 from .devices import why_no_device
 from .frontend import ImportedModel, import_model, is_instance_of, output_specs
 from .layer_source import Sources, gpu_sources
-from .library import Library, describe
+from .library import Library, describe, describe_size
 from .linking import CompiledCode
 from .machine import host_target, target_architecture, why_not_runnable
 from .profiling import with_steps
+from .sizes import check_alike, examples_of_sizes, function_names, merged, shared_configs
 from .threads import check_num_threads, stay_alone
 from .tuning.lookup import config_lookup
 from .verification import (
@@ -57,6 +59,7 @@ def compile(
     verify: bool | str = True,
     interleaved_lanes: bool | None = None,
     host: str | dict | Target | None = None,
+    sizes: Sequence[Any] | None = None,
 ) -> Library:
     """Compile a pruned model, and check the result against it.
 
@@ -91,6 +94,10 @@ tvm.IRModule
     host : str, dict or tvm.target.Target, optional
         The CPU beside a GPU target: ``native`` for a library that runs on an OpenCL device of this
         computer, ``cortex-a76`` and so on for a phone's. Default: any 64-bit ARM.
+    sizes : sequence, optional
+        Instead of ``example_inputs``, those of each size that the library shall take, such as
+        ``[(x1,), (x2,)]`` for two batch sizes. A call chooses by the shapes of its inputs; the
+        weights are stored once. See :attr:`Library.sizes`.
 
     Returns
     -------
@@ -110,40 +117,55 @@ tvm.IRModule
     resolved = target_tags.resolve(target, host)
     if is_instance_of(model, "tvm_pattern.pruning", "OnnxNetwork"):
         model = model.to_onnx()
-    imported = import_model(model, example_inputs)
+    wanted = examples_of_sizes(example_inputs, sizes)
+    models = [import_model(model, examples) for examples in wanted]
+    check_alike(models)
 
-    def build_part(mod: tvm.IRModule) -> Library:
+    def build_part(imported: ImportedModel, mod: tvm.IRModule) -> Library:
         part = replace(imported, mod=mod, outputs=output_specs(mod))
-        return _build(part, resolved, num_threads, tuning_log, interleaved_lanes)
+        return _build([part], resolved, num_threads, tuning_log, interleaved_lanes)
 
-    library = _build(imported, resolved, num_threads, tuning_log, interleaved_lanes)
-    if imported.layer_names:  # else the importer changed the convolutions, and names are unknown
-        warn_of_lost_pruning(library.report, imported.assigned)
-    result = _verified(library, model, imported, example_inputs, verify, build_part)
-    library.record_verification(result.as_dict())
+    library = _build(models, resolved, num_threads, tuning_log, interleaved_lanes)
+    if models[0].layer_names:  # else the importer changed the convolutions, and names are unknown
+        warn_of_lost_pruning(library.report, models[0].assigned)
+    for number, (size, imported) in enumerate(zip(library.sizes, models, strict=True)):
+        build = partial(build_part, imported)
+        result = _verified(size, model, imported, wanted[number], verify, build)
+        library.record_verification(result.as_dict(), number)
     return library
 
 
 def _build(
-    imported: ImportedModel,
+    models: Sequence[ImportedModel],
     resolved: Target,
     num_threads: int,
     tuning_log: str | os.PathLike | None,
     interleaved_lanes: bool | None,
 ) -> Library:
+    """A library with an entry for each size of one model."""
     stay_alone()
     cache = code_cache.from_environment()
-    config_for = config_lookup(tuning_log, resolved, num_threads)
-    lowered, report = pipeline.lower(
-        imported.mod,
-        resolved,
-        num_threads=num_threads,
-        config_for=config_for,
-        structures=imported.structures,
-        interleaved_lanes=interleaved_lanes,
+    records = config_lookup(tuning_log, resolved, num_threads)
+    lookups = shared_configs(
+        models, resolved, num_threads, records, interleaved_lanes=interleaved_lanes
     )
-    graph = graph_of(lowered, imported.layer_names)
-    lowered, steps = with_steps(lowered, imported.layer_names)
+    modules, entries = [], []
+    for number, (imported, config_for) in enumerate(zip(models, lookups, strict=True)):
+        lowered, report = pipeline.lower(
+            imported.mod,
+            resolved,
+            num_threads=num_threads,
+            config_for=config_for,
+            structures=imported.structures,
+            interleaved_lanes=interleaved_lanes,
+        )
+        prefix = function_names(number)[1]
+        lowered, steps = with_steps(lowered, imported.layer_names, prefix)
+        modules.append(lowered)
+        report = _with_names(report, imported.layer_names, records.notes())
+        entries.append((imported, report, steps))
+    lowered = merged(modules)
+    graph = graph_of(lowered, models[0].layer_names)
     launches: dict[str, list[list[int]]] = {}
     if resolved.kind.name == "llvm":
         built = build(lowered, resolved, cache)
@@ -154,11 +176,15 @@ def _build(
         executable = tvm.compile(lowered, resolved)
         code = CompiledCode(executable, _triple(resolved))
         sources = gpu_sources(lowered, executable, graph)
-    report = _with_names(report, imported.layer_names, config_for.notes())
+    imported, report, steps = entries[0]
     manifest = describe(
         resolved, imported.inputs, imported.outputs, num_threads, report, steps, launches
     )
-    return Library(code, manifest, sources=sources)
+    further = [
+        describe_size(function_names(number)[0], imported.inputs, imported.outputs, report, steps)
+        for number, (imported, report, steps) in enumerate(entries[1:], 1)
+    ]
+    return Library(code, replace(manifest, sizes=further), sources=sources)
 
 
 def _triple(target: Target) -> str:

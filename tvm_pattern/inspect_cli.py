@@ -63,6 +63,9 @@ def inspect(
     for name in ("inputs", "outputs"):
         specs = (f"{s['name']} {s['dtype']}{list(s['shape'])}" for s in getattr(manifest, name))
         facts.add_row(name, escape(", ".join(specs)))
+    for number, size in enumerate(manifest.sizes, 1):
+        specs = (f"{s['name']} {s['dtype']}{list(s['shape'])}" for s in size["inputs"])
+        facts.add_row(f"size {number}", escape(", ".join(specs)))
     facts.add_row("target", escape(json.dumps(manifest.target)))
     facts.add_row("architecture", manifest.architecture)
     if manifest.abi:

@@ -27,8 +27,9 @@ from .linking import CompiledCode
 from .machine import required_features, target_architecture, why_not_runnable
 from .manifest import ArtifactError, Manifest, bad_field
 from .opencl.errors import explain, message_of
-from .profiling import Profile, Step, check_timing, time_steps
+from .profiling import MAIN, Profile, Step, check_timing, time_steps
 from .publish import publish
+from .tensors import as_array, no_such_size, spec_of, tensor_data
 from .threads import calls_at_once, check_num_threads, run_on
 from .vm_pool import VMPool
 
@@ -56,8 +57,8 @@ def describe(
         target=_plain(target.export()),
         architecture=target_architecture(target),
         cpu_features=required_features(target),
-        inputs=[_tensor_data(spec) for spec in inputs],
-        outputs=[_tensor_data(spec) for spec in outputs],
+        inputs=[tensor_data(spec) for spec in inputs],
+        outputs=[tensor_data(spec) for spec in outputs],
         num_threads=num_threads,
         versions={
             "tvm_pattern": __version__,
@@ -71,12 +72,34 @@ def describe(
     )
 
 
+def describe_size(
+    function: str,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    report: RewriteReport,
+    steps: Sequence[Step],
+) -> Any:
+    """What the manifest says of a size beyond the first."""
+    return {
+        "function": function,
+        "inputs": [tensor_data(spec) for spec in inputs],
+        "outputs": [tensor_data(spec) for spec in outputs],
+        "report": [_plain(asdict(row)) for row in report.rows],
+        "steps": [_plain(asdict(step)) for step in steps],
+        "verification": {},
+    }
+
+
 class Library:
     """A compiled model. Call it with numpy arrays or torch tensors; it returns numpy arrays.
 
-    Made by :func:`tvm_pattern.compile` or :func:`tvm_pattern.load`. Any number of threads may call
-    it at the same time: as many calls run at once as fit the cores, the others wait. A forked child
-    may call it too. Its memory is freed with the last reference to it.
+    Made by :func:`tvm_pattern.compile` or :func:`tvm_pattern.load`. One that was compiled for
+    several sizes chooses by the shapes that it is called with; what it says of itself (``inputs``,
+    ``report``, ``profile``) is the first size's, and ``sizes`` has them all.
+
+    Any number of threads may call it at the same time: as many calls run at once as fit the cores,
+    the others wait. A forked child may call it too. Its memory is freed with the last reference to
+    it.
     """
 
     def __init__(
@@ -85,30 +108,65 @@ class Library:
         manifest: Manifest,
         origin: str = "this library",
         sources: Sources | None = None,
+        machines: VMPool | None = None,
     ) -> None:
         self._code = code
         self._sources = sources or Sources({})
         self._origin = origin
         self.manifest = manifest
-        self.inputs = tuple(_spec_of(data) for data in manifest.inputs)
-        self.outputs = tuple(_spec_of(data) for data in manifest.outputs)
+        self.inputs = tuple(spec_of(data) for data in manifest.inputs)
+        self.outputs = tuple(spec_of(data) for data in manifest.outputs)
         self._num_threads = manifest.num_threads
         self.target = target_of(manifest, origin)
         self.report = _report_of(manifest, origin)
         self._device: tvm.runtime.Device | None = None
         # No reference back to the library: it is freed as soon as nobody has it any more.
-        self._vms = VMPool(partial(_start, code, manifest, self.target, origin))
+        self._vms = machines or VMPool(partial(_start, code, manifest, self.target, origin))
         self._is_checked = False
+        # The single sizes run on the same machines; none of them refers back to the whole.
+        self._sizes = tuple(
+            Library(code, size, origin, self._sources, self._vms)
+            for size in (manifest.by_size if manifest.sizes else ())
+        )
 
-    def record_verification(self, verification: dict[str, Any]) -> None:
-        """Keep what a check found: in the manifest, and as a line of the report."""
-        self.manifest = replace(self.manifest, verification=verification)
+    @property
+    def sizes(self) -> tuple[Library, ...]:
+        """A library for each size that this one was compiled for, the first first.
+
+        They share code and weights with it; each has its own ``inputs``, ``report``, ``profile``
+        and ``manifest``, and takes that size alone. Only the whole can be exported.
+        """
+        return self._sizes or (self,)
+
+    def record_verification(self, verification: dict[str, Any], number: int = 0) -> None:
+        """Keep what a check of a size found: in the manifest, and as a line of the report."""
+        if self._sizes:
+            self._sizes[number].record_verification(verification)
+        self.manifest = self.manifest.with_verification(number, verification)
         self.report = _report_of(self.manifest, self._origin)
 
     def __repr__(self) -> str:
         inputs = ", ".join(map(str, self.inputs))
         outputs = ", ".join(map(str, self.outputs))
-        return f"Library({inputs} -> {outputs}; {self.manifest.architecture})"
+        more = f" and {len(self._sizes) - 1} further sizes" if self._sizes else ""
+        return f"Library({inputs} -> {outputs}{more}; {self.manifest.architecture})"
+
+    def at(self, *inputs: Any) -> Library:
+        """The library of the size that ``inputs`` have; this one where it has one size.
+
+        Raises
+        ------
+        ValueError
+            If it is none of the compiled sizes; the message names the nearest.
+        """
+        if not self._sizes:
+            return self
+        shapes = [tuple(getattr(value, "shape", ())) for value in inputs]
+        for size in self._sizes:
+            if [spec.shape for spec in size.inputs] == shapes:
+                return size
+        known = [[spec.shape for spec in size.inputs] for size in self._sizes]
+        raise ValueError(no_such_size(shapes, known))
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError(
@@ -138,7 +196,8 @@ class Library:
                 f"{self._origin} is compiled for {self.manifest.num_threads} threads, got"
                 f" num_threads={threads}; compile it again for more"
             )
-        self._num_threads = threads
+        for library in (self, *self._sizes):
+            library._num_threads = threads
 
     @property
     def device(self) -> tvm.runtime.Device:
@@ -187,6 +246,8 @@ class Library:
         OpenCLError
             If the device cannot run it; the layer is named.
         """
+        if self._sizes:
+            return self.at(*inputs)(*inputs)
         arguments = self.to_device(*inputs)
         run = self._run if self._is_checked else self._run_first
         try:
@@ -200,7 +261,7 @@ class Library:
     def _run(self, arguments: list[tvm.runtime.Tensor]) -> Any:
         vm = self._vms.borrow(calls_at_once(self._num_threads))
         try:
-            return vm.main(*arguments)
+            return vm.function(self.manifest.function)(*arguments)
         finally:
             self._vms.give_back(vm)
 
@@ -213,6 +274,9 @@ class Library:
         _ = self.vm
         try:
             result = self._run(arguments)
+        except AttributeError:
+            name = self.manifest.function
+            raise bad_field(self._origin, "function", f"it has no function {name!r}") from None
         except (RuntimeError, ValueError, TypeError) as error:
             if message_of(str(error)) is not None:
                 raise
@@ -230,12 +294,14 @@ class Library:
 
     def to_device(self, *inputs: Any) -> list[tvm.runtime.Tensor]:
         """Check ``inputs`` as a call does and copy them to the device."""
+        if self._sizes:
+            return self.at(*inputs).to_device(*inputs)
         if len(inputs) != len(self.inputs):
             raise ValueError(
                 f"got {len(inputs)} inputs, expected {len(self.inputs)}:"
                 f" {', '.join(map(str, self.inputs))}"
             )
-        arrays = [_as_array(v, spec) for v, spec in zip(inputs, self.inputs, strict=True)]
+        arrays = [as_array(v, spec) for v, spec in zip(inputs, self.inputs, strict=True)]
         device = self.device
         try:
             return [tvm.runtime.tensor(array, device) for array in arrays]
@@ -293,9 +359,10 @@ class Library:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r}: expected an integer >= 1")
         arguments = self.to_device(*inputs)
+        function = self.at(*inputs).manifest.function
 
         def measure(vm: relax.VirtualMachine) -> Any:
-            vm.save_function("main", "timed_main", *arguments, include_return=False)
+            vm.save_function(function, "timed_main", *arguments, include_return=False)
             return vm.time_evaluator("timed_main", self.device, number=number, repeat=repeat)()
 
         return self._with_vm(measure)
@@ -303,7 +370,7 @@ class Library:
     def profile(
         self, *, repeat: int = 5, min_repeat_ms: int = 2, cool_down: float = 0.0
     ) -> Profile:
-        """Time every compiled call by itself, and the whole network.
+        """Time every compiled call by itself, and the whole network; of the first size.
 
         See :func:`tvm_pattern.profiling.time_steps` for the parameters and what they raise.
         """
@@ -320,6 +387,7 @@ class Library:
                 min_repeat_ms=min_repeat_ms,
                 cool_down=cool_down,
                 report=self.report,
+                main=self.manifest.function,
             )
 
         return self._with_vm(measure)
@@ -372,6 +440,8 @@ class Library:
         code = self._code
         if not isinstance(code, CompiledCode):
             raise ArtifactError("a loaded library cannot be exported again; copy its two files")
+        if self.manifest.function != MAIN:
+            raise ArtifactError("this is one size of a library; export the whole library")
 
         def write(file: Any) -> Manifest:
             if path.suffix == ".tar":
@@ -387,11 +457,18 @@ class Library:
 
 
 class _Machine(relax.VirtualMachine):
-    """A virtual machine and its function ``main``, which takes a while to look up."""
+    """A virtual machine and its functions, which take a while to look up."""
 
     def __init__(self, module: tvm.runtime.Module, device: tvm.runtime.Device) -> None:
         super().__init__(module, device)
-        self.main = self["main"]
+        self._found: dict[str, Any] = {}
+
+    def function(self, name: str) -> Any:
+        """A function of the library, by name."""
+        found = self._found.get(name)
+        if found is None:
+            found = self._found[name] = self[name]
+        return found
 
 
 def _start(code: Code, manifest: Manifest, target: Target, origin: str) -> _Machine:
@@ -441,38 +518,12 @@ def _report_of(manifest: Manifest, origin: str) -> RewriteReport:
     summary = manifest.verification.get("summary")
     if summary is not None and not isinstance(summary, str):
         raise bad_field(origin, "verification", f"its summary is {summary!r}, expected a text")
-    return replace(report, notes=(*manifest.notes, *([summary] if summary else ())))
-
-
-def _tensor_data(spec: TensorSpec) -> Any:
-    return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype}
-
-
-def _spec_of(data: Any) -> TensorSpec:
-    return TensorSpec(data["name"], tuple(data["shape"]), data["dtype"])
-
-
-def _as_array(value: Any, spec: TensorSpec) -> np.ndarray:
-    if hasattr(value, "detach"):
-        value = value.detach().cpu().numpy()
-    elif isinstance(value, tvm.runtime.Tensor):
-        value = value.numpy()
-    if not isinstance(value, np.ndarray):
-        raise ValueError(
-            f"input {spec.name!r}: got a {type(value).__name__}, expected a numpy array or torch"
-            f" tensor {spec.dtype}{list(spec.shape)}"
+    notes = [*manifest.notes, *([summary] if summary else ())]
+    if manifest.sizes:
+        notes.append(
+            f"the first of {len(manifest.sizes) + 1} sizes; sizes[1].report, ...: the next"
         )
-    if value.shape != spec.shape:
-        raise ValueError(
-            f"input {spec.name!r}: got shape {list(value.shape)}, expected {list(spec.shape)};"
-            " the library is compiled for that shape, compile again for another"
-        )
-    if str(value.dtype) != spec.dtype:
-        raise ValueError(
-            f"input {spec.name!r}: got dtype {value.dtype}, expected {spec.dtype}; pass"
-            f" x.astype({spec.dtype!r})"
-        )
-    return value
+    return replace(report, notes=tuple(notes))
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 
 from .atomic import write_file
 
-MANIFEST_SCHEMA = 3
+MANIFEST_SCHEMA = 4
 
 
 class ArtifactError(ValueError):
@@ -57,6 +57,18 @@ class StepData(TypedDict):
     inputs: list[StepInput]
 
 
+class SizeData(TypedDict):
+    """A further size of the inputs that a library is compiled for, with what depends on it."""
+
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    function: _Name
+    inputs: list[TensorData]
+    outputs: Annotated[list[TensorData], Field(min_length=1)]
+    report: list[dict[str, Any]]
+    steps: list[StepData]
+    verification: dict[str, Any]
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What has to be known about a library to use it.
@@ -93,6 +105,11 @@ class Manifest:
     launches : dict
         GPU's kernel -> work_groups and work_items ``[x, y, z]`` of a launch, of the kernels that
         this project scheduled.
+    sizes : list of dict
+        The sizes beyond the first, whose inputs, outputs, report, steps and verification stand
+        above: the same of each, and the function that computes it.
+    function : str
+        What computes the first size.
     """
 
     __pydantic_config__ = _STRICT
@@ -112,6 +129,8 @@ class Manifest:
     verification: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     launches: dict[str, list[list[int]]] = field(default_factory=dict)
+    sizes: list[SizeData] = field(default_factory=list)
+    function: _Name = "main"
     schema: Annotated[int, Field(ge=MANIFEST_SCHEMA, le=MANIFEST_SCHEMA)] = MANIFEST_SCHEMA
 
     @classmethod
@@ -163,6 +182,20 @@ class Manifest:
             return _ADAPTER.validate_json(json.dumps(data))
         except ValidationError as error:
             raise ArtifactError(f"{origin}: {_first_problem(error)}") from None
+
+    @property
+    def by_size(self) -> list[Manifest]:
+        """A manifest for each size, as if the library had that size alone."""
+        first = replace(self, sizes=[])
+        return [first, *(replace(first, **dict(size)) for size in self.sizes)]
+
+    def with_verification(self, number: int, verification: dict[str, Any]) -> Manifest:
+        """The manifest with what a check of one size found."""
+        if number == 0:
+            return replace(self, verification=verification)
+        sizes = list(self.sizes)
+        sizes[number - 1] = {**sizes[number - 1], "verification": verification}
+        return replace(self, sizes=sizes)
 
     def write(self, path: Path) -> None:
         """Replace ``path`` by this manifest, whole or not at all."""

@@ -94,7 +94,7 @@ class Profile:
 
 
 def with_steps(
-    mod: tvm.IRModule, layer_names: Mapping[str, str] | None = None
+    mod: tvm.IRModule, layer_names: Mapping[str, str] | None = None, prefix: str = PREFIX
 ) -> tuple[tvm.IRModule, tuple[Step, ...]]:
     """Add one function per compiled call of ``main``.
 
@@ -104,6 +104,8 @@ def with_steps(
         Lowered by :func:`relay_passes.pipeline.lower`; it is not changed.
     layer_names : mapping, optional
         Relax variable of a convolution -> the layer's own name.
+    prefix : str
+        What the names of the functions begin with.
 
     Returns
     -------
@@ -121,7 +123,7 @@ def with_steps(
             images = list(dict.fromkeys(a for a in call.args[1] if isinstance(a, Var)))
             if len(call.args) > 2 or not all(map(_is_float, images)):
                 continue
-            function = f"{PREFIX}{len(steps)}"
+            function = f"{prefix}{len(steps)}"
             result[function] = _step_function(function, call, images, binding.var)
             layer = layer_of_value(binding.var)
             inputs = tuple({"shape": static_shape(i), "dtype": str(i.ty.dtype)} for i in images)
@@ -189,6 +191,7 @@ def time_steps(
     min_repeat_ms: int = 2,
     cool_down: float = 0.0,
     report: RewriteReport | None = None,
+    main: str = MAIN,
 ) -> Profile:
     """Time all steps and the whole network, each after one run to warm up.
 
@@ -207,6 +210,8 @@ def time_steps(
         Seconds of rest before each step.
     report : RewriteReport, optional
         What the profile says of the convolutions.
+    main : str
+        Function of the whole network.
 
     Raises
     ------
@@ -234,7 +239,7 @@ def time_steps(
         return float(np.median(timer(function).results)) * 1e3
 
     measured = [median_ms(step.function, step.inputs) for step in steps]
-    whole = median_ms(MAIN, main_inputs)
+    whole = median_ms(main, main_inputs)
     total = sum(measured)
     rows = (StepTime(s.layer, s.op, ms, ms / total) for s, ms in zip(steps, measured, strict=True))
     return Profile(tuple(rows), whole, report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Sequence
@@ -105,6 +106,53 @@ def examples_of(shapes: Sequence[str] | None) -> tuple[np.ndarray, ...] | None:
         size = tuple(map(int, dims))
         examples.append(np.random.default_rng(0).standard_normal(size).astype("float32"))
     return tuple(examples)
+
+
+def sizes_of(shapes: Sequence[str] | None, model: Any) -> list[tuple[np.ndarray, ...]] | None:
+    """Example inputs of each size that ``--shape`` options name: one option per input and size.
+
+    Parameters
+    ----------
+    shapes : sequence of str, optional
+        All inputs of the first size, then those of the next.
+    model
+        As :func:`open_model` gives it; it tells how many inputs there are.
+
+    Raises
+    ------
+    ValueError
+        If one is no list of positive sizes, or the last size lacks inputs.
+    """
+    examples = examples_of(shapes)
+    if examples is None:
+        return None
+    count = number_of_inputs(model) or len(examples)
+    if len(examples) % count and len(examples) > count:
+        raise ValueError(
+            f"got {len(examples)} times --shape for a model of {count} inputs; expected {count} for"
+            " each size, all inputs of the first size first"
+        )
+    if len(examples) <= count:
+        return [examples]
+    return [examples[start : start + count] for start in range(0, len(examples), count)]
+
+
+def number_of_inputs(model: Any) -> int | None:
+    """How many inputs a model of :func:`open_model` has; None where it does not say."""
+    if isinstance(model, Path):
+        from .frontend.onnx_files import read_onnx
+        from .frontend.onnx_sizes import model_inputs
+
+        return len(model_inputs(read_onnx(model)))
+    signature = inspect.signature(model.forward) if hasattr(model, "forward") else None
+    if signature is None:
+        return None
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = signature.parameters.values()
+    if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
+        return None
+    needed = [p for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty]
+    return len(needed) or None
 
 
 def import_factory(source: str) -> Any:

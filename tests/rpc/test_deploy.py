@@ -67,6 +67,30 @@ def expected(model):
         return model(torch.from_numpy(IMAGE)).numpy()
 
 
+def test_a_library_of_several_sizes(farm, model, tmp_path):
+    wide = np.random.default_rng(1).standard_normal((2, 3, 10, 16)).astype(np.float32)
+    library = tp.compile(model, num_threads=1, sizes=[IMAGE, wide])
+    path = library.export(tmp_path / "sizes.so")
+    with torch.no_grad():
+        wanted = [model(torch.from_numpy(x)).numpy() for x in (IMAGE, wide)]
+    with Device.from_tracker(farm.address, KEY) as device:
+        remote = device.load(path)
+        for x, want in zip((IMAGE, wide), wanted, strict=True):
+            assert remote.verify([x], [want]).passed
+            assert len(remote.time(x, repeat=2).seconds) == 2
+        steps = remote.profile(repeat=1, min_repeat_ms=0, size=1).steps
+        assert {"0", "2"} <= {step.layer for step in steps}
+        with pytest.raises(ValueError, match=r"the nearest is \[2, 3, 10, 16\]"):
+            remote.run(wide[:, :, :, :15])
+        with pytest.raises(ValueError, match="expected the dtypes"):
+            remote.run(wide.astype("float64"))
+    place = ("--tracker", farm.address, "--key", KEY, "--lib", path)
+    result = CliRunner().invoke(main_app, [str(a) for a in ("bench", *place, "--json")])
+    rows = json.loads(result.stdout)
+    assert {row["device"].partition(", ")[2] for row in rows} == {"1x3x10x12", "2x3x10x16"}
+    assert not any(row["error"] for row in rows)
+
+
 def test_run_time_and_verify(farm, exported, expected):
     with Device.from_tracker(farm.address, KEY) as device:
         device.use_cores("big", 1)

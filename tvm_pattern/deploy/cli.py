@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +44,8 @@ def run_on_devices(
 ) -> int:
     """Run ``library`` on all devices of ``key`` and print one row each.
 
+    A library of several sizes has a row for each, on random inputs; given inputs choose one.
+
     Returns
     -------
     int
@@ -53,15 +56,22 @@ def run_on_devices(
 
     manifest = manifest_of(library)
     if inputs:
-        arrays = [np.load(path, allow_pickle=False) for path in inputs]
+        batches = [[np.load(path, allow_pickle=False) for path in inputs]]
     else:
         rng = np.random.default_rng(seed)
-        arrays = [rng.standard_normal(s["shape"]).astype(s["dtype"]) for s in manifest.inputs]
+        batches = [
+            [rng.standard_normal(s["shape"]).astype(s["dtype"]) for s in size.inputs]
+            for size in manifest.by_size
+        ]
     oracle = None
     if expected is not None:
         loaded = np.load(expected, allow_pickle=False)
         oracle = [loaded[name] for name in loaded.files] if hasattr(loaded, "files") else [loaded]
-    results = run_everywhere(tracker, key, library, arrays, oracle, **options)
+    results = [
+        _of_size(row, arrays, len(batches))
+        for arrays in batches
+        for row in run_everywhere(tracker, key, library, arrays, oracle, **options)
+    ]
     print_results(results, json_output)
     return sum(1 for row in results if row.failed)
 
@@ -93,23 +103,41 @@ def bench_on_devices(
 
 def time_here(
     library: Path, *, repeat: int, cool_down: float, threads: int | None, profile: bool
-) -> Any:
-    """The row of this machine: ``library`` loaded and timed here, on random inputs."""
+) -> list[Any]:
+    """Rows of this machine: ``library`` loaded and timed here at each size, on random inputs."""
     from ..artifact import load
-    from .device import Timing
-    from .farm import DeviceResult
 
     loaded = load(library, num_threads=threads)
     rng = np.random.default_rng(0)
-    arrays = [rng.standard_normal(s.shape).astype(s.dtype) for s in loaded.inputs]
-    timing = Timing(tuple(loaded.benchmark(*arrays, repeat=repeat).results))
+    rows = []
+    for size in loaded.sizes:
+        arrays = [rng.standard_normal(s.shape).astype(s.dtype) for s in size.inputs]
+        row = _time_size(size, arrays, repeat, cool_down if profile else None)
+        rows.append(_of_size(row, arrays, len(loaded.sizes)))
+    return rows
+
+
+def _time_size(size: Any, arrays: list[np.ndarray], repeat: int, cool_down: float | None) -> Any:
+    """The row of one size; with its layers if there is a time to cool down between them."""
+    from .device import Timing
+    from .farm import DeviceResult
+
+    timing = Timing(tuple(size.benchmark(*arrays, repeat=repeat).results))
     return DeviceResult(
         "this machine",
         timing.median_ms,
         timing.quantile_ms(0.1),
         timing.quantile_ms(0.9),
-        profile=loaded.profile(cool_down=cool_down) if profile else None,
+        profile=None if cool_down is None else size.profile(cool_down=cool_down),
     )
+
+
+def _of_size(row: Any, arrays: Sequence[np.ndarray], count: int) -> Any:
+    """The row of a library of ``count`` sizes, named after the one that was timed."""
+    if count == 1:
+        return row
+    shapes = " ".join("x".join(map(str, array.shape)) for array in arrays)
+    return replace(row, device=f"{row.device}, {shapes}")
 
 
 def print_results(results: Sequence[Any], json_output: bool) -> None:

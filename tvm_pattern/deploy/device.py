@@ -29,6 +29,7 @@ from ..publish import copy_checked
 from ..rpc import line
 from ..rpc.client import NoDeviceError, TrackerClient, parse_address
 from ..rpc.messages import means
+from ..tensors import no_such_size
 from .errors import (
     DeviceError,
     DeviceLostError,
@@ -334,29 +335,48 @@ class RemoteLibrary:
     def __init__(self, device: Device, vm: Any, manifest: Manifest, place: Any) -> None:
         self.device, self._vm, self.manifest, self._place = device, vm, manifest, place
 
-    def _translated(self, doing: str) -> contextlib.AbstractContextManager[None]:
-        return self.device._translated(doing, self.manifest.steps)
+    def _translated(
+        self, doing: str, size: Manifest | None = None
+    ) -> contextlib.AbstractContextManager[None]:
+        return self.device._translated(doing, (size or self.manifest).steps)
 
     def release(self) -> None:
         """Drop what lives on the device; runs are refused from now on."""
         self._vm = self._place = None
 
-    def _arguments(self, inputs: Sequence[np.ndarray]) -> list[Any]:
-        wanted = [(tuple(s["shape"]), s["dtype"]) for s in self.manifest.inputs]
+    def size_of(self, inputs: Sequence[np.ndarray]) -> int:
+        """Number of the library's size that ``inputs`` have.
+
+        Raises
+        ------
+        ValueError
+            If it has none of their shapes and dtypes.
+        """
         got = [(tuple(np.shape(x)), str(np.asarray(x).dtype)) for x in inputs]
-        if wanted != got:
-            raise ValueError(f"got inputs {got}, expected {wanted}")
+        sizes = self.manifest.by_size
+        wanted = [[(tuple(s["shape"]), s["dtype"]) for s in size.inputs] for size in sizes]
+        if got in wanted:
+            return wanted.index(got)
+        if len(sizes) == 1:
+            raise ValueError(f"got inputs {got}, expected {wanted[0]}")
+        shapes = [[shape for shape, _ in size] for size in wanted]
+        if [shape for shape, _ in got] in shapes:
+            raise ValueError(f"got inputs {got}, expected the dtypes of {wanted[0]}")
+        raise ValueError(no_such_size([shape for shape, _ in got], shapes))
+
+    def _arguments(self, inputs: Sequence[np.ndarray]) -> list[Any]:
         _ = self.device.session
         with self._translated("copying inputs"):
             return [tvm.runtime.tensor(np.ascontiguousarray(x), self._place) for x in inputs]
 
     def run(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Outputs for ``inputs`` (shapes and dtypes of the manifest)."""
-        arguments = self._arguments(inputs)
-        with self._translated("running"):
-            self._vm.set_input("main", *arguments)
-            self._vm.invoke_stateful("main")
-            result = self._vm.get_outputs("main")
+        """Outputs for ``inputs``, whose shapes and dtypes are those of a size of the library."""
+        size = self.manifest.by_size[self.size_of(inputs)]
+        arguments, function = self._arguments(inputs), size.function
+        with self._translated("running", size):
+            self._vm.set_input(function, *arguments)
+            self._vm.invoke_stateful(function)
+            result = self._vm.get_outputs(function)
             outputs = result if isinstance(result, list | tuple) else [result]
             return tuple(output.numpy() for output in outputs)
 
@@ -393,37 +413,46 @@ class RemoteLibrary:
                 f"got repeat={repeat}, number={number}, cool_down={cool_down}; expected >= 1, >= 1"
                 " and >= 0"
             )
+        size = self.manifest.by_size[self.size_of(inputs)]
         arguments = self._arguments(inputs)
         seconds: list[float] = []
-        with self._translated("timing"):
-            self._vm.set_input("main", *arguments)
+        with self._translated("timing", size):
+            self._vm.set_input(size.function, *arguments)
             once = repeat if cool_down == 0 else 1
             timer = self._vm.time_evaluator(
                 "invoke_stateful", self._place, number=number, repeat=once
             )
             while len(seconds) < repeat:
                 time.sleep(cool_down)
-                seconds += timer("main").results
+                seconds += timer(size.function).results
         return Timing(tuple(seconds))
 
     def profile(
-        self, *, repeat: int = 5, min_repeat_ms: int = 2, cool_down: float = 0.0
+        self,
+        *,
+        repeat: int = 5,
+        min_repeat_ms: int = 2,
+        cool_down: float = 0.0,
+        size: int = 0,
     ) -> Profile:
         """Time every compiled call of the network on the device, by its own clock.
 
-        See :func:`tvm_pattern.profiling.time_steps` for the parameters and what they raise.
+        ``size`` is the number of one of the library's sizes. See
+        :func:`tvm_pattern.profiling.time_steps` for the other parameters and what they raise.
         """
-        steps = [Step.from_dict(step) for step in self.manifest.steps]
+        manifest = self.manifest.by_size[size]
+        steps = [Step.from_dict(step) for step in manifest.steps]
         check_timing(steps, repeat, min_repeat_ms, cool_down)
         _ = self.device.session
-        with self._translated("profiling"):
+        with self._translated("profiling", manifest):
             return time_steps(
                 self._vm,
                 self._place,
                 steps,
-                self.manifest.inputs,
+                manifest.inputs,
                 repeat=repeat,
                 min_repeat_ms=min_repeat_ms,
                 cool_down=cool_down,
-                report=RewriteReport.from_json(json.dumps(self.manifest.report)),
+                report=RewriteReport.from_json(json.dumps(manifest.report)),
+                main=manifest.function,
             )

@@ -193,7 +193,10 @@ class _Work:
         loaded = device.load(self.library)
         check = None if self.expected is None else loaded.verify(self.inputs, self.expected)
         timing = loaded.time(*self.inputs, repeat=self.repeat, cool_down=self.cool_down)
-        layers = loaded.profile(cool_down=self.cool_down) if self.profile else None
+        layers = None
+        if self.profile:
+            size = loaded.size_of(self.inputs)
+            layers = loaded.profile(cool_down=self.cool_down, size=size)
         return DeviceResult(
             name,
             timing.median_ms,
