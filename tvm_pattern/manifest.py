@@ -187,7 +187,8 @@ class Manifest:
     def by_size(self) -> list[Manifest]:
         """A manifest for each size, as if the library had that size alone."""
         first = replace(self, sizes=[])
-        return [first, *(replace(first, **dict(size)) for size in self.sizes)]
+        further: list[dict[str, Any]] = [dict(size) for size in self.sizes]
+        return [first, *(replace(first, **size) for size in further)]
 
     def with_verification(self, number: int, verification: dict[str, Any]) -> Manifest:
         """The manifest with what a check of one size found."""
