@@ -2,21 +2,32 @@
 
 Preconditions: parameters are bound; put the pass before FoldConstant, so that the transposed
 weight of a linear layer is packed straight from the original. Matrices whose left side is not a
-static float ``[m, k]`` of the same type stay with TVM.
+static float ``[m, k]`` of the same type stay with TVM. A pruned matrix gets a row in the
+report, and is stored without what was removed where that is faster.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 
 import numpy as np
 import tvm
 from tvm import relax
-from tvm.ir import Expr
+from tvm.ir import Call, Expr, Var
 
 from topi_kernels.matvec import MatvecConfig, pack_columns
-from topi_kernels.plane_operators import matvec
+from topi_kernels.plane_operators import dense_config, matvec
 from topi_kernels.plane_ops import PlaneTarget
+from topi_kernels.report import LayerRow
+from topi_kernels.sparse_matvec import (
+    MatvecChoice,
+    choose,
+    pack_matrix,
+    packed_arrays,
+    sparse_matvec,
+)
+from topi_kernels.structure import DENSE_DENSITY, Structure, density_of, determine
 
 from .dataflow import (
     FLOATS,
@@ -28,6 +39,10 @@ from .dataflow import (
     relax_functions,
     static_shape,
 )
+from .report import ReportBuilder
+
+#: Operators that this pass looks at.
+MATMUL = "relax.matmul"
 
 
 def _matrix(uses: Uses, expr: Expr) -> np.ndarray | None:
@@ -45,6 +60,16 @@ def _matrix(uses: Uses, expr: Expr) -> np.ndarray | None:
     return value if value.ndim == 2 and str(value.dtype) in FLOATS else None
 
 
+def _rejection(call: Call, out: Var, matrix: np.ndarray) -> str:
+    """Why a product with a constant matrix stays with TVM; empty if it does not."""
+    if static_shape(call.args[0], 2) is None:
+        return f"its input has the shape {static_shape(call.args[0])}; expected static [rows, k]"
+    dtypes = {str(call.args[0].ty.dtype), str(out.ty.dtype)}
+    if dtypes != {str(matrix.dtype)}:
+        return f"dtypes {'/'.join(sorted(dtypes))} with a matrix of {matrix.dtype}"
+    return ""
+
+
 @tvm.transform.module_pass(opt_level=0, name="LowerMatmul")
 class LowerMatmul:
     """``matmul(x[m, k], constant[k, n])`` -> ``call_tir(matvec, x, packed)``.
@@ -53,11 +78,25 @@ class LowerMatmul:
     ----------
     target : PlaneTarget
     config : MatvecConfig, optional
+        Of dense products.
+    report : ReportBuilder, optional
+        Receives a row for every product with a pruned matrix.
+    structures : mapping, optional
+        What the pruner assigned, by the name of the variable that a product is bound to: ``[n, k,
+        1, 1]``. The others are analysed.
     """
 
-    def __init__(self, target: PlaneTarget, config: MatvecConfig | None = None) -> None:
+    def __init__(
+        self,
+        target: PlaneTarget,
+        config: MatvecConfig | None = None,
+        report: ReportBuilder | None = None,
+        structures: Mapping[str, Structure] | None = None,
+    ) -> None:
         self.target = target
-        self.config = config or MatvecConfig()
+        self.config = config
+        self.report = report or ReportBuilder()
+        self.structures = structures or {}
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         builder = relax.BlockBuilder(mod)
@@ -70,21 +109,79 @@ class LowerMatmul:
         blocks = []
         for block in bindings_of(func):
             for i, binding in enumerate(block):
-                call = binding.value
-                if op_name(call) != "relax.matmul":
+                if op_name(binding.value) != MATMUL:
                     continue
-                shape, matrix = static_shape(call.args[0], 2), _matrix(uses, call.args[1])
-                dtypes = {str(call.args[0].ty.dtype), str(binding.var.ty.dtype)}
-                if shape is None or matrix is None or dtypes != {str(matrix.dtype)}:
-                    continue
-                k, n = matrix.shape
-                target = replace(self.target, dtype=str(matrix.dtype))
-                primfunc = matvec(shape[0], k, n, target, self.config)
-                gv = builder.add_func(primfunc.without_attr("global_symbol"), "matvec")
-                packed = pack_columns(matrix, self.config.vectors * self.target.lanes)
-                value = relax.call_tir(
-                    gv, [call.args[0], relax.const(packed)], out_ty=binding.var.ty
-                )
-                block[i] = relax.VarBinding(binding.var, builder.normalize(value))
+                matrix = _matrix(uses, binding.value.args[1])
+                value = None if matrix is None else self._lowered(binding, matrix, builder)
+                if value is not None:
+                    block[i] = relax.VarBinding(binding.var, builder.normalize(value))
             blocks.append(block)
         return rebuild(func, blocks)
+
+    def _lowered(
+        self, binding: relax.Binding, matrix: np.ndarray, builder: relax.BlockBuilder
+    ) -> Call | None:
+        """The call that computes a product; None where it stays with TVM."""
+        call, target = binding.value, replace(self.target, dtype=str(matrix.dtype))
+        reason = _rejection(call, binding.var, matrix)
+        structure = self._structure(str(binding.var.name), matrix)
+        if reason:
+            if structure is not None:
+                self._add_row(binding, structure, MatvecChoice(None, 1.0, reason), taken=False)
+            return None
+        rows = (static_shape(call.args[0], 2) or (1,))[0]
+        choice = MatvecChoice(None)
+        if structure is not None:
+            choice = choose(structure, rows, target)
+            self._add_row(binding, structure, choice)
+        if structure is None or choice.config is None:
+            k, n = matrix.shape
+            config = self.config or dense_config(rows, target)
+            primfunc = matvec(rows, k, n, target, config)
+            arrays = [pack_columns(matrix, config.vectors * self.target.lanes)]
+        else:
+            packed = pack_matrix(matrix.T, structure, choice.config)
+            primfunc = sparse_matvec(rows, packed, target, choice.config)
+            arrays = packed_arrays(packed)
+        name = str(primfunc.attrs["global_symbol"])
+        gv = builder.add_func(primfunc.without_attr("global_symbol"), name)
+        return relax.call_tir(gv, [call.args[0], *map(relax.const, arrays)], out_ty=binding.var.ty)
+
+    def _structure(self, name: str, matrix: np.ndarray) -> Structure | None:
+        """Structure ``[n, k, 1, 1]`` of a pruned matrix; None for any other."""
+        assigned = self.structures.get(name)
+        if not np.isfinite(matrix).all():
+            return None
+        if assigned is None and density_of(matrix) > DENSE_DENSITY:
+            return None
+        return determine(matrix.T[:, :, None, None], assigned)
+
+    def _add_row(
+        self,
+        binding: relax.Binding,
+        structure: Structure,
+        choice: MatvecChoice,
+        *,
+        taken: bool = True,
+    ) -> None:
+        in_shape, out_shape = static_shape(binding.value.args[0]) or (), static_shape(binding.var)
+        density = structure.kept_weights / structure.kept.size
+        rows = int(np.prod(in_shape[:-1], dtype=np.int64))
+        gflop = 2e-9 * rows * structure.kept.size
+        self.report.add(
+            LayerRow(
+                layer=str(binding.var.name),
+                op="linear",
+                taken=taken,
+                reason=choice.reason,
+                in_shape=in_shape,
+                out_shape=out_shape or (),
+                sparsity=1.0 - density,
+                group=0 if choice.config is None else choice.config.group,
+                config={} if choice.config is None else asdict(choice.config),
+                dense_equivalent_gflop=gflop,
+                effective_gflop=gflop * (1.0 if choice.config is None else density),
+                structure=structure.source,
+                expected_gain=choice.gain,
+            )
+        )

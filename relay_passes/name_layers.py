@@ -24,7 +24,7 @@ def layer_of(name: str) -> str:
     return name.removesuffix(PLANES_SUFFIX).removeprefix(_MARK)
 
 
-def _variable_of(layer: str) -> str:
+def variable_of(layer: str) -> str:
     """A name that TVM can give to arguments of kernels: in C none begins with a digit."""
     return _MARK + layer if layer[:1].isdigit() or layer.startswith(_MARK) else layer
 
@@ -37,7 +37,7 @@ class _Namer(PyExprMutator):
             super().visit_var_binding_(binding)
             return
         value = self.visit_expr(binding.value)
-        named = type(binding.var)(_variable_of(marker.params["layer"]), binding.var.ty)
+        named = type(binding.var)(variable_of(marker.params["layer"]), binding.var.ty)
         self.builder_.emit_normalized(relax.VarBinding(named, value))
         self.set_var_remap(binding.var, named)
 

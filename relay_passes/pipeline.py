@@ -59,7 +59,7 @@ def marker_passes(
         return [PatternRewrite(report, reason)]
     origins: dict[str, Origin] = {}
     return [
-        LowerMatmul(backend.planes()),
+        LowerMatmul(backend.planes(), report=report, structures=structures),
         *normalize_passes(),
         TransposedByPhases(origins),
         PatternRewrite(report, structures=structures, backend=backend, origins=origins),
@@ -127,6 +127,7 @@ def lower(
     report = ReportBuilder()
     backend = Backend.of(resolved, num_threads, interleaved_lanes=interleaved_lanes)
     passes = sparse_passes(backend, report, config_for, structures)
+    given = mod
     with resolved:
         mod = tvm.transform.Sequential(
             [
@@ -136,6 +137,7 @@ def lower(
                 KeepNaN(),
             ]
         )(mod)
+    report.order(given)
     return mod, report.build()
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import tvm
+
 from topi_kernels.report import LayerRow, RewriteReport
+
+from .dataflow import bindings_of, relax_functions
 
 
 class ReportBuilder:
@@ -31,6 +35,21 @@ class ReportBuilder:
             If no row has that name.
         """
         self._rows[layer] = replace(self._rows[layer], **changes)
+
+    def order(self, mod: tvm.IRModule) -> None:
+        """Sort the rows as the variables that they are named by are bound in a module."""
+        variables = (
+            str(binding.var.name)
+            for _, func in relax_functions(mod)
+            for block in bindings_of(func)
+            for binding in block
+        )
+        place = {name: n for n, name in enumerate(variables)}
+
+        def position(layer: str) -> int:
+            return place.get(layer, place.get(layer.rpartition(".")[0], len(place)))
+
+        self._rows = dict(sorted(self._rows.items(), key=lambda item: position(item[0])))
 
     def build(self) -> RewriteReport:
         return RewriteReport(tuple(self._rows.values()))

@@ -32,6 +32,11 @@ class MatvecConfig:
                 f"rows * vectors must be in 1..{MAX_ACCUMULATORS} to stay in registers, got {self}"
             )
 
+    @classmethod
+    def fitting(cls, rows: int, registers: int) -> MatvecConfig:
+        """The tile for ``rows`` rows: with few registers several rows share fewer vectors."""
+        return cls() if rows <= 2 or registers > MAX_ACCUMULATORS else cls(vectors=2)
+
 
 def pack_columns(matrix: np.ndarray, block: int) -> np.ndarray:
     """``[k, n]`` -> ``[ceil(n / block), k, block]``, zeros beyond column ``n``."""

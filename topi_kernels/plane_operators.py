@@ -17,6 +17,7 @@ from .geometry import ConvGeometry
 from .layout import PlaneLayout
 from .matvec import MatvecConfig
 from .plane_ops import PlaneTarget
+from .schedules.config import Family
 from .schedules.opencl import depthwise as opencl_depthwise
 from .schedules.opencl import matvec as opencl_matvec
 from .schedules.opencl import planes as opencl_planes
@@ -113,6 +114,16 @@ def depthwise_conv(
     make = opencl_depthwise if _is_gpu(target) else plane_windows
     return make.depthwise_conv(
         batch, channels, in_layout, out_layout, window, target, epilogue, multiplier
+    )
+
+
+def dense_config(rows: int, target: PlaneTarget) -> MatvecConfig:
+    """The register tile of a dense product of ``rows`` rows."""
+    facts = DEVICES.facts(target.family)
+    return (
+        MatvecConfig.fitting(rows, facts.vector_registers)
+        if isinstance(facts, Family)
+        else MatvecConfig()
     )
 
 

@@ -1,4 +1,4 @@
-"""What became of each convolution, as plain data: the report that a compiled library carries.
+"""What became of each convolution and pruned linear layer, as plain data: the report of a library.
 
 Read without tvm, torch or rich; rich is imported when a table is asked for. The passes fill it
 (:mod:`relay_passes.report`).
@@ -21,14 +21,14 @@ STR_WIDTH = 200
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One convolution of the input module.
+    """One convolution, or pruned linear layer, of the input module.
 
     Parameters
     ----------
     layer : str
         Name of the variable that the convolution was bound to.
     op : str
-        Operator of the input module, such as ``nn.conv2d``.
+        Operator of the input module, such as ``nn.conv2d``; ``linear``.
     taken : bool
         True if it runs through the project's operators.
     reason : str
@@ -48,6 +48,9 @@ class LayerRow:
     structure : str
         Where the kept weights are known from: the pruner's ``assignment``, ``zeros`` of the
         weights, or ``covering``; empty for a layer that was left dense.
+    expected_gain : float
+        Estimated time of the layer compiled dense over that of the layer as compiled, before
+        anything is timed; 0 where there is no estimate.
     """
 
     layer: str
@@ -65,6 +68,7 @@ class LayerRow:
     dense_equivalent_gflop: float = 0.0
     effective_gflop: float = 0.0
     structure: str = ""
+    expected_gain: float = 0.0
 
 
 @dataclass(frozen=True)

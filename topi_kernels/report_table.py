@@ -102,7 +102,7 @@ def _timed_lines(rows: Sequence[LayerRow], times: Mapping[str, Times]) -> list[_
     for calls in zip(*times.values(), strict=True):
         layer, op, ms, _ = calls[0]
         cells = {"layer": layer, "kind": op}
-        if "conv" in op:
+        if "conv" in op or "matvec" in op:
             # A layer's other calls, such as its unpacking, are not the convolution.
             cells |= facts.get(layer, {})
         for device, (_, _, device_ms, share) in zip(times, calls, strict=True):

@@ -81,6 +81,14 @@ def test_a_group_that_does_not_divide_is_lowered_with_a_line():
     assert row.note == "group 8 lowered to 4: it does not divide 36 filters"
 
 
+def test_a_width_that_no_block_divides_stays_dense_with_a_line():
+    report = oneshot(make_net(width=42), connectivity_linear=2.0)
+    row = next(r for r in report.rows if r.name == "3")
+    assert row.reason.startswith("no block of 4 to 8 outputs divides its 42")
+    alone = oneshot(make_net(width=42), connectivity_linear=2.0, group_linear=1)
+    assert next(r for r in alone.rows if r.name == "3").compression_rate == 2.0
+
+
 def test_rates_come_from_rule_setting_or_default():
     for settings, rate in [
         ({"rules": (Rule(type="linear", connectivity=2.0),)}, 2.0),

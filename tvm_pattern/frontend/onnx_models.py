@@ -46,7 +46,7 @@ def from_onnx_model(model: Any, example_inputs: Any) -> ImportedModel:
             " re-export it"
         ) from error
     mod = relax.transform.BindParams("main", {})(mod)
-    return finish(mod, _layer_names(plain))
+    return finish(mod, _layer_names(plain), _linear_names(plain))
 
 
 def check_operators(model: Any) -> None:
@@ -89,6 +89,7 @@ def _check_onnx_finite(model: Any) -> None:
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _QUANTIZERS = ("DequantizeLinear", "QuantizeLinear")
+_PRODUCTS = ("Gemm", "MatMul")
 
 
 def _with_layer_names(model: Any) -> Any:
@@ -105,6 +106,16 @@ def _with_layer_names(model: Any) -> Any:
             layer = layer_of(weight) if weight in stored and "." in weight else node.name
             node.name = layer or ""
     return model
+
+
+def _linear_names(model: Any) -> list[str | None]:
+    """Layers of the products with a stored matrix."""
+    stored = {t.name for t in model.graph.initializer}
+    return [
+        layer_of(node.input[1]) if "." in node.input[1] else node.name or None
+        for node in model.graph.node
+        if node.op_type in _PRODUCTS and node.input[1] in stored
+    ]
 
 
 def _layer_names(model: Any) -> list[str | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +14,9 @@ import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from relay_passes.dataflow import op_name
+from relay_passes.dataflow import constant, op_name
 from relay_passes.fold_batch_norm import check_variances
+from relay_passes.name_layers import variable_of
 from topi_kernels.structure import Structure
 
 from .quantized_weights import covering_structures
@@ -51,9 +52,10 @@ class TensorSpec:
 class ImportedModel:
     """A Relax module with static shapes and what goes in and out of its ``main``.
 
-    ``layer_names`` maps the Relax variable of a convolution's result to the layer's own name,
-    ``assigned`` the layers that the pruner assigned patterns to, to their structure, ``covered``
-    the Relax variables of convolutions with integer weights to what those say.
+    ``layer_names`` maps the Relax variable of a convolution's or linear layer's result to the
+    layer's own name, ``assigned`` the layers that the pruner assigned patterns to, to their
+    structure, ``covered`` the Relax variables of convolutions with integer weights to what those
+    say.
     """
 
     mod: tvm.IRModule
@@ -130,12 +132,26 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def finish(mod: tvm.IRModule, layer_names: Sequence[str | None]) -> ImportedModel:
+def finish(
+    mod: tvm.IRModule,
+    layer_names: Sequence[str | None],
+    linear_names: Sequence[str | None] = (),
+) -> ImportedModel:
+    """The imported model, with its layers under their own names.
+
+    Parameters
+    ----------
+    mod : tvm.IRModule
+    layer_names : sequence of str or None
+        Of the convolutions, in order.
+    linear_names : sequence of str or None
+        Of the products with a constant matrix, in order.
+    """
     main = mod["main"]
     check_variances(main)
     inputs = tuple(_spec(p.name, p.ty, f"input {p.name!r}") for p in main.params)
     outputs = output_specs(mod)
-    mod, names = _name_layers(mod, layer_names)
+    mod, names = _name_layers(mod, layer_names, linear_names)
     return ImportedModel(mod, inputs, outputs, names, covered=covering_structures(mod))
 
 
@@ -186,28 +202,48 @@ class _LayerNamer(PyExprMutator):
         if name is None:
             super().visit_var_binding_(binding)
             return
-        var = self.builder_.emit(self.visit_expr(binding.value), name_hint=name)
+        # A product's result may be an argument of what TVM compiles: a convolution's never is.
+        hint = name if op_name(binding.value) in _CONVOLUTIONS else variable_of(name)
+        var = self.builder_.emit(self.visit_expr(binding.value), name_hint=hint)
         self.given[var.name] = name
         self.set_var_remap(binding.var, var)
 
 
 def _name_layers(
-    mod: tvm.IRModule, layer_names: Sequence[str | None]
+    mod: tvm.IRModule, layer_names: Sequence[str | None], linear_names: Sequence[str | None]
 ) -> tuple[tvm.IRModule, dict[str, str]]:
-    """Rename the results of convolutions; without effect if the importer changed their number."""
-    variables = [
-        binding.var
+    """Rename the results of convolutions and linear layers; not if their number changed."""
+    bindings = [
+        binding
         for block in mod["main"].body.blocks
         for binding in block.bindings
-        if isinstance(binding, relax.VarBinding) and op_name(binding.value) in _CONVOLUTIONS
+        if isinstance(binding, relax.VarBinding)
     ]
-    if len(variables) != len(layer_names):
+    convolutions = [b.var for b in bindings if op_name(b.value) in _CONVOLUTIONS]
+    if len(convolutions) != len(layer_names):
         return mod, {}
-    names = {v: n for v, n in zip(variables, layer_names, strict=True) if n}
+    named = list(zip(convolutions, layer_names, strict=True))
+    defined = {b.var: b.value for b in bindings}
+    products = [
+        b.var
+        for b in bindings
+        if op_name(b.value) == "relax.matmul" and _is_matrix(b.value.args[1], defined)
+    ]
+    if len(products) == len(linear_names):
+        named += zip(products, linear_names, strict=True)
+    names = {v: n for v, n in named if n}
     namer = _LayerNamer(mod, names)
     gvar = mod.get_global_var("main")
     namer.builder_.update_func(gvar, namer.visit_expr(mod["main"]))
     return namer.builder_.get(), namer.given
+
+
+def _is_matrix(expr: Any, defined: Mapping[Any, Any]) -> bool:
+    """Whether an operand is a constant, or the transpose of one."""
+    value = defined.get(expr, expr)
+    if op_name(value) == "relax.permute_dims":
+        value = value.args[0]
+    return constant(value) is not None
 
 
 def layer_of(weight: str | None) -> str | None:

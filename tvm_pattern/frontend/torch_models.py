@@ -161,7 +161,9 @@ def from_program(program: Any, *, checked: bool = False) -> ImportedModel:
         ) from error
     if is_half:
         mod = tvm.transform.Sequential([ToFloat16()])(mod)
-    return finish(mod, _torch_layer_names(program))
+    return finish(
+        mod, _torch_layer_names(program, _CONVOLUTIONS), _torch_layer_names(program, ("linear",))
+    )
 
 
 def _is_half(program: Any) -> bool:
@@ -201,14 +203,17 @@ def _in_float32(program: Any) -> Any:
         return torch.export.export(copy.deepcopy(program.module()).float(), arguments)
 
 
-def _torch_layer_names(program: Any) -> list[str | None]:
-    """Module path of each convolution of the program, in graph order."""
+_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv")
+
+
+def _torch_layer_names(program: Any, operators: tuple[str, ...]) -> list[str | None]:
+    """Module path of each call of these operators in the program, in graph order."""
     signature = program.graph_signature
     stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     found: list[tuple[Any, str | None]] = []
     for node in program.graph.nodes:
         operator = getattr(node.target, "name", lambda: "")() if node.op == "call_function" else ""
-        if operator.removeprefix("aten::").startswith(("conv1d", "conv2d", "conv3d", "conv")):
+        if operator.removeprefix("aten::").startswith(operators):
             tensors = [node.args[i] if len(node.args) > i else node.kwargs.get(name)
                        for i, name in ((1, "weight"), (2, "bias"))]  # fmt: skip
             names = [stored.get(getattr(_as_stored(tensor), "name", "")) for tensor in tensors]

@@ -36,6 +36,10 @@ SMALLEST_LINEAR = 4096
 """Weights below which a linear layer stays dense: it is read from the cache in a microsecond."""
 
 
+SMALLEST_BLOCK = 4
+"""Outputs of a linear layer that have to share their inputs: the shortest vector."""
+
+
 @dataclass(frozen=True)
 class LayerPlan:
     """How one layer is pruned.
@@ -350,6 +354,9 @@ def _resolve(name: str, conv: Layer, settings: _Settings, frozen: str) -> _Chose
     notes = []
     filters = kernel_shape(conv)[0]
     group = fitting_group(settings.group, filters)
+    if kind == "linear" and group < min(SMALLEST_BLOCK, settings.group):
+        needed = f"no block of {SMALLEST_BLOCK} to {settings.group} outputs divides its {filters}"
+        return _skip(name, conv, f"{needed}, and smaller ones are not faster than dense")
     if group != settings.group:
         notes.append(
             f"group {settings.group} lowered to {group}: it does not divide {filters} filters"
