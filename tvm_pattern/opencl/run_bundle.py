@@ -2,12 +2,14 @@
 """Run and time bundles of OpenCL kernels; needs numpy and pyopencl, neither TVM nor this project.
 
     python run_bundle.py BUNDLE [BUNDLE ...] [--runs 50] [--json results.json]
+    oclgrind --inst-counts python run_bundle.py BUNDLE --once
 
 A bundle is a folder that ``tvm-pattern compile --bundles FOLDER`` writes for each layer:
 ``bundle.json`` (what is computed, and one or more kernels that compute it), their sources, and
 ``arrays.npz`` (inputs and the expected output). Times are those of the device's own clock (events),
 of the kernel alone. The peak is what a small kernel of independent multiply-adds reaches on the
-same device in the same run.
+same device in the same run. With ``--once`` each kernel is launched once and only its output is
+looked at, which is what a simulator that counts instructions wants.
 """
 
 from __future__ import annotations
@@ -150,7 +152,7 @@ def run(device: Device, folder: Path, runs: int) -> Iterator[dict]:
 
 
 def run_kernel(device: Device, folder: Path, kernel: dict, buffers: dict, runs: int) -> dict:
-    """Build and time one kernel."""
+    """Build and time one kernel; without runs it is launched once and there are no times."""
     limit = device.device.max_work_group_size
     if np.prod(kernel["work_items"]) > limit:
         raise SystemExit(
@@ -162,10 +164,14 @@ def run_kernel(device: Device, folder: Path, kernel: dict, buffers: dict, runs: 
     function.set_args(*(buffers[name] for name in kernel["arguments"]))
     items = kernel["work_items"]
     size = [g * i for g, i in zip(kernel["work_groups"], items, strict=True)]
-    times = device.times(
-        lambda: cl.enqueue_nd_range_kernel(device.queue, function, size, items), runs
-    )
-    return percentile_ms(times)
+
+    def launch() -> cl.Event:
+        return cl.enqueue_nd_range_kernel(device.queue, function, size, items)
+
+    if not runs:
+        launch().wait()
+        return {}
+    return percentile_ms(device.times(launch, runs))
 
 
 def rates(row: dict, peak: float) -> dict:
@@ -179,29 +185,50 @@ def rates(row: dict, peak: float) -> dict:
     }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("bundles", nargs="+", type=Path, help="folders of bundles")
-    parser.add_argument("--runs", type=int, default=50, help="timed launches of each (50)")
-    parser.add_argument("--device", type=int, default=0, help="number of the OpenCL device (0)")
-    parser.add_argument("--json", type=Path, help="where to write the results")
-    arguments = parser.parse_args()
-    device = Device(arguments.device)
-    peak = device.peak_gflops()
+def checked(device: Device, bundles: list[Path]) -> Iterator[dict]:
+    """Launch the kernels once, and print how far their outputs are from the expected ones."""
+    for folder in bundles:
+        for row in run(device, folder, 0):
+            print(f"{row['bundle']} {row['kernel']}: {row['max_abs_error']}{verdict(row)}")
+            yield row
+
+
+def timed(device: Device, bundles: list[Path], runs: int, peak: float) -> Iterator[dict]:
+    """Time the kernels, and print a line for each."""
     print(f"{device.device.name.strip()}: {peak:.0f} GFLOPS of multiply-adds")
     print("kernel, median ms, p10, p90, effective GFLOPS (share of peak), dense-equivalent, error")
-    rows = []
-    for folder in arguments.bundles:
-        for row in run(device, folder, arguments.runs):
+    for folder in bundles:
+        for row in run(device, folder, runs):
             row |= rates(row, peak)
-            rows.append(row)
             print(
                 f"{row['bundle']} {row['kernel']}: {row['median_ms']:.4f} [{row['p10_ms']:.4f},"
                 f" {row['p90_ms']:.4f}], {row['effective_gflops']:.0f}"
                 f" ({row['peak_fraction']:.0%}), {row['dense_equivalent_gflops']:.0f},"
-                f" {row['max_abs_error']}" + ("" if row["is_right"] else "  WRONG"),
+                f" {row['max_abs_error']}{verdict(row)}",
                 flush=True,
             )
+            yield row
+
+
+def verdict(row: dict) -> str:
+    """What to say loudly of a wrong output."""
+    return "" if row["is_right"] else "  WRONG"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("bundles", nargs="+", type=Path, help="folders of bundles")
+    parser.add_argument("--runs", type=int, default=50, help="timed launches of each (50)")
+    parser.add_argument("--once", action="store_true", help="launch each once; no times, no peak")
+    parser.add_argument("--device", type=int, default=0, help="number of the OpenCL device (0)")
+    parser.add_argument("--json", type=Path, help="where to write the results")
+    arguments = parser.parse_args()
+    device = Device(arguments.device)
+    if arguments.once:
+        rows, peak = list(checked(device, arguments.bundles)), None
+    else:
+        peak = device.peak_gflops()
+        rows = list(timed(device, arguments.bundles, arguments.runs, peak))
     if arguments.json:
         result = {"device": device.facts(), "fma_peak_gflops": peak, "rows": rows}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
