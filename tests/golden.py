@@ -23,20 +23,17 @@ import numpy as np
 from tvm import tirx
 from tvm_ffi import structural_hash
 
-from topi_kernels import plane_ops
+from topi_kernels import plane_operators as operators
 from topi_kernels.backend import default_layout
 from topi_kernels.conv_task import ConvTask
+from topi_kernels.devices import DEVICES
 from topi_kernels.geometry import ConvGeometry
-from topi_kernels.matvec import MatvecConfig, matvec
+from topi_kernels.matvec import MatvecConfig
 from topi_kernels.operator import plan_conv
 from topi_kernels.pattern import fixed8_patterns
 from topi_kernels.plane_ops import PlaneTarget
-from topi_kernels.plane_windows import (
-    DepthwiseConfig,
-    avg_pool,
-    depthwise_conv,
-    max_pool,
-)
+from topi_kernels.plane_windows import DepthwiseConfig
+from topi_kernels.schedules.config import Family
 from topi_kernels.workload import Epilogue
 
 PATH = Path(__file__).with_suffix(".json")
@@ -145,6 +142,14 @@ CONVOLUTIONS = {
         "float32": "vgg-28/1 res-56/4 res-7/2 res-56-s2/1 res-1x1-14/1 mobile-first/1",
     },
     "generic": {"float32": "res-28/1 res-1x1-14/4"},
+    "mali": {
+        "float32": "vgg-56/1 vgg-28/4 res-14/1 res-7/4 res-14-s2/1 res-1x1-56-narrow/1",
+        "float16": "vgg-56/4 vgg-14/1 mobile-first/1",
+    },
+    "adreno": {
+        "float32": "vgg-56/4 vgg-28/1 vgg-14-dense/1 res-7-dilated/1 res-1x1-14/4",
+        "float16": "vgg-28/1 vgg-14/4 res-56-s2/1 mobile-1x1-14/1",
+    },
 }
 
 #: Operators without weights to analyse: ``name[/threads]`` for every one of these families.
@@ -153,6 +158,8 @@ PLANE_TARGETS = {
     "x86-avx2": "float32",
     "arm-neon": "float16",
     "armv7-neon": "float32",
+    "mali": "float32",
+    "adreno": "float16",
 }
 
 Pin = dict[str, Any]
@@ -164,7 +171,7 @@ def _depthwise(channels: int, size: int, stride: int, target: PlaneTarget) -> ti
     ]
     window = ConvGeometry((3, 3), (stride, stride), (1, 1))
     epilogue = Epilogue(bias=True, activation="relu6")
-    return depthwise_conv(1, channels, *layouts, window, target, epilogue)
+    return operators.depthwise_conv(1, channels, *layouts, window, target, epilogue)
 
 
 def _pool(maker: Callable[..., tirx.PrimFunc], target: PlaneTarget, **extra: Any) -> tirx.PrimFunc:
@@ -179,7 +186,7 @@ def _plane(maker: Callable[..., tirx.PrimFunc], target: PlaneTarget) -> tirx.Pri
 
 def _add(target: PlaneTarget) -> tirx.PrimFunc:
     layout = default_layout(28, 28, 1, target.family, target.dtype)
-    return plane_ops.elementwise(1, 128, (layout,) * 2, layout, target, "add", "relu")
+    return operators.elementwise(1, 128, (layout,) * 2, layout, target, "add", "relu")
 
 
 #: Name -> (maker, default config of the operator).
@@ -188,14 +195,23 @@ PLANE_OPERATORS: dict[str, tuple[Callable[[PlaneTarget], tirx.PrimFunc], Any]] =
     "depthwise-56": (partial(_depthwise, 144, 56, 1), DepthwiseConfig.default(56)),
     "depthwise-14": (partial(_depthwise, 384, 14, 1), DepthwiseConfig.default(14)),
     "depthwise-7": (partial(_depthwise, 960, 7, 1), DepthwiseConfig.default(7)),
-    "max-pool": (lambda target: _pool(max_pool, target=target), None),
-    "avg-pool": (lambda target: _pool(avg_pool, target=target, count_include_pad=False), None),
-    "global-pool": (partial(_plane, plane_ops.global_avg_pool), None),
-    "pack": (partial(_plane, plane_ops.pack), None),
-    "unpack": (partial(_plane, plane_ops.unpack), None),
+    "max-pool": (lambda target: _pool(operators.max_pool, target=target), None),
+    "avg-pool": (
+        lambda target: _pool(operators.avg_pool, target=target, count_include_pad=False),
+        None,
+    ),
+    "global-pool": (partial(_plane, operators.global_avg_pool), None),
+    "pack": (partial(_plane, operators.pack), None),
+    "unpack": (partial(_plane, operators.unpack), None),
     "add-relu": (_add, None),
-    "fully-connected-2048": (lambda target: matvec(1, 2048, 1000, target), MatvecConfig()),
-    "fully-connected-25088": (lambda target: matvec(4, 25088, 4096, target), MatvecConfig()),
+    "fully-connected-2048": (
+        lambda target: operators.matvec(1, 2048, 1000, target),
+        MatvecConfig(),
+    ),
+    "fully-connected-25088": (
+        lambda target: operators.matvec(4, 25088, 4096, target),
+        MatvecConfig(),
+    ),
 }
 
 
@@ -222,6 +238,8 @@ def plan_of(name: str) -> tuple[dict[str, Any], tirx.PrimFunc]:
     family, dtype, what, *rest = name.split("/")
     if what in PLANE_OPERATORS:
         make, config = PLANE_OPERATORS[what]
+        # GPUs have one schedule of each of these operators, without knobs.
+        config = config if isinstance(DEVICES.facts(family), Family) else None
         return asdict(config) if config else {}, make(PlaneTarget(family, 1, dtype))
     layer, (group, threads, *_) = LAYERS[what], [*map(int, rest), 1]
     sizes = [(layer.size, layer.padding), (layer.out_size, 1), (layer.out_size, 0)]

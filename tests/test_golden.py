@@ -6,11 +6,12 @@ from dataclasses import fields, replace
 
 import golden
 import pytest
-from families import FAMILIES
+from families import FAMILIES, GPU_FAMILIES
 
 from topi_kernels.devices import DEVICES
 from topi_kernels.schedules import pattern_conv
 from topi_kernels.schedules.config import Family
+from topi_kernels.schedules.opencl.config import GpuFacts
 
 STORED = golden.stored()
 #: Cost constant -> a pin that changes when it alone is tripled.
@@ -27,6 +28,12 @@ SENSITIVE = {
     "store_cost": "x86-avx512/float32/res-7/4",
     "page_cost": "arm-neon/float32/vgg-14/4",
 }
+#: The same for the rates and limits of GPUs.
+SENSITIVE_GPU = {
+    "multiply_adds": "adreno/float32/vgg-56/4",
+    "load_bytes": "adreno/float16/vgg-28/1",
+    "max_registers": "mali/float32/vgg-56/1",
+}
 
 
 def triple(monkeypatch: pytest.MonkeyPatch, *costs: str) -> None:
@@ -34,7 +41,8 @@ def triple(monkeypatch: pytest.MonkeyPatch, *costs: str) -> None:
     changed = {}
     for device in DEVICES:
         facts = device.facts
-        if isinstance(facts, Family):
+        known = {f.name for f in fields(facts)} if facts else set()
+        if isinstance(facts, Family | GpuFacts) and set(costs) <= known:
             facts = replace(facts, **{cost: 3 * getattr(facts, cost) for cost in costs})
         changed[device.name] = replace(device, facts=facts)
     monkeypatch.setattr(DEVICES, "_devices", changed)
@@ -53,7 +61,7 @@ def test_the_file_holds_these_pins_and_no_others() -> None:
 def test_pins_cover_what_they_promise() -> None:
     parts = [name.split("/") for name in golden.conv_names()]
     assert len(parts) >= 60
-    assert {p[0] for p in parts} == set(FAMILIES)
+    assert {p[0] for p in parts} == {*FAMILIES, *GPU_FAMILIES}
     assert {p[1] for p in parts} == {"float32", "float16"}
     assert {int(p[3]) for p in parts} == {1, 2, 4, 8, 16}
     assert {p[2] for p in parts} == set(golden.LAYERS)
@@ -63,10 +71,10 @@ def test_every_cost_constant_has_a_pin_that_sees_it() -> None:
     assert set(SENSITIVE) == {f.name for f in fields(Family) if f.name.endswith("_cost")}
 
 
-@pytest.mark.parametrize("cost", sorted(SENSITIVE))
+@pytest.mark.parametrize("cost", sorted(SENSITIVE | SENSITIVE_GPU))
 def test_a_tripled_cost_constant_is_seen(cost: str, monkeypatch: pytest.MonkeyPatch) -> None:
     triple(monkeypatch, cost)
-    name = SENSITIVE[cost]
+    name = (SENSITIVE | SENSITIVE_GPU)[cost]
     assert "configuration of level 0" in golden.difference(name, STORED[name], golden.pin(name))
 
 

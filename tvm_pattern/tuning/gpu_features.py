@@ -51,7 +51,7 @@ def gpu_features(task: ConvTask, config: GpuConfig, estimate: float) -> np.ndarr
     """
     facts: Any = task.machine
     shape, c, layout = task.shape, config, task.out_layout
-    counts = counts_of(shape, c)
+    counts = counts_of(shape, c, facts)
     fmas = sum(count.multiply_adds for count in counts)
     rows, cols = tile_grid(shape, c)
     groups = -(-shape.out_channels // c.filters)

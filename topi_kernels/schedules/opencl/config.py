@@ -154,11 +154,3 @@ class GpuConfig:
         if wrong:
             raise ValueError(f"config has knobs {wrong} of another type")
         return cls(**data)
-
-
-def chunk_width(config: GpuConfig, row_stride: int, origin: int) -> int:
-    """Elements of one aligned load: the widest that divides a row's start and the tile's step."""
-    width = 8
-    while any(value % width for value in (row_stride, origin)) or width > config.vector_width:
-        width //= 2
-    return max(width, 1)

@@ -30,9 +30,9 @@ from ...primfunc import primfunc_builder
 from ...row_writer import when
 from ...workload import ConvWorkload
 from ..tile import Buffers, declare_parameters
-from .config import GpuConfig, chunk_width
+from .config import GpuConfig
 from .halo import Stored, TilePlace, store_rows
-from .reuse import Taps, steps_of, tile_uses, weight_pieces
+from .reuse import Taps, chunks_of, steps_of, tile_uses, weight_pieces
 from .rows import RowLoader
 from .vectors import (
     converted,
@@ -42,6 +42,7 @@ from .vectors import (
     pick,
     spread,
     vector_type,
+    widest_load,
     zeros,
 )
 
@@ -88,10 +89,10 @@ class _Conv:
     def __init__(self, workload: ConvWorkload, config: GpuConfig, buffers: Buffers) -> None:
         self.w, self.c, self.b = workload, config, buffers
         self.sum_type = sum_type(workload, config)
-        layout = workload.in_layout
-        chunk = chunk_width(config, layout.row_stride, layout.origin)
+        geometry, layouts = workload.geometry, (workload.in_layout, workload.out_layout)
+        chunks = chunks_of(config, geometry, *layouts, widest_load(workload.dtype))
         self.rows = RowLoader(
-            buffers.x, config.vector_width, chunk, workload.geometry.stride[1], self.sum_type
+            buffers.x, config.vector_width, chunks, geometry.stride[1], self.sum_type
         )
         self.delta = workload.index_encoding == "delta8"
 
@@ -169,7 +170,7 @@ class _Conv:
             at = start + len(result)
             aligned = per_kernel % width == 0 and at % width == 0 and self.b.weight_start is None
             load = load_aligned if aligned else load_any
-            vector = T.Bind(load(self.b.weights, base + at, width))
+            vector = T.Bind(load(self.b.weights, base, width, at))
             if self.w.dtype != self.sum_type:
                 vector = T.Bind(converted(vector, self.w.dtype, self.sum_type, width))
             result += [pick(vector, lane, width) for lane in range(width)]
@@ -179,14 +180,13 @@ class _Conv:
         """Multiply-adds of some taps, input row by input row."""
         width, filters = self.c.vector_width, self.c.filters
         for row, columns in tile_uses(self.w.geometry, self.c, taps).items():
-            start = x + row * self.w.in_layout.row_stride
-            shifted = self.rows.load(start, sorted(columns))
-            for column, users in columns.items():
-                for tap, r, c in users:
+            offset = row * self.w.in_layout.row_stride
+            for column, vector in self.rows.vectors(x, offset, sorted(columns)):
+                for tap, r, c in columns[column]:
                     for f in range(filters):
                         total = tile.sums[f, r, c]
                         weight = spread(weights[tap * filters + f], width)
-                        T.buffer_store(total, total[0] + weight * shifted[column], [0])
+                        T.buffer_store(total, total[0] + weight * vector, [0])
 
     def store(self, tile: GpuTile, f: int, slot: Any) -> None:
         """Epilogue and stores of one filter."""

@@ -10,8 +10,8 @@ from functools import lru_cache
 
 from ...geometry import ConvGeometry
 from ..search_space import ConvShape
-from .config import GpuConfig, GpuFacts, chunk_width
-from .reuse import KernelCounts, Taps, kernel_counts
+from .config import GpuConfig, GpuFacts
+from .reuse import Chunks, KernelCounts, Taps, chunks_of, kernel_counts
 
 #: Operations on integers for each kernel: its index, its addresses, the loop.
 KERNEL_OVERHEAD = 12.0
@@ -53,14 +53,19 @@ class Roofline:
 
 
 @lru_cache(maxsize=65536)
-def _counts(geometry: ConvGeometry, config: GpuConfig, taps: Taps, chunk: int) -> KernelCounts:
-    return kernel_counts(geometry, config, taps, chunk)
+def _counts(geometry: ConvGeometry, config: GpuConfig, taps: Taps, chunks: Chunks) -> KernelCounts:
+    return kernel_counts(geometry, config, taps, chunks)
 
 
-def counts_of(shape: ConvShape, config: GpuConfig) -> list[KernelCounts]:
+def loads_of(shape: ConvShape, config: GpuConfig, facts: GpuFacts) -> Chunks:
+    """The aligned loads of a convolution's inputs."""
+    layouts = (shape.in_layout, shape.out_layout)
+    return chunks_of(config, shape.geometry, *layouts, facts.vector_width)
+
+
+def counts_of(shape: ConvShape, config: GpuConfig, facts: GpuFacts) -> list[KernelCounts]:
     """Counts of a kernel of each pattern."""
-    layout = shape.in_layout
-    chunk = chunk_width(config, layout.row_stride, layout.origin)
+    chunks = loads_of(shape, config, facts)
     tile = GpuConfig(
         config.vector_width,
         config.filters,
@@ -68,7 +73,7 @@ def counts_of(shape: ConvShape, config: GpuConfig) -> list[KernelCounts]:
         config.tile_cols,
         config.taps_per_step,
     )
-    return [_counts(shape.geometry, tile, pattern.taps, chunk) for pattern in shape.patterns]
+    return [_counts(shape.geometry, tile, pattern.taps, chunks) for pattern in shape.patterns]
 
 
 def tile_grid(shape: ConvShape, config: GpuConfig) -> tuple[int, int]:
@@ -92,7 +97,7 @@ def sum_bytes(config: GpuConfig, facts: GpuFacts) -> int:
 def register_need(shape: ConvShape, config: GpuConfig, facts: GpuFacts) -> int:
     """32-bit registers of a work_item: sums, inputs and weights of a step, addresses."""
     size = sum_bytes(config, facts)
-    live = max(count.live_elements for count in counts_of(shape, config))
+    live = max(count.live_elements for count in counts_of(shape, config, facts))
     elements = config.accumulators * config.vector_width + live
     return -(-elements * size // 4) + ADDRESS_REGISTERS
 
@@ -106,7 +111,7 @@ def roofline(shape: ConvShape, config: GpuConfig, facts: GpuFacts) -> Roofline:
     config : GpuConfig
     facts : GpuFacts
     """
-    counts = counts_of(shape, config)
+    counts = counts_of(shape, config, facts)
     share = shape.kernels_per_group / len(counts)
     rows, cols = tile_grid(shape, config)
     groups = -(-shape.out_channels // config.filters)
@@ -116,8 +121,7 @@ def roofline(shape: ConvShape, config: GpuConfig, facts: GpuFacts) -> Roofline:
     items = along * across * -(-config.work_items // facts.wave) * facts.wave
     outputs = config.accumulators * config.vector_width
     operations = outputs * OUTPUT_OVERHEAD
-    layout = shape.in_layout
-    chunk_bytes = chunk_width(config, layout.row_stride, layout.origin) * facts.itemsize
+    chunk_bytes = loads_of(shape, config, facts).width * facts.itemsize
     loaded = 0.0
     for count in counts:
         operations += share * (count.multiply_adds * config.vector_width + KERNEL_OVERHEAD)

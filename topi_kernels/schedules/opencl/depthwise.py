@@ -11,21 +11,21 @@ from ...geometry import ConvGeometry
 from ...layout import PlaneLayout
 from ...plane_ops import PlaneTarget
 from ...workload import NO_EPILOGUE, Epilogue
-from .config import GpuConfig, chunk_width
+from .config import GpuConfig
 from .halo import Stored, TilePlace, store_rows
 from .planes import opened, work_items
-from .reuse import tile_uses
+from .reuse import chunks_of, tile_uses
 from .rows import RowLoader
 from .space import reads_inside
-from .vectors import converted, spread, vector_type, zeros
+from .vectors import converted, spread, vector_type, widest_load, zeros
 
 MAX_ROWS = 4
 
 
 def depthwise_config(
-    in_layout: PlaneLayout, out_layout: PlaneLayout, window: ConvGeometry
+    in_layout: PlaneLayout, out_layout: PlaneLayout, window: ConvGeometry, widest: int
 ) -> GpuConfig:
-    """The widest register_tile that reads inside the planes.
+    """The widest register_tile that reads inside the planes, ``widest`` elements at once.
 
     Raises
     ------
@@ -36,7 +36,7 @@ def depthwise_config(
     taps = _taps(window)
     for width in (4, 2, 1):
         config = GpuConfig(width, 1, rows, 1, len(taps))
-        if reads_inside(in_layout, out_layout, window, config, taps):
+        if reads_inside(in_layout, out_layout, window, config, taps, widest):
             return config
     raise ValueError(
         f"the input plane is padded by {in_layout.pad}, which is less than {window} reads"
@@ -70,10 +70,11 @@ def depthwise_conv(
     """
     if channels % multiplier:
         raise ValueError(f"{channels} out_channels are no multiple of the multiplier {multiplier}")
-    config, taps = depthwise_config(in_layout, out_layout, window), _taps(window)
+    widest, taps = widest_load(target.dtype), _taps(window)
+    config = depthwise_config(in_layout, out_layout, window, widest)
     width, dtype = config.vector_width, target.dtype
     tiles = -(-out_layout.height // config.tile_rows) * -(-out_layout.width // width)
-    chunk = chunk_width(config, in_layout.row_stride, in_layout.origin)
+    chunks = chunks_of(config, window, in_layout, out_layout, widest)
     (sh, sw), what = window.stride, Stored(out_layout, dtype, epilogue.activation)
     shapes: dict[str, tuple[int, ...]] = {
         "x": (batch, channels // multiplier, in_layout.size),
@@ -83,7 +84,7 @@ def depthwise_conv(
     }
     with opened("plane_depthwise_conv", dtype, **shapes) as (ib, (x, weight, *more)):
         b, out = more[0] if epilogue.bias else None, more[-1]
-        loader = RowLoader(x, width, chunk, sw, "float32")
+        loader = RowLoader(x, width, chunks, sw, "float32")
 
         def tile(number: Any) -> None:
             plane, within = T.Bind(number // tiles), T.Bind(number % tiles)
@@ -106,10 +107,10 @@ def depthwise_conv(
                 T.Bind(converted(weight[first + t], dtype, "float32", 1)) for t in range(len(taps))
             ]
             for row, columns in tile_uses(window, config, taps).items():
-                shifted = loader.load(origin + row * in_layout.row_stride, sorted(columns))
-                for column, users in columns.items():
-                    for tap, r, _ in users:
-                        product = spread(weights[tap], width) * shifted[column]
+                offset = row * in_layout.row_stride
+                for column, vector in loader.vectors(origin, offset, sorted(columns)):
+                    for tap, r, _ in columns[column]:
+                        product = spread(weights[tap], width) * vector
                         T.buffer_store(sums[r], sums[r][0] + product, [0])
             values = {(r, 0): total[0] for r, total in enumerate(sums)}
             store_rows(what, config, out, plane, place, values, None, "float32")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...geometry import ConvGeometry
+from ...layout import PlaneLayout
 from .config import GpuConfig
 
 #: Input row -> first column of a vector -> ``(tap, tile row, tile column)`` that read it.
@@ -26,9 +27,80 @@ def tile_uses(geometry: ConvGeometry, config: GpuConfig, taps: Taps) -> Uses:
     return {row: dict(columns) for row, columns in sorted(uses.items())}
 
 
-def row_chunks(columns: Sequence[int], width: int, step: int, chunk: int) -> list[int]:
-    """Numbers of the aligned chunks that hold the vectors which begin at ``columns``."""
-    return sorted({(c + lane * step) // chunk for c in columns for lane in range(width)})
+@dataclass(frozen=True)
+class Chunks:
+    """Aligned loads: ``width`` elements from each multiple of ``width`` of a buffer on.
+
+    Parameters
+    ----------
+    width : int
+        Elements of a load.
+    phase : int
+        Where a tile's first pixel lies in its chunk; the same for all tiles of a plane.
+    """
+
+    width: int
+    phase: int
+
+    def numbers(self, column: int, lanes: int, step: int) -> list[int]:
+        """The chunks that hold a vector from ``column`` on; number 0 has the first pixel."""
+        elements = (column + lane * step + self.phase for lane in range(lanes))
+        return sorted({element // self.width for element in elements})
+
+    def place(self, column: int) -> tuple[int, int]:
+        """Chunk of a column, and the lane in it."""
+        return divmod(column + self.phase, self.width)
+
+    def start(self, number: int) -> int:
+        """First column of a chunk."""
+        return number * self.width - self.phase
+
+
+def chunks_of(
+    config: GpuConfig,
+    geometry: ConvGeometry,
+    in_layout: PlaneLayout,
+    out_layout: PlaneLayout,
+    widest: int,
+) -> Chunks:
+    """The widest aligned loads of at most ``widest`` elements that suit all tiles of an output.
+
+    They may be wider than the vectors that are computed: a row that one tile covers is read in
+    whole loads, however narrow its vectors.
+    """
+    vectors = -(-out_layout.width // config.vector_width)
+    steps = [in_layout.row_stride, in_layout.size]
+    if config.tile_cols < vectors:  # The last tile of a row is moved back into the image.
+        step = config.vector_width * geometry.stride[1]
+        steps += [config.tile_cols * step, (vectors - config.tile_cols) * step]
+    width = next(w for w in (16, 8, 4, 2, 1) if w <= widest and not any(s % w for s in steps))
+    return Chunks(width, in_layout.origin % width)
+
+
+def streamed(
+    columns: Sequence[int], lanes: int, step: int, chunks: Chunks
+) -> list[tuple[int, list[int], int]]:
+    """``(column, chunks that it is the first to want, elements held then)`` along a row.
+
+    Chunks are loaded just before the first vector that wants one, and of a loaded one only those
+    elements are held that this vector or a later one reads: registers hold elements, not vectors.
+    """
+    wanted = [{column + lane * step for lane in range(lanes)} for column in columns]
+    last = {element: i for i, elements in enumerate(wanted) for element in sorted(elements)}
+    loaded: set[int] = set()
+    held: set[int] = set()
+    result = []
+    for i, column in enumerate(columns):
+        fresh = [n for n in chunks.numbers(column, lanes, step) if n not in loaded]
+        most = len(held)
+        for number in fresh:
+            most = max(most, len(held) + chunks.width)
+            start = chunks.start(number)
+            held |= {e for e in range(start, start + chunks.width) if last.get(e, -1) >= i}
+        loaded.update(fresh)
+        result.append((column, fresh, most))
+        held = {element for element in held if last[element] > i}
+    return result
 
 
 def steps_of(config: GpuConfig, taps: Taps) -> list[Taps]:
@@ -77,7 +149,7 @@ class KernelCounts:
 
 
 def kernel_counts(
-    geometry: ConvGeometry, config: GpuConfig, taps: Taps, chunk: int
+    geometry: ConvGeometry, config: GpuConfig, taps: Taps, chunks: Chunks
 ) -> KernelCounts:
     """Counts for a kernel with these taps, exactly as the schedule emits it."""
     width, step = config.vector_width, geometry.stride[1]
@@ -87,14 +159,14 @@ def kernel_counts(
         weights += len(weight_pieces(count))
         widest = 0
         for columns in tile_uses(geometry, config, part).values():
-            chunks = len(row_chunks(sorted(columns), width, step, chunk))
-            loads += chunks
-            widest = max(widest, chunks * chunk)
+            for _, fresh, held in streamed(sorted(columns), width, step, chunks):
+                loads += len(fresh)
+                widest = max(widest, held)
         live = max(live, widest + count)
     return KernelCounts(
         multiply_adds=len(taps) * config.accumulators,
         input_loads=loads,
         weight_loads=weights + 1,
-        input_elements=loads * chunk,
+        input_elements=loads * chunks.width,
         live_elements=live,
     )

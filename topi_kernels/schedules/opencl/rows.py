@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tvm.tirx.script import builder as T
 
-from .reuse import row_chunks
+from .reuse import Chunks, streamed
 from .vectors import converted, gather, load_aligned
 
 
@@ -20,8 +20,10 @@ class RowLoader:
     ----------
     buffer : buffer
         Flat.
-    width, chunk : int
-        Lanes of a vector, and of an aligned load.
+    width : int
+        Lanes of a vector.
+    chunks : Chunks
+        The aligned loads.
     step : int
         Stride of the convolution along a row.
     dtype : str
@@ -30,27 +32,35 @@ class RowLoader:
 
     buffer: Any
     width: int
-    chunk: int
+    chunks: Chunks
     step: int
     dtype: str
 
-    def load(self, start: Any, columns: Sequence[int]) -> dict[int, Any]:
-        """The vectors that begin at ``columns`` of the row from ``start`` on.
+    def vectors(self, base: Any, offset: int, columns: Sequence[int]) -> Iterator[tuple[int, Any]]:
+        """``(column, vector)`` of a row, from left to right; loads as late as they can be.
 
-        ``start`` is a multiple of ``chunk``.
+        Parameters
+        ----------
+        base : expression
+            Element of a tile's first pixel.
+        offset : int
+            Distance from there to the row.
+        columns : sequence of int
+            Where the vectors begin, ascending.
         """
-        numbers = row_chunks(columns, self.width, self.step, self.chunk)
-        stored = str(self.buffer.dtype)
-        chunks = []
-        for n in numbers:
-            value = T.Bind(load_aligned(self.buffer, start + n * self.chunk, self.chunk))
-            if stored != self.dtype:
-                value = T.Bind(converted(value, stored, self.dtype, self.chunk))
-            chunks.append(value)
-        place = {n: i for i, n in enumerate(numbers)}
-        result = {}
-        for column in columns:
-            elements = [column + lane * self.step for lane in range(self.width)]
-            places = [(place[e // self.chunk], e % self.chunk) for e in elements]
-            result[column] = T.Bind(gather(chunks, places, self.chunk))
-        return result
+        held: dict[int, Any] = {}
+        for column, fresh, _ in streamed(columns, self.width, self.step, self.chunks):
+            held |= {n: self._chunk(base, offset + self.chunks.start(n)) for n in fresh}
+            numbers = list(held)
+            index = {n: i for i, n in enumerate(numbers)}
+            places = [self.chunks.place(column + lane * self.step) for lane in range(self.width)]
+            picked = [(index[number], lane) for number, lane in places]
+            chosen = [held[n] for n in numbers]
+            yield column, T.Bind(gather(chosen, picked, self.width, self.chunks.width))
+
+    def _chunk(self, base: Any, offset: int) -> Any:
+        stored, width = str(self.buffer.dtype), self.chunks.width
+        value = T.Bind(load_aligned(self.buffer, base, width, offset))
+        if stored == self.dtype:
+            return value
+        return T.Bind(converted(value, stored, self.dtype, width))

@@ -17,15 +17,17 @@ from .config import (
     VECTOR_WIDTHS,
     GpuConfig,
     GpuFacts,
-    chunk_width,
 )
 from .cost import estimate_cost, register_need, tile_grid, waste
-from .reuse import row_chunks, tile_uses
+from .reuse import chunks_of, tile_uses
 
 MAX_TILE_ROWS = 8
 TILE_COLS = (1, 2, 4, 7)
 MAX_WASTE = 1.1
 """Computed outputs to wanted ones that level 0 accepts."""
+LEAST_GAIN = 0.97
+"""Vectors narrower than four must promise this much; the model is no better than that."""
+WIDE_VECTOR = 4
 TILES_PER_GROUP = (16, 32, 64, 128)
 FILTER_GROUPS = (1, 2, 4)
 
@@ -56,17 +58,14 @@ def illegal_for(shape: ConvShape, config: GpuConfig, facts: GpuFacts) -> str | N
         return f"a tile of {c.tile_rows} x {c.tile_cols} vectors exceeds the output"
     if vectors * c.vector_width > layout.row_stride:
         return f"vectors of {c.vector_width} pixels run over the row stride {layout.row_stride}"
-    return _out_of_plane(shape, c) or _too_many_registers(shape, c, facts)
+    return _out_of_plane(shape, c, facts) or _too_many_registers(shape, c, facts)
 
 
-def _out_of_plane(shape: ConvShape, c: GpuConfig) -> str | None:
+def _out_of_plane(shape: ConvShape, c: GpuConfig, facts: GpuFacts) -> str | None:
     """Why some load would leave the input's plane, or None."""
-    layout = shape.in_layout
-    chunk = chunk_width(c, layout.row_stride, layout.origin)
-    if layout.size % chunk:
-        return f"planes of {layout.size} elements are no whole vectors of {chunk}"
     taps = tuple(dict.fromkeys(tap for pattern in shape.patterns for tap in pattern.taps))
-    if reads_inside(layout, shape.out_layout, shape.geometry, c, taps):
+    layouts = (shape.in_layout, shape.out_layout)
+    if reads_inside(*layouts, shape.geometry, c, taps, facts.vector_width):
         return None
     return "its vectors would read outside the input's planes"
 
@@ -77,17 +76,21 @@ def reads_inside(
     geometry: ConvGeometry,
     c: GpuConfig,
     taps: tuple[tuple[int, int], ...],
+    widest: int,
 ) -> bool:
-    """Whether all tiles of an output read elements of the input's planes only."""
+    """Whether all tiles of an output read elements of the input's planes only.
+
+    ``widest`` is that of :func:`~topi_kernels.schedules.opencl.reuse.chunks_of`.
+    """
     sh, sw = geometry.stride
-    chunk = chunk_width(c, layout.row_stride, layout.origin)
+    chunks = chunks_of(c, geometry, layout, out_layout, widest)
     vectors = -(-out_layout.width // c.vector_width)
     last_x = (vectors - c.tile_cols) * c.vector_width * sw
     last_y = (out_layout.height - c.tile_rows) * sh
     for row, columns in tile_uses(geometry, c, taps).items():
-        chunks = row_chunks(sorted(columns), c.vector_width, sw, chunk)
-        first = layout.offset(row, 0) + chunks[0] * chunk
-        end = layout.offset(last_y + row, last_x) + (chunks[-1] + 1) * chunk
+        numbers = [n for column in columns for n in chunks.numbers(column, c.vector_width, sw)]
+        first = layout.offset(row, 0) + chunks.start(min(numbers))
+        end = layout.offset(last_y + row, last_x) + chunks.start(max(numbers) + 1)
         if first < 0 or end > layout.size:
             return False
     return True
@@ -139,8 +142,9 @@ def _work_groups(shape: ConvShape, tile: GpuConfig, facts: GpuFacts) -> Iterator
 def default_config(shape: ConvShape, facts: GpuFacts) -> GpuConfig:
     """The level-0 configuration: the cheapest of the search_space by the model.
 
-    Of those that compute hardly more outputs than there are, if any. Sums are float32 at level 0;
-    float16 ones are a choice of the tuner's or the user's.
+    Of those that compute hardly more outputs than there are, if any; of nearly equal ones that of
+    wide vectors. Sums are float32 at level 0; float16 ones are a choice of the tuner's or the
+    user's.
 
     Raises
     ------
@@ -149,10 +153,13 @@ def default_config(shape: ConvShape, facts: GpuFacts) -> GpuConfig:
     """
     configs = [c for c in search_space(shape, facts) if c.accumulator == "float32"]
     exact = [c for c in configs if waste(shape, c) <= MAX_WASTE]
-    best = min(exact or configs, key=lambda c: estimate_cost(shape, c, facts), default=None)
-    if best is None:
+    costs = {c: estimate_cost(shape, c, facts) for c in exact or configs}
+    if not costs:
         raise ValueError(
             f"no legal configuration for {shape.out_layout.height}x{shape.out_layout.width} output"
             f" on {facts.name}; its row stride {shape.out_layout.row_stride} may be too small"
         )
-    return best
+    enough = min(costs.values()) / LEAST_GAIN
+    good = [c for c in costs if costs[c] <= enough]
+    widest = max(min(c.vector_width, WIDE_VECTOR) for c in good)
+    return min((c for c in good if c.vector_width >= widest), key=lambda c: costs[c])

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
@@ -28,25 +29,40 @@ def _opencl_type(dtype: str, width: int) -> str:
     return _SCALARS[dtype] if width == 1 else f"{_SCALARS[dtype]}{width}"
 
 
-def load_aligned(buffer: Any, index: Any, width: int) -> Any:
-    """``width`` neighbouring elements from ``index`` on, which is a multiple of ``width``."""
-    if width == 1:
-        return buffer[index]
-    dtype = str(buffer.dtype)
-    pointer = f"*(const __global {_opencl_type(dtype, width)}*)"
-    return tirx.call_pure_extern(vector_type(dtype, width), pointer, T.address_of(buffer[index]))
+def widest_load(dtype: str) -> int:
+    """Elements of a load of 128 bits, the widest that a work_item does at once."""
+    return 16 // np.dtype(dtype).itemsize
 
 
-def load_any(buffer: Any, index: Any, width: int) -> Any:
-    """``width`` neighbouring elements from any ``index`` on.
+def load_aligned(buffer: Any, index: Any, width: int, offset: int = 0) -> Any:
+    """``width`` neighbouring elements from ``index + offset`` on, a multiple of ``width``."""
+    pointer = f"*(const __global {_opencl_type(str(buffer.dtype), width)}*)"
+    return _loaded(buffer, index, width, offset, pointer)
+
+
+def load_any(buffer: Any, index: Any, width: int, offset: int = 0) -> Any:
+    """``width`` neighbouring elements from any ``index + offset`` on.
 
     TVM takes single loads for a ramp that it cannot prove to be aligned; ``vload`` needs not be.
     """
-    if width == 1:
-        return buffer[index]
     first = tirx.const(0, "int32")
-    vload = (f"vload{width}", first, T.address_of(buffer[index]))
-    return tirx.call_pure_extern(vector_type(str(buffer.dtype), width), *vload)
+    return _loaded(buffer, index, width, offset, f"vload{width}", first)
+
+
+def _loaded(buffer: Any, index: Any, width: int, offset: int, name: str, *before: Any) -> Any:
+    """A call that takes an address; its constant part stands beside the pointer.
+
+    Compilers then find it in the load's own offset, where an index of their width would have to be
+    added and widened for each load.
+    """
+    if width == 1:
+        return buffer[index + offset]
+    address = T.address_of(buffer[index])
+    if offset:
+        # Declared an integer, for which TVM writes no cast, and not pure, so that it is nowhere
+        # kept in a variable: what is written is a pointer.
+        address = tirx.call_extern("int64", f"{offset} + ", address)
+    return tirx.call_pure_extern(vector_type(str(buffer.dtype), width), name, *before, address)
 
 
 def pick(vector: Any, lane: int, width: int) -> Any:
@@ -54,13 +70,15 @@ def pick(vector: Any, lane: int, width: int) -> Any:
     return vector if width == 1 else tirx.Shuffle([vector], [tirx.IntImm("int32", lane)])
 
 
-def gather(vectors: Sequence[Any], places: Sequence[tuple[int, int]], width: int) -> Any:
-    """Vector of lanes ``(vector, lane)`` of vectors of ``width`` lanes."""
+def gather(
+    vectors: Sequence[Any], places: Sequence[tuple[int, int]], width: int, lanes: int | None = None
+) -> Any:
+    """Vector of ``width`` lanes: ``(vector, lane)`` of vectors of ``lanes``, by default as many."""
+    lanes = width if lanes is None else lanes
     first = places[0][0]
-    if list(places) == [(first, lane) for lane in range(width)]:
+    if list(places) == [(first, lane) for lane in range(lanes)]:
         return vectors[first]
-    values = [pick(vectors[v], lane, width) for v, lane in places]
-    return together(values)
+    return together([pick(vectors[v], lane, lanes) for v, lane in places])
 
 
 def together(values: Sequence[Any]) -> Any:
