@@ -27,6 +27,10 @@ MOUNTED: dict[str, tuple[str, str]] = {
         "tvm_pattern.compile_cli",
         "Compile a model into a library, with a report of what became of each convolution.",
     ),
+    "kit": (
+        "tvm_pattern.kit.cli",
+        "Make a folder that a phone runs and times without RPC; read what it wrote.",
+    ),
     "inspect": (
         "tvm_pattern.inspect_cli",
         "Show what a library takes, gives and needs, and the report of its compilation.",

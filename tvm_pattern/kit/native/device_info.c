@@ -1,0 +1,144 @@
+#define _GNU_SOURCE
+#include "device_info.h"
+
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+static int read_line(const char *path, char *line, size_t size) {
+  FILE *file = fopen(path, "r");
+  line[0] = 0;
+  if (file == NULL) return 0;
+  if (fgets(line, (int)size, file) == NULL) line[0] = 0;
+  fclose(file);
+  line[strcspn(line, "\n")] = 0;
+  return line[0] != 0;
+}
+
+static long read_number(const char *path) {
+  char line[64];
+  return read_line(path, line, sizeof line) ? atol(line) : 0;
+}
+
+/* Model of each CPU: a name, or ARM's numbers of implementer and part. */
+static void read_parts(CpuInfo *info) {
+  FILE *file = fopen("/proc/cpuinfo", "r");
+  char line[512], implementer[16] = "";
+  int cpu = -1;
+  while (file != NULL && fgets(line, sizeof line, file) != NULL) {
+    char *value = strchr(line, ':');
+    if (value == NULL) continue;
+    value += value[1] == ' ' ? 2 : 1;
+    value[strcspn(value, "\n")] = 0;
+    if (strncmp(line, "processor", 9) == 0) cpu = atoi(value);
+    if (cpu < 0 || cpu >= info->count) continue;
+    if (strncmp(line, "model name", 10) == 0) {
+      snprintf(info->cpus[cpu].part, sizeof info->cpus[cpu].part, "%.63s", value);
+    } else if (strncmp(line, "CPU implementer", 15) == 0) {
+      snprintf(implementer, sizeof implementer, "%.15s", value);
+    } else if (strncmp(line, "CPU part", 8) == 0) {
+      snprintf(info->cpus[cpu].part, sizeof info->cpus[cpu].part, "%s %.40s", implementer, value);
+    }
+  }
+  if (file != NULL) fclose(file);
+}
+
+void read_cpus(CpuInfo *info) {
+  memset(info, 0, sizeof *info);
+  long count = sysconf(_SC_NPROCESSORS_CONF);
+  info->count = count < 1 ? 1 : count > MAX_CPUS ? MAX_CPUS : (int)count;
+  cpu_set_t allowed;
+  int is_known = sched_getaffinity(0, sizeof allowed, &allowed) == 0;
+  for (int i = 0; i < info->count; ++i) {
+    char path[128];
+    const char *folder = "/sys/devices/system/cpu/cpu%d/cpufreq/%s";
+    snprintf(path, sizeof path, folder, i, "cpuinfo_max_freq");
+    info->cpus[i].max_khz = read_number(path);
+    snprintf(path, sizeof path, folder, i, "scaling_cur_freq");
+    info->cpus[i].khz = read_number(path);
+    snprintf(path, sizeof path, folder, i, "scaling_governor");
+    read_line(path, info->cpus[i].governor, sizeof info->cpus[i].governor);
+    info->cpus[i].is_used = !is_known || CPU_ISSET(i, &allowed);
+  }
+  read_parts(info);
+}
+
+int choose_cores(const char *which) {
+  CpuInfo info;
+  read_cpus(&info);
+  int is_big = strcmp(which, "big") == 0, is_little = strcmp(which, "little") == 0;
+  if (!is_big && !is_little && strcmp(which, "all") != 0) return -1;
+  long wanted = -1;
+  for (int i = 0; i < info.count; ++i) {
+    long khz = info.cpus[i].max_khz;
+    if (!info.cpus[i].is_used) continue;
+    if (wanted < 0 || (is_big && khz > wanted) || (is_little && khz < wanted)) wanted = khz;
+  }
+  cpu_set_t chosen;
+  CPU_ZERO(&chosen);
+  int count = 0;
+  for (int i = 0; i < info.count; ++i) {
+    int is_wanted = (!is_big && !is_little) || info.cpus[i].max_khz == wanted;
+    if (info.cpus[i].is_used && is_wanted) {
+      CPU_SET(i, &chosen);
+      ++count;
+    }
+  }
+  if (count > 0 && (is_big || is_little)) sched_setaffinity(0, sizeof chosen, &chosen);
+  return count;
+}
+
+double temperature(void) {
+  long warmest = 0;
+  for (int i = 0; i < 100; ++i) {
+    char path[96];
+    snprintf(path, sizeof path, "/sys/class/thermal/thermal_zone%d/temp", i);
+    long now = read_number(path);
+    if (now < 200000 && now > warmest) warmest = now;
+  }
+  return (double)warmest / 1000.0;
+}
+
+void write_json_text(FILE *file, const char *text) {
+  fputc('"', file);
+  for (; *text != 0; ++text) {
+    unsigned char c = (unsigned char)*text;
+    if (c == '"' || c == '\\') fputc('\\', file);
+    if (c >= 0x20 && c < 0x7f) fputc(c, file);
+  }
+  fputc('"', file);
+}
+
+static void write_field(FILE *file, const char *key, const char *text) {
+  fprintf(file, "\"%s\": ", key);
+  write_json_text(file, text);
+  fputs(", ", file);
+}
+
+void write_device(FILE *file, const char *name, const CpuInfo *before, const CpuInfo *after,
+                  double warm_before, double warm_after) {
+  char hardware[256];
+  struct utsname system;
+  memset(&system, 0, sizeof system);
+  uname(&system);
+  read_line("/sys/firmware/devicetree/base/model", hardware, sizeof hardware);
+  fputc('{', file);
+  write_field(file, "name", name[0] ? name : hardware[0] ? hardware : system.nodename);
+  write_field(file, "hardware", hardware);
+  write_field(file, "machine", system.machine);
+  write_field(file, "system", system.sysname);
+  write_field(file, "release", system.release);
+  fprintf(file, "\"celsius_before\": %.1f, \"celsius_after\": %.1f, \"cpus\": [", warm_before,
+          warm_after);
+  for (int i = 0; i < before->count; ++i) {
+    fprintf(file, "%s\n   {", i ? "," : "");
+    write_field(file, "part", before->cpus[i].part);
+    write_field(file, "governor", before->cpus[i].governor);
+    fprintf(file, "\"used\": %s, \"max_khz\": %ld, \"khz_before\": %ld, \"khz_after\": %ld}",
+            before->cpus[i].is_used ? "true" : "false", before->cpus[i].max_khz,
+            before->cpus[i].khz, after->cpus[i].khz);
+  }
+  fputs("]", file);
+}
