@@ -69,9 +69,10 @@ def compile(
 
     Parameters
     ----------
-    model : torch.nn.Module | torch.export.ExportedProgram | str | os.PathLike | onnx.ModelProto | \
-tvm.IRModule
-        A module in evaluation mode, an exported program, an ONNX model or its path, or Relax.
+    model : torch.nn.Module | torch.export.ExportedProgram | QuantizedModel | str | os.PathLike | \
+onnx.ModelProto | tvm.IRModule
+        A module in evaluation mode, an exported program, what
+        :func:`tvm_pattern.quantization.quantize` gives, an ONNX model or its path, or Relax.
     example_inputs : tensor, array or sequence of them
         Shapes and dtypes to compile for; may be omitted for an exported program, an ONNX model
         with fixed shapes and an IRModule.
@@ -120,6 +121,8 @@ tvm.IRModule
     wanted = examples_of_sizes(example_inputs, sizes)
     models = [import_model(model, examples) for examples in wanted]
     check_alike(models)
+    if is_instance_of(model, "tvm_pattern.quantization.model", "QuantizedModel"):
+        model = model.program
 
     def build_part(imported: ImportedModel, mod: tvm.IRModule) -> Library:
         part = replace(imported, mod=mod, outputs=output_specs(mod))

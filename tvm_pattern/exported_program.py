@@ -83,6 +83,15 @@ def load_exported_program(path: Path, *, trust: bool = False) -> torch.export.Ex
         ) from error
 
 
+def extra_file(path: Path, name: str) -> str | None:
+    """Text that :func:`torch.export.save` was given as ``extra_files[name]``; None without it."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            if member.endswith(f"/{parts.EXTRA_DIR}{name}"):
+                return archive.read(member).decode()
+    return None
+
+
 def _refuse_code(path: Path, archive: PT2ArchiveReader) -> None:
     def refuse(what: str) -> None:
         raise UntrustedFileError(

@@ -30,7 +30,7 @@ def open_model(source: str, weights: Path | None = None, *, trust: bool = False)
 
     Returns
     -------
-    pathlib.Path, torch.export.ExportedProgram or torch.nn.Module
+    pathlib.Path, torch.export.ExportedProgram, QuantizedModel or torch.nn.Module
 
     Raises
     ------
@@ -43,9 +43,12 @@ def open_model(source: str, weights: Path | None = None, *, trust: bool = False)
             raise ValueError(f"{source} holds its own weights; leave out --weights")
         if path.suffix == ".onnx":
             return path
-        from .exported_program import load_exported_program
+        from .exported_program import extra_file, load_exported_program
+        from .quantization.model import EXTRA_FILE, QuantizedModel
 
-        return load_exported_program(path, trust=trust)
+        program = load_exported_program(path, trust=trust)
+        facts = extra_file(path, EXTRA_FILE)
+        return program if facts is None else QuantizedModel.from_program(program, facts)
     if source in BUILTIN:
         from . import models
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import tvm
 
+from topi_kernels.structure import ASSIGNMENT, Structure
+
 from ..assigned import assigned_structures
 from .onnx_files import read_onnx
 from .onnx_models import from_onnx_model
@@ -45,8 +47,8 @@ def import_model(model: Any, example_inputs: Any = None) -> ImportedModel:
 
     Parameters
     ----------
-    model : torch.nn.Module | torch.export.ExportedProgram | str | os.PathLike | onnx.ModelProto | \
-tvm.IRModule
+    model : torch.nn.Module | torch.export.ExportedProgram | QuantizedModel | str | os.PathLike | \
+onnx.ModelProto | tvm.IRModule
         A module must be in evaluation mode. A path names an ONNX file.
     example_inputs : tensor, array or sequence of them, optional
         One per input. Their shapes and dtypes are the compiled ones. Needed for a module; for an
@@ -68,6 +70,8 @@ tvm.IRModule
         imported = from_onnx_model(model, example_inputs)
     elif is_instance_of(model, "torch.export", "ExportedProgram"):
         imported = from_program(model)
+    elif is_instance_of(model, "tvm_pattern.quantization.model", "QuantizedModel"):
+        imported = _with_structures(from_program(model.program), model.structures)
     elif is_instance_of(model, "torch.nn", "Module"):
         assigned = assigned_structures(model)
         imported = replace(from_module(model, example_inputs), assigned=assigned)
@@ -80,6 +84,13 @@ tvm.IRModule
     if example_inputs is not None:
         check_example_inputs(imported.inputs, as_input_tuple(example_inputs))
     return imported
+
+
+def _with_structures(imported: ImportedModel, structures: dict[str, Structure]) -> ImportedModel:
+    """With what is known of the layers' structures from before their weights were rounded."""
+    assigned = {n: s for n, s in structures.items() if s.source == ASSIGNMENT}
+    known = {var: structures[n] for var, n in imported.layer_names.items() if n in structures}
+    return replace(imported, assigned=assigned, covered={**imported.covered, **known})
 
 
 def is_instance_of(value: Any, module: str, name: str) -> bool:

@@ -1,0 +1,144 @@
+"""A quantised network: an exported program with its pairs of quantise and dequantise, and facts."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from topi_kernels.structure import Structure
+
+from ..atomic import write_file
+from .errors import QuantizationError
+
+EXTRA_FILE = "tvm_pattern.quantization.json"
+"""Name of the facts in a saved program."""
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LayerQuantization:
+    """What became of one layer.
+
+    Attributes
+    ----------
+    layer : str
+    kind : {"conv", "dense"}
+    reason : str
+        Why it stays in float32; empty if it is quantised.
+    input_range : tuple of float
+        What uint8 stands for, from 0 to 255.
+    weight_sqnr : float
+        Signal over rounding error of the weights, in dB.
+    rounded_to_zero : int
+        Kept weights that became zero; the structure still has them.
+    bias_shift : float
+        Largest correction of a bias, in steps of the weight times the input; 0 without correction.
+    """
+
+    layer: str
+    kind: str
+    reason: str = ""
+    input_range: tuple[float, float] = (0.0, 0.0)
+    weight_sqnr: float = 0.0
+    rounded_to_zero: int = 0
+    bias_shift: float = 0.0
+
+
+@dataclass
+class QuantizedModel:
+    """What :func:`tvm_pattern.quantization.quantize` gives and :func:`tvm_pattern.compile` takes.
+
+    Parameters
+    ----------
+    program : torch.export.ExportedProgram
+        With ``quantized_decomposed`` operators and integer weights; it computes what the compiled
+        library computes.
+    structures : dict
+        Layer -> kept weights, of the float weights or as the pruner assigned: rounding to zero
+        removes nothing.
+    layers : tuple of LayerQuantization
+    settings : dict
+        Arguments of the calibration.
+    """
+
+    program: torch.export.ExportedProgram
+    structures: dict[str, Structure] = field(default_factory=dict)
+    layers: tuple[LayerQuantization, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def module(self) -> torch.nn.Module:
+        """The network as a module: fake-quantised, in float32 arithmetic."""
+        return self.program.module(check_guards=False)
+
+    def __call__(self, *inputs: torch.Tensor) -> Any:
+        """Run the network as exported: inputs of the example's shapes."""
+        with torch.no_grad():
+            return self.module()(*inputs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Settings and layers as plain data."""
+        return {"settings": self.settings, "layers": [asdict(layer) for layer in self.layers]}
+
+    def save(self, path: str | Path) -> None:
+        """Write a ``.pt2`` file, which torch, ``compile`` and the command line read.
+
+        Raises
+        ------
+        ValueError
+            If the suffix is another one.
+        """
+        path = Path(path)
+        if path.suffix != ".pt2":
+            raise QuantizationError(f"got {path}, expected a name ending in .pt2")
+        facts = {
+            "version": _VERSION,
+            "structures": {name: _to_plain(s) for name, s in self.structures.items()},
+            **self.to_dict(),
+        }
+        buffer = io.BytesIO()
+        torch.export.save(self.program, buffer, extra_files={EXTRA_FILE: json.dumps(facts)})
+        write_file(path, buffer.getvalue())
+
+    @classmethod
+    def from_program(cls, program: torch.export.ExportedProgram, facts: str) -> QuantizedModel:
+        """A program with the facts that :meth:`save` left beside it.
+
+        Raises
+        ------
+        QuantizationError
+            If they are damaged or of a later version.
+        """
+        try:
+            data = json.loads(facts)
+            if data["version"] != _VERSION:
+                raise QuantizationError(
+                    f"the quantised program is of version {data['version']}, expected {_VERSION};"
+                    " quantise the network again by this version of tvm-pattern"
+                )
+            structures = {n: _from_plain(s) for n, s in data["structures"].items()}
+            layers = tuple(
+                LayerQuantization(**{**row, "input_range": tuple(row["input_range"])})
+                for row in data["layers"]
+            )
+            return cls(program, structures, layers, data["settings"])
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise QuantizationError(
+                f"the quantised program's facts are damaged ({error}); quantise it again"
+            ) from error
+
+
+def _to_plain(structure: Structure) -> dict[str, Any]:
+    bits = base64.b64encode(structure.to_bits().tobytes()).decode()
+    return {"shape": list(structure.kept.shape), "source": structure.source, "kept": bits}
+
+
+def _from_plain(data: dict[str, Any]) -> Structure:
+    bits = np.frombuffer(base64.b64decode(data["kept"]), np.uint8)
+    return Structure.from_bits(bits, tuple(data["shape"]), data["source"])
