@@ -14,7 +14,7 @@ PAGES = [
 ]
 #: Languages that are run or read; the others only show something.
 RUN = ("python", "sh", "yaml")
-SHOWN = ("text", "json", "dot")
+SHOWN = ("text", "json", "dot", "c")
 
 _PART = re.compile(
     r"^<!-- setup\n(?P<setup>.*?)^-->$"
