@@ -126,6 +126,7 @@ def describe(
         dense_equivalent_gflop=flops / 1e9,
         effective_gflop=flops * density / 1e9,
         structure="" if structure is None else structure.source,
+        dtype=str(call.args[0].ty.dtype),
     )
 
 

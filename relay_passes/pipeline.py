@@ -23,6 +23,7 @@ from .lower_matmul import LowerMatmul
 from .name_layers import NameLayers
 from .pattern_rewrite import PatternRewrite
 from .plane_layout import PlaneLayout
+from .quantised import QuantisedIslands
 from .recognize_activations import RecognizeActivations
 from .report import ReportBuilder
 from .schedule import Schedule
@@ -59,6 +60,7 @@ def marker_passes(
         return [PatternRewrite(report, reason)]
     origins: dict[str, Origin] = {}
     return [
+        QuantisedIslands(backend, report, structures),
         LowerMatmul(backend.planes(), report=report, structures=structures),
         *normalize_passes(),
         TransposedByPhases(origins),

@@ -17,6 +17,7 @@ class ReportBuilder:
 
     def __init__(self) -> None:
         self._rows: dict[str, LayerRow] = {}
+        self._notes: list[str] = []
 
     def add(self, row: LayerRow) -> str:
         """Append a row and return its name, made unique if it is taken already."""
@@ -51,5 +52,9 @@ class ReportBuilder:
 
         self._rows = dict(sorted(self._rows.items(), key=lambda item: position(item[0])))
 
+    def note(self, line: str) -> None:
+        """Add a line about the whole module."""
+        self._notes.append(line)
+
     def build(self) -> RewriteReport:
-        return RewriteReport(tuple(self._rows.values()))
+        return RewriteReport(tuple(self._rows.values()), tuple(self._notes))

@@ -31,6 +31,8 @@ _X86_FEATURES = {
     "avx512vl": "avx512vl",
     "avx512cd": "avx512cd",
     "avx512_vnni": "avx512vnni",
+    "avx512vbmi": "avx512vbmi",
+    "avx_vnni": "avxvnni",
 }
 _CPUINFO = pathlib.Path("/proc/cpuinfo")
 

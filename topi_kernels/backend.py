@@ -35,12 +35,15 @@ class Backend:
         Why it does not compute in float16; empty if it does.
     interleaved_lanes : bool
         Whether tensors may have interleaved lanes, see :mod:`topi_kernels.layout`.
+    int8 : str
+        Name of the instructions that multiply bytes; empty if the device has none.
     """
 
     device: Device
     num_threads: int = 1
     no_float16: str = ""
     interleaved_lanes: bool = False
+    int8: str = ""
 
     @classmethod
     def of(
@@ -69,7 +72,8 @@ class Backend:
         threads = num_cores(target) if num_threads is None else num_threads
         if interleaved_lanes is None:
             interleaved_lanes = isinstance(device.facts, Family) and device.facts.interleaved_lanes
-        return cls(device, threads, why_no_float16(device, target), interleaved_lanes)
+        int8 = "" if device.int8 is None else device.int8(target)
+        return cls(device, threads, why_no_float16(device, target), interleaved_lanes, int8)
 
     @classmethod
     def named(cls, name: str, num_threads: int = 1) -> Backend:

@@ -41,6 +41,9 @@ class Device:
         What the names of such devices have in them, as their drivers say them.
     passes : callable, optional
         Module passes that follow the project's own and come before what TVM lowers.
+    int8 : callable, optional
+        ``Target -> str``: the instructions that multiply bytes, by their name in
+        :mod:`topi_kernels.schedules.cpu_int8.isa`; empty if it has none of these.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Device:
     kind: str = "cpu"
     words: tuple[str, ...] = ()
     passes: Callable[[], Sequence[Pass]] = tuple
+    int8: Callable[[Target], str] | None = None
 
 
 class Registry:

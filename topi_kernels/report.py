@@ -51,6 +51,8 @@ class LayerRow:
     expected_gain : float
         Estimated time of the layer compiled dense over that of the layer as compiled, before
         anything is timed; 0 where there is no estimate.
+    dtype : str
+        What its inputs and weights are computed in, such as ``float32`` or ``int8``.
     """
 
     layer: str
@@ -69,6 +71,7 @@ class LayerRow:
     effective_gflop: float = 0.0
     structure: str = ""
     expected_gain: float = 0.0
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,11 @@ def is_avx2(target: Target) -> bool:
     return _has(target, "avx2", "fma") and not is_avx512(target)
 
 
+def int8_instructions(target: Target) -> str:
+    """How bytes are multiplied, see :mod:`topi_kernels.schedules.cpu_int8.isa`."""
+    return "avx512-vnni" if _has(target, "avx512vnni", "avx512vbmi") else ""
+
+
 def _config(mcpu: str) -> dict[str, Any]:
     return {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": mcpu, "keys": ["cpu"]}
 
@@ -68,6 +73,6 @@ def _config(mcpu: str) -> dict[str, Any]:
 def register(registry: Registry) -> None:
     """Add both devices."""
     tags = {AVX512.name: _config("x86-64-v4")}
-    registry.add(Device(AVX512.name, is_avx512, AVX512, tags=tags))
+    registry.add(Device(AVX512.name, is_avx512, AVX512, tags=tags, int8=int8_instructions))
     tags = {AVX2.name: _config("x86-64-v3")}
-    registry.add(Device(AVX2.name, is_avx2, AVX2, tags=tags))
+    registry.add(Device(AVX2.name, is_avx2, AVX2, tags=tags, int8=int8_instructions))

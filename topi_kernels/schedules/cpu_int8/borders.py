@@ -12,7 +12,7 @@ from ...vector_math import largest_power_of_two
 LARGEST = 64
 
 
-def fill_run(buffer: Any, at: tuple[Any, Any], start: Any, count: int, value: Any) -> None:
+def fill_run(buffer: Any, at: tuple[Any, ...], start: Any, count: int, value: Any) -> None:
     """Write ``value``, a byte, to ``count`` neighbouring elements of a plane."""
     done = 0
     while done < count:

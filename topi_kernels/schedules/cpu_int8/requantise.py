@@ -16,7 +16,8 @@ Expression = Any
 
 def fma(a: Expression, b: Expression, c: Expression, lanes: int) -> Expression:
     """``a * b + c`` rounded once."""
-    return tirx.call_llvm_pure_intrin(f"float32x{lanes}", "llvm.fma", a, b, c)
+    dtype = "float32" if lanes == 1 else f"float32x{lanes}"
+    return tirx.call_llvm_pure_intrin(dtype, "llvm.fma", a, b, c)
 
 
 def rounded_bytes(value: Expression, limits: tuple[Expression, Expression], lanes: int) -> Any:

@@ -95,6 +95,11 @@ def shape_of_form(form: str, geometry: ConvGeometry, isa: DotIsa) -> LineShape |
     return None
 
 
+def has_lines(geometry: ConvGeometry, isa: DotIsa) -> bool:
+    """Whether a convolution of this geometry can be computed at all."""
+    return geometry.kernel_size == (1, 1) or next(line_shapes(geometry, isa), None) is not None
+
+
 def configs(workload: Int8Workload) -> Iterator[Int8Config]:
     """All choices of a workload, in a fixed order."""
     isa = isa_named(workload.isa)

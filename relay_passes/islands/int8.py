@@ -1,0 +1,153 @@
+"""Operators on planes of bytes; :mod:`relay_passes.quantised` puts them into a module.
+
+========================= =========================================== =============================
+marker                    tensors                                     parameters
+========================= =========================================== =============================
+int8_conv2d               planes, weight, scales, bias, kept[, added] layer, geometry, bounds, ...
+int8_add, int8_max_pool   planes[, planes]                            limits; window
+int8_global_pool          planes                                      keep_dims
+int8_quantize, dequantize image; planes                               layout
+========================= =========================================== =============================
+
+Scales and zero points are parameters: ``sources`` of the planes that are read, ``result``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm import relax, tirx
+from tvm.ir import Expr, GlobalVar, Var
+
+from topi_kernels.geometry import ConvGeometry
+from topi_kernels.schedules.cpu_int8 import planes
+from topi_kernels.schedules.cpu_int8.plan import Int8Layer, Int8Plan, Quantisation, plan_int8_conv
+from topi_kernels.structure import Structure
+
+from ..dataflow import array_of, shape_of
+from ..markers import Marker, layout_from_list
+from .operator import IslandOperator, Islands
+from .scheduling import Scheduling
+
+CONV = "int8_conv2d"
+ADD = "int8_add"
+MAX_POOL = "int8_max_pool"
+GLOBAL_POOL = "int8_global_pool"
+QUANTIZE = "int8_quantize"
+DEQUANTIZE = "int8_dequantize"
+
+
+def _sources(marker: Marker) -> list[Quantisation]:
+    return [Quantisation(**values) for values in marker.params["sources"]]
+
+
+def plan_of(marker: Marker, scheduling: Scheduling) -> Int8Plan:
+    """Plan of an ``int8_conv2d`` marker."""
+    x, *tensors = marker.tensors
+    weight, scales, bias, bits = (array_of(tensor) for tensor in tensors[:4])
+    source, *residual = _sources(marker)
+    params = marker.params
+    layer = Int8Layer(
+        weight=weight,
+        weight_scale=scales,
+        bias=bias,
+        geometry=ConvGeometry.from_dict(params["geometry"]),
+        source=source,
+        result=Quantisation(**params["result"]),
+        structure=Structure.from_bits(bits, weight.shape, params["structure"]),
+        low=params["bounds"][0],
+        high=params["bounds"][1],
+        residual=residual[0] if residual else None,
+    )
+    layouts = tuple(layout_from_list(params[name]) for name in ("in_layout", "out_layout"))
+    backend = scheduling.backend
+    return plan_int8_conv(
+        layer,
+        shape_of(x)[0],
+        (layouts[0], layouts[1]),
+        backend.int8,
+        num_threads=backend.num_threads,
+    )
+
+
+def lower_conv(marker: Marker, _out: Var, scheduling: Scheduling) -> tuple[GlobalVar, list[Expr]]:
+    """The planned convolution with its packed weights; its row of the report says the choice."""
+    plan = plan_of(marker, scheduling)
+    gv = scheduling.function((plan.workload, plan.config), plan.primfunc)
+    tap_sets = Structure.from_bits(
+        array_of(marker.tensors[4]), plan.packed.shape, marker.params["structure"]
+    ).tap_sets
+    scheduling.report.update(
+        marker.params["layer"],
+        pattern_set=tuple(str(p) for p in tap_sets) if len(tap_sets) <= len(plan.workload.chunks)
+        else (),
+        group=plan.packed.group,
+        config={**plan.config.as_dict(), "isa": plan.workload.isa},
+    )  # fmt: skip
+    constants = [relax.const(array) for array in plan.arrays]
+    return gv, [marker.tensors[0], *constants, *marker.tensors[5:]]
+
+
+Make = Callable[[Marker, tuple[int, int], Any], tirx.PrimFunc]
+
+
+def _quantize(marker: Marker, dims: tuple[int, int], target: Any) -> tirx.PrimFunc:
+    layout = layout_from_list(marker.params["layout"])
+    return planes.quantise(*dims, layout, target, Quantisation(**marker.params["result"]))
+
+
+def _dequantize(marker: Marker, dims: tuple[int, int], target: Any) -> tirx.PrimFunc:
+    layout = layout_from_list(marker.params["layout"])
+    return planes.dequantise(*dims, layout, target, Quantisation(**marker.params["source"]))
+
+
+def _add(marker: Marker, dims: tuple[int, int], target: Any) -> tirx.PrimFunc:
+    low, high = marker.params["limits"]
+    return planes.add(
+        *dims,
+        layout_from_list(marker.params["out_layout"]),
+        target,
+        tuple(_sources(marker)),
+        Quantisation(**marker.params["result"]),
+        (low, high),
+    )
+
+
+def _max_pool(marker: Marker, dims: tuple[int, int], target: Any) -> tirx.PrimFunc:
+    layouts = [layout_from_list(marker.params[name]) for name in ("in_layout", "out_layout")]
+    window = ConvGeometry.from_dict(marker.params["window"])
+    zero_point = Quantisation(**marker.params["result"]).zero_point
+    return planes.max_pool(*dims, (layouts[0], layouts[1]), target, window, zero_point)
+
+
+def _global_pool(marker: Marker, dims: tuple[int, int], target: Any) -> tirx.PrimFunc:
+    layout = layout_from_list(marker.params["in_layout"])
+    keep_dims = bool(marker.params["keep_dims"])
+    return planes.global_avg_pool(*dims, layout, target, _sources(marker)[0], keep_dims=keep_dims)
+
+
+def _on_bytes(name: str, make: Make) -> IslandOperator:
+    """An operator whose PrimFunc takes the marker's tensors."""
+
+    def lower(marker: Marker, out: Var, scheduling: Scheduling) -> tuple[GlobalVar, list[Expr]]:
+        batch, channels = shape_of(out)[:2]
+        target = scheduling.backend.planes()
+        key = (name, batch, channels, target, repr(marker.params))
+        gv = scheduling.function(key, lambda: make(marker, (batch, channels), target))
+        return gv, list(marker.tensors)
+
+    return IslandOperator(name, lower)
+
+
+def register(islands: Islands) -> None:
+    """Add all of them."""
+    islands.add(IslandOperator(CONV, lower_conv))
+    for name, make in (
+        (ADD, _add),
+        (MAX_POOL, _max_pool),
+        (GLOBAL_POOL, _global_pool),
+        (QUANTIZE, _quantize),
+        (DEQUANTIZE, _dequantize),
+    ):
+        islands.add(_on_bytes(name, make))

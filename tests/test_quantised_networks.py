@@ -1,0 +1,223 @@
+"""Networks of quantize / dequantize on operators on bytes: integer results, reports, fallbacks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tvm
+from conv_cases import pattern_weights
+from int8_cases import TARGETS, needs
+from qdq_networks import QdqNetwork, Tensor
+from relax_oracle import execute
+from tvm import relax
+
+from relay_passes import pipeline, targets
+from relay_passes.dataflow import bindings_of, op_name
+from relay_passes.islands import int8
+from relay_passes.markers import parse
+from relay_passes.quantised import QuantisedIslands
+from relay_passes.report import ReportBuilder
+from topi_kernels.backend import Backend
+from topi_kernels.structure import Structure
+
+ISA = "avx512-vnni"
+TARGET = TARGETS[ISA][0]
+
+
+def image(*shape: int) -> np.ndarray:
+    return np.random.default_rng(5).standard_normal(shape).astype(np.float32)
+
+
+def rewritten(mod: tvm.IRModule, **options: object) -> tuple[list[str], tuple[str, ...]]:
+    """Operators after the pass, markers by their name, and the notes."""
+    report = ReportBuilder()
+    backend = Backend.of(targets.resolve(TARGET))
+    mod = QuantisedIslands(backend, report, **options)(mod)
+    names = []
+    for block in bindings_of(mod["main"]):
+        for binding in block:
+            marker = parse(binding.value)
+            names.append(op_name(binding.value) if marker is None else marker.op)
+    return [n for n in names if n], report.build().notes
+
+
+def run(mod: tvm.IRModule, x: np.ndarray, target: dict = TARGET) -> tuple[list[np.ndarray], object]:
+    needs(ISA)
+    lowered, report = pipeline.lower(mod, target, num_threads=1)
+    return execute(tvm.compile(lowered, targets.resolve(target)), x), report
+
+
+def check(mod: tvm.IRModule, x: np.ndarray, *expected: Tensor) -> object:
+    """Outputs are the reals of exactly these bytes."""
+    got, report = run(mod, x)
+    for result, want in zip(got, expected, strict=True):
+        levels = want.values.astype(int) - want.zero_point
+        np.testing.assert_array_equal(np.rint(result / want.scale), levels)
+        np.testing.assert_allclose(result, want.real, rtol=1e-6, atol=1e-9)
+    return report
+
+
+@pytest.mark.parametrize("activations", ["uint8", "int8"])
+def test_residual_block(activations: str) -> None:
+    """Convolutions of several kinds, a residual, a sum, a pool; all of it on bytes."""
+    net = QdqNetwork(image(2, 4, 12, 12), activations)
+    x = net.enter()
+    stem = net.conv(x, 8, group=2, name="stem")
+    pooled = net.max_pool(stem, 3, 2, 1)
+    a = net.conv(pooled, 8, name="a")
+    b = net.conv(a, 8, group=4, residual=pooled, name="b")
+    c = net.conv(b, 12, kernel=1, activation="none", name="c")
+    d = net.conv(b, 12, kernel=1, activation="relu6", name="d")
+    total = net.add(c, d, 0.1)
+    last = net.conv(total, 4, stride=2, name="last")
+    mod = net.module(last, total)
+    names, notes = rewritten(mod)
+    assert names.count(int8.CONV) == 6
+    assert names.count(int8.QUANTIZE) == 1
+    assert names.count(int8.DEQUANTIZE) == 2
+    assert names.count(int8.ADD) == 1
+    assert "relax.nn.conv2d" not in names
+    assert not notes
+    report = check(mod, net.x, last, total)
+    assert [(row.layer, row.dtype, row.taken) for row in report] == [
+        (name, "int8", True) for name in ("stem", "a", "b", "c", "d", "last")
+    ]
+    assert [row.group for row in report][:3] == [2, 1, 4]
+
+
+def test_within_one_quantum_of_floats() -> None:
+    """The real network that the graph describes, run operator by operator by TVM."""
+    net = QdqNetwork(image(1, 4, 9, 9))
+    x = net.enter()
+    a = net.conv(x, 8, name="a")
+    b = net.conv(a, 8, name="b")
+    mod = net.module(b)
+    (got,), _ = run(mod, net.x)
+    (want,) = execute(tvm.compile(mod, tvm.target.Target("llvm")), net.x)
+    assert np.abs(got - want).max() <= 1.001 * b.scale
+    assert np.mean(got != want) < 0.02
+
+
+def test_global_pool_is_real() -> None:
+    net = QdqNetwork(image(1, 3, 7, 5))
+    a = net.conv(net.enter(), 8, name="a")
+    mean = net.emit(relax.op.mean(net.dequantize(a), [2, 3]))
+    mod = net.module(mean)
+    assert rewritten(mod)[0].count(int8.GLOBAL_POOL) == 1
+    (got,), _ = run(mod, net.x)
+    np.testing.assert_allclose(got, a.real.mean(axis=(2, 3)), rtol=1e-5)
+
+
+def test_a_change_of_scale() -> None:
+    net = QdqNetwork(image(1, 3, 6, 6))
+    a = net.conv(net.enter(), 4, name="a")
+    b = net.rescale(a, a.scale * 1.7, 9)
+    check(net.module(b), net.x, b)
+
+
+def test_pool_2x2_of_a_wide_image() -> None:
+    net = QdqNetwork(image(1, 1, 5, 70))
+    a = net.conv(net.enter(), 2, activation="none", name="a")
+    b = net.max_pool(a, 2, 2)
+    check(net.module(b), net.x, b)
+
+
+# The structure -----------------------------------------------------------------------------------
+
+
+def test_the_structure_is_the_pruners_not_that_of_rounded_zeros() -> None:
+    """Two filters share what the pruner kept, whichever of their weights became zero."""
+    kept = pattern_weights(8, 8, group=2) != 0
+    rounded = kept & (np.random.default_rng(1).random(kept.shape) < 0.5)
+    net = QdqNetwork(image(1, 8, 6, 6))
+    a = net.conv(net.enter(), 8, kept=rounded, name="a")
+    mod = net.module(a)
+    needs(ISA)
+    structures = {"a": Structure(kept, "assignment")}
+    lowered, report = pipeline.lower(mod, TARGET, num_threads=1, structures=structures)
+    (got,) = execute(tvm.compile(lowered, targets.resolve(TARGET)), net.x)
+    np.testing.assert_allclose(got, a.real, rtol=1e-6, atol=1e-9)
+    assert [(row.structure, row.group) for row in report] == [("assignment", 2)]
+    assert report.rows[0].sparsity == pytest.approx(1 - kept.mean())
+
+
+# What stays in float32 ---------------------------------------------------------------------------
+
+
+def test_a_depthwise_convolution_is_left_with_its_reason() -> None:
+    net = QdqNetwork(image(1, 4, 8, 8))
+    a = net.conv(net.enter(), 8, name="a")
+    b = net.conv(a, 8, groups=8, name="b")
+    c = net.conv(b, 4, kernel=1, name="c")
+    mod = net.module(c)
+    names, notes = rewritten(mod)
+    assert names.count(int8.CONV) == 2
+    assert names.count("relax.nn.conv2d") == 1
+    assert notes == ("b: runs in float32: depthwise convolutions have no schedule for bytes",)
+    (got,), report = run(mod, net.x)
+    assert np.abs(got - c.real).max() <= 1.001 * c.scale
+    assert {row.layer: row.dtype for row in report} == {"a": "int8", "b": "float32", "c": "int8"}
+    assert report.notes == notes
+
+
+def test_weights_with_zero_points_are_left() -> None:
+    net = QdqNetwork(image(1, 4, 8, 8))
+    a = net.conv(net.enter(), 4, name="a", weight_zero=3)
+    names, notes = rewritten(net.module(a))
+    assert int8.CONV not in names
+    assert notes[0].startswith("a: runs in float32: the weight is quantised with zero points that")
+
+
+def test_a_result_that_is_read_as_bytes_stays_so() -> None:
+    net = QdqNetwork(image(1, 4, 8, 8))
+    a = net.conv(net.enter(), 4, name="a")
+    mod = net.module(net.emit(relax.op.astype(a.var, "int32")))
+    names, notes = rewritten(mod)
+    assert int8.CONV not in names
+    assert len(notes) == 1
+
+
+def test_activations_per_channel_are_left() -> None:
+    net = QdqNetwork(image(1, 4, 8, 8))
+    scale = relax.const(np.full(4, 0.1, np.float32))
+    zero = relax.const(np.zeros(4, np.uint8))
+    q = net.emit(relax.op.quantize(net.input, scale, zero, axis=1, out_dtype="uint8"))
+    real = net.emit(relax.op.dequantize(q, scale, zero, axis=1))
+    weight = relax.op.dequantize(
+        relax.const(np.ones((4, 4, 3, 3), np.int8)),
+        relax.const(np.float32(0.1)),
+        relax.const(np.int8(0)),
+        axis=0,
+    )
+    y = net.emit(relax.op.nn.conv2d(real, net.emit(weight), padding=1), "a")
+    names, notes = rewritten(net.module(net.emit(net.quantize(y, 0.1, 3))))
+    assert int8.CONV not in names
+    assert notes == (
+        "a: runs in float32: activations are quantised per channel (4 scales); expected one scale"
+        " for a tensor",
+    )
+
+
+def test_a_device_without_such_instructions_says_so() -> None:
+    net = QdqNetwork(image(1, 4, 8, 8))
+    a = net.conv(net.enter(), 4, name="a")
+    mod = net.module(a)
+    lowered, report = pipeline.lower(mod, {"kind": "llvm", "mcpu": "x86-64-v4"}, num_threads=1)
+    assert len(report.notes) == 1
+    assert "quantised operators run in float32: the device 'x86-avx512'" in report.notes[0]
+    assert [row.dtype for row in report] == ["float32"]
+    assert lowered is not None
+
+
+def test_a_float_network_is_not_touched() -> None:
+    x = relax.Var("x", relax.TensorType((1, 3, 4, 4), "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            out = builder.emit_output(relax.op.nn.relu(x))
+        builder.emit_func_output(out)
+    mod = builder.get()
+    report = ReportBuilder()
+    backend = Backend.of(targets.resolve("pattern/cortex-a53"))
+    assert QuantisedIslands(backend, report)(mod).same_as(mod)
+    assert not report.build().notes
