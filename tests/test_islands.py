@@ -170,7 +170,9 @@ def test_every_operator_is_what_it_is_specified_to_be(
     target = targets.resolve("pattern/x86-avx2")
     backend, report = Backend.of(target, 1, interleaved_lanes=interleaved), ReportBuilder()
     planes = laid_out(import_torch(model, x), backend, report)
-    assert set(marker_names(planes)) == set(ISLANDS.names())
+    # Those on bytes have an integer oracle: test_quantised_networks.
+    of_reals = {name for name in ISLANDS.names() if not name.startswith("int8_")}
+    assert set(marker_names(planes)) == of_reals
     with torch.no_grad():
         expected = [y.numpy() for y in model(x)]
     for naive in (False, True):

@@ -11,6 +11,7 @@ from qdq_networks import QdqNetwork, Tensor
 from relax_oracle import execute
 from tvm import relax
 
+import tvm_pattern as tp
 from relay_passes import pipeline, targets
 from relay_passes.dataflow import bindings_of, op_name
 from relay_passes.islands import int8
@@ -18,7 +19,10 @@ from relay_passes.markers import parse
 from relay_passes.quantised import QuantisedIslands
 from relay_passes.report import ReportBuilder
 from topi_kernels.backend import Backend
+from topi_kernels.schedules.cpu_int8 import plan
 from topi_kernels.structure import Structure
+from tvm_pattern import machine
+from tvm_pattern.verification import VerificationError
 
 ISA = "avx512-vnni"
 TARGET = TARGETS[ISA][0]
@@ -221,3 +225,45 @@ def test_a_float_network_is_not_touched() -> None:
     backend = Backend.of(targets.resolve("pattern/cortex-a53"))
     assert QuantisedIslands(backend, report)(mod).same_as(mod)
     assert not report.build().notes
+
+
+# The library -------------------------------------------------------------------------------------
+
+
+def test_compile_checks_and_exports(tmp_path) -> None:
+    needs(ISA)
+    net = QdqNetwork(image(1, 4, 8, 8))
+    a = net.conv(net.enter(), 8, name="a")
+    b = net.conv(a, 8, group=2, residual=a, name="b")
+    library = tp.compile(net.module(b), target=TARGET, num_threads=1)
+    assert library.manifest.verification["status"] == "checked"
+    assert "levels" in library.manifest.verification["basis"]
+    assert {"avx512vnni", "avx512vbmi"} <= set(library.manifest.cpu_features)
+    library.export(str(tmp_path / "net.so"))
+    loaded = tp.load(str(tmp_path / "net.so"))
+    np.testing.assert_allclose(loaded(net.x), b.real, rtol=1e-6, atol=1e-9)
+    assert [row.dtype for row in loaded.report] == ["int8", "int8"]
+
+
+def test_a_computer_without_the_instructions_is_refused_at_load(tmp_path, monkeypatch) -> None:
+    needs(ISA)
+    net = QdqNetwork(image(1, 4, 6, 6))
+    mod = net.module(net.conv(net.enter(), 4, name="a"))
+    path = str(tmp_path / "net.so")
+    tp.compile(mod, target=TARGET, num_threads=1, verify=False).export(path)
+    present = machine.machine_features() - {"avx512vbmi"}
+    monkeypatch.setattr(machine, "surely_has", lambda _features: False)
+    monkeypatch.setattr(machine, "machine_features", lambda: present)
+    with pytest.raises(Exception, match="avx512vbmi, which this machine lacks"):
+        tp.load(path)
+
+
+def test_wrong_bytes_are_found_by_the_check(monkeypatch) -> None:
+    """The tolerance of a quantised model does not hide an operator that computes something else."""
+    needs(ISA)
+    net = QdqNetwork(image(1, 4, 8, 8))
+    mod = net.module(net.conv(net.enter(), 8, name="a"))
+    right = plan.Int8Layer.folded_bias
+    monkeypatch.setattr(plan.Int8Layer, "folded_bias", lambda *args: right(*args) + 3e5)
+    with pytest.raises(VerificationError):
+        tp.compile(mod, target=TARGET, num_threads=1)
