@@ -237,7 +237,7 @@ def test_compile_checks_and_exports(tmp_path) -> None:
     b = net.conv(a, 8, group=2, residual=a, name="b")
     library = tp.compile(net.module(b), target=TARGET, num_threads=1)
     assert library.manifest.verification["status"] == "checked"
-    assert "levels" in library.manifest.verification["basis"]
+    assert "sqrt(3 roundings" in library.manifest.verification["basis"]
     assert {"avx512vnni", "avx512vbmi"} <= set(library.manifest.cpu_features)
     library.export(str(tmp_path / "net.so"))
     loaded = tp.load(str(tmp_path / "net.so"))

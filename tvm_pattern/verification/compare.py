@@ -87,6 +87,7 @@ def tolerance_of(mod: tvm.IRModule) -> Tolerance:
     """The tolerance for a Relax module, from its dtypes and reduction lengths."""
     dtypes = {"float32"}
     depth: dict[Any, int] = {}
+    steps: dict[Any, int] = {}
     deepest = 1
     for block in mod["main"].body.blocks:
         for binding in block.bindings:
@@ -97,24 +98,24 @@ def tolerance_of(mod: tvm.IRModule) -> Tolerance:
             before = max((depth.get(v, 0) for v in read), default=0)
             depth[binding.var] = before + _reduction_length(binding.value)
             deepest = max(deepest, depth[binding.var])
+            before = max((steps.get(v, 0) for v in read), default=0)
+            steps[binding.var] = before + (op_name(binding.value) == "relax.quantize")
     dtype = max(dtypes & set(UNIT_ROUNDOFF), key=UNIT_ROUNDOFF.__getitem__)
     unit = UNIT_ROUNDOFF[dtype]
     value = SAFETY[dtype] * unit * math.sqrt(deepest)
     value = min(max(value, NARROWEST[dtype]), WIDEST[dtype])
-    if is_quantized(mod):
-        basis = "1/255, a step of 8 bits: the network's own values are rounded to such steps"
-        return Tolerance(QUANTUM, dtype, deepest, basis, is_quantum=True)
+    if roundings := max(steps.values(), default=0):
+        basis = (
+            f"1/255, a step of 8 bits, x sqrt({roundings} roundings to such steps on the longest"
+            " way): the network's own values are rounded"
+        )
+        value = QUANTUM * math.sqrt(roundings)
+        return Tolerance(value, dtype, deepest, basis, is_quantum=True)
     basis = (
         f"{SAFETY[dtype]:g} x 2^{round(math.log2(unit))} ({dtype}) x sqrt({deepest} products and"
         f" sums on the longest way), between {NARROWEST[dtype]:g} and {WIDEST[dtype]:g}"
     )
     return Tolerance(value, dtype, deepest, basis)
-
-
-def is_quantized(mod: tvm.IRModule) -> bool:
-    """Whether activations of ``main`` are rounded to integers."""
-    bindings = (b for block in mod["main"].body.blocks for b in block.bindings)
-    return any(op_name(b.value) == "relax.quantize" for b in bindings)
 
 
 def _float_dtype(ty: Any) -> str:
