@@ -18,12 +18,13 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from tvm_pattern import models
 from tvm_pattern.opencl.bundle import RUNNER
@@ -34,7 +35,10 @@ from .opencl_layers import Case, layers_of
 KIND = "static: counted in the source; executed: counted by oclgrind; ms: a roofline model"
 DEVICES = ("mali", "adreno")
 DTYPES = ("float32", "float16")
-NETWORKS = {"VGG-16": models.vgg16, "ResNet-50": models.resnet50}
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "VGG-16": models.vgg16,
+    "ResNet-50": models.resnet50,
+}
 #: Layers that are run in the simulator.
 COUNTED = (Layer(56, 256, 256), Layer(28, 512, 512), Layer(14, 512, 512))
 QUICK = (Layer(28, 64, 64), Layer(14, 64, 64))
@@ -171,13 +175,14 @@ def _layer_table(table: Sequence[dict[str, Any]]) -> list[str]:
     for r in table:
         c, facts = r["config"], r["static"]
         key = (r["workload"], r["device"], r["dtype"])
+        dense = found[key[0], key[1], key[2], 0]
         lines.append(
             [
                 *key,
                 _name(r["group"]),
                 f"{r['model_ms']:.3f}",
                 r["bound_by"],
-                f"{found[(*key, 0)] / r['model_ms']:.1f}",
+                f"{dense / r['model_ms']:.1f}",
                 f"{facts['loads_per_four_multiply_adds']:.2f}",
                 f"{facts['computed_over_wanted']:.2f}",
                 str(facts["registers"]),

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from relay_passes import targets
 from topi_kernels.backend import Backend
 from topi_kernels.conv_task import ConvTask
 from topi_kernels.geometry import ConvGeometry
-from topi_kernels.schedules.opencl.config import GpuConfig
+from topi_kernels.schedules.opencl.config import GpuConfig, GpuFacts
 from topi_kernels.schedules.opencl.cost import Roofline, register_need, roofline, waste
 from topi_kernels.schedules.opencl.source import kernel_sources
 from topi_kernels.schedules.opencl.static_facts import static_facts
@@ -77,9 +77,14 @@ class Case:
         return self.task.default_config()
 
     @property
+    def facts(self) -> GpuFacts:
+        """What the schedules know of the device."""
+        return cast(GpuFacts, self.task.machine)
+
+    @property
     def model(self) -> Roofline:
         """Microseconds by the roofline model."""
-        return roofline(self.task.shape, self.config, self.task.machine)
+        return roofline(self.task.shape, self.config, self.facts)
 
     def static(self) -> dict[str, Any]:
         """What the emitted source promises, without a device."""
@@ -95,7 +100,7 @@ class Case:
             "private_bytes": facts.private_bytes,
             "dynamically_indexed": list(facts.dynamic),
             "local_bytes": facts.local_bytes,
-            "registers": register_need(self.task.shape, self.config, self.task.machine),
+            "registers": register_need(self.task.shape, self.config, self.facts),
             "computed_over_wanted": waste(self.task.shape, self.config),
             "work_items": list(kernel.work_items),
         }
