@@ -108,10 +108,31 @@ def test_any_source_gives_the_same_answer(model, library, expected):
 
 
 def test_numpy_torch_and_tvm_inputs(library, expected):
-    for value in (IMAGE, IMAGE.numpy(), tvm.runtime.tensor(IMAGE.numpy()), IMAGE.requires_grad_()):
+    for value in (IMAGE.numpy(), tvm.runtime.tensor(IMAGE.numpy())):
+        assert isinstance(library(value), np.ndarray)
         assert_close(library(value), expected)
+    output = library(IMAGE)
+    assert isinstance(output, torch.Tensor)
+    assert_close(output.numpy(), expected)
     transposed = np.ascontiguousarray(IMAGE.detach().numpy().transpose(0, 2, 3, 1))
     assert_close(library(transposed.transpose(0, 3, 1, 2)), expected)
+
+
+def test_tensors_that_autograd_follows(library, expected):
+    image = IMAGE.clone().requires_grad_()
+    with pytest.raises(RuntimeError, match=r"no gradients; call it under torch\.no_grad\(\)"):
+        library(image)
+    with torch.no_grad():
+        output = library(image)
+    assert not output.requires_grad
+    assert_close(output.numpy(), expected)
+
+
+def test_outputs_are_not_overwritten_by_the_next_call(library):
+    first = library(IMAGE)
+    kept = first.clone()
+    library(IMAGE + 1)
+    assert torch.equal(first, kept)
 
 
 def test_a_batch_and_several_outputs():
@@ -130,7 +151,8 @@ def test_a_batch_and_several_outputs():
     assert isinstance(outputs, tuple)
     with torch.no_grad():
         for got, want in zip(outputs, model(*inputs), strict=True):
-            assert_close(got, want.numpy())
+            assert isinstance(got, torch.Tensor)
+            assert_close(got.numpy(), want.numpy())
 
 
 def test_calls_say_what_is_wrong_with_their_inputs(library):

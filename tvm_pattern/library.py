@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -91,7 +91,7 @@ def describe_size(
 
 
 class Library:
-    """A compiled model. Call it with numpy arrays or torch tensors; it returns numpy arrays.
+    """A compiled model. Call it with numpy arrays, or with torch tensors for torch tensors.
 
     Made by :func:`tvm_pattern.compile` or :func:`tvm_pattern.load`. One that was compiled for
     several sizes chooses by the shapes that it is called with; what it says of itself (``inputs``,
@@ -121,7 +121,7 @@ class Library:
         self.report = _report_of(manifest, origin)
         self._device: tvm.runtime.Device | None = None
         # No reference back to the library: it is freed as soon as nobody has it any more.
-        self._vms = machines or VMPool(partial(_start, code, manifest, self.target, origin))
+        self._vms = machines or VMPool(functools.partial(_start, code, manifest, self.target, origin))
         self._is_checked = False
         # The single sizes run on the same machines; none of them refers back to the whole.
         self._sizes = tuple(
@@ -226,7 +226,7 @@ class Library:
         """
         return self._vms.first
 
-    def __call__(self, *inputs: Any) -> np.ndarray | tuple[np.ndarray, ...]:
+    def __call__(self, *inputs: Any) -> Any:
         """Run the model.
 
         Parameters
@@ -236,25 +236,34 @@ class Library:
 
         Returns
         -------
-        numpy.ndarray or tuple of numpy.ndarray
+        numpy.ndarray or torch.Tensor, or tuple of them
+            Tensors, on the CPU, if any input is one; they share the memory that the library wrote.
             A tuple if the model has several outputs.
 
         Raises
         ------
         ValueError
-                On a wrong number of inputs, or a wrong shape or dtype.
+            On a wrong number of inputs, or a wrong shape or dtype.
+        RuntimeError
+            If autograd would follow a tensor: there are no gradients.
         OpenCLError
             If the device cannot run it; the layer is named.
         """
         if self._sizes:
             return self.at(*inputs)(*inputs)
+        give = _as_numpy
+        for value in inputs:
+            if hasattr(value, "requires_grad"):
+                refuse_gradients, give = _for_tensors()
+                refuse_gradients(inputs)
+                break
         arguments = self.to_device(*inputs)
         run = self._run if self._is_checked else self._run_first
         try:
             result = run_on(self._num_threads, run, arguments)
             if len(self.outputs) == 1 and hasattr(result, "numpy"):
-                return result.numpy()
-            return tuple(value.numpy() for value in result)
+                return give(result)
+            return tuple(map(give, result))
         except RuntimeError as error:
             raise self._told(error) from error.__cause__
 
@@ -524,6 +533,18 @@ def _report_of(manifest: Manifest, origin: str) -> RewriteReport:
             f"the first of {len(manifest.sizes) + 1} sizes; sizes[1].report, ...: the next"
         )
     return replace(report, notes=tuple(notes))
+
+
+@functools.cache
+def _for_tensors() -> tuple[Callable[..., None], Callable[..., Any]]:
+    """What calls with tensors need of torch, which calls with arrays do not import."""
+    from .torch_module import as_tensor, refuse_gradients
+
+    return refuse_gradients, as_tensor
+
+
+def _as_numpy(value: tvm.runtime.Tensor) -> np.ndarray:
+    return value.numpy()
 
 
 def _plain(value: Any) -> Any:

@@ -34,7 +34,7 @@ def as_array(value: Any, spec: TensorSpec) -> np.ndarray:
         If it is neither, or of another shape or dtype.
     """
     if hasattr(value, "detach"):
-        value = value.detach().cpu().numpy()
+        value = value.numpy(force=True)
     elif isinstance(value, tvm.runtime.Tensor):
         value = value.numpy()
     if not isinstance(value, np.ndarray):

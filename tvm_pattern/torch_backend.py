@@ -81,7 +81,9 @@ class CompiledGraph:
             return self._graph(*arguments)
         result = library(*self._inputs(arguments))
         outputs = result if isinstance(result, tuple) else (result,)
-        return tuple(map(torch.from_numpy, outputs))
+        if not isinstance(outputs[0], torch.Tensor):  # of a part that reads weights alone
+            return tuple(map(torch.from_numpy, outputs))
+        return outputs
 
     def _key(self, number: int, value: Any) -> Any:
         """What a compiled library depends on: shapes, constants, and the state of the weights."""

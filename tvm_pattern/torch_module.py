@@ -11,7 +11,7 @@ from .library import Library
 
 
 class LibraryModule(nn.Module):
-    """Calls a library; made by :meth:`tvm_pattern.Library.as_module`.
+    """A library among other modules; made by :meth:`tvm_pattern.Library.as_module`.
 
     It has no parameters and computes no gradients. Outputs share the memory that the library wrote.
 
@@ -44,14 +44,15 @@ class LibraryModule(nn.Module):
         ValueError
             As a call of the library.
         """
-        refuse_gradients(inputs)
-        result = self.library(*inputs)
-        if isinstance(result, tuple):
-            return tuple(map(torch.from_numpy, result))
-        return torch.from_numpy(result)
+        return self.library(*inputs)
 
     def extra_repr(self) -> str:
         return repr(self.library)
+
+
+def as_tensor(value: Any) -> torch.Tensor:
+    """What a library wrote, as a tensor on the CPU that shares its memory where that is there."""
+    return torch.from_numpy(value.numpy())
 
 
 def refuse_gradients(inputs: Any) -> None:
