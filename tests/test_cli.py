@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shlex
 import subprocess
@@ -17,7 +18,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import tvm_pattern as tp
-from tvm_pattern import cli, sources
+from tvm_pattern import cli, sources, terminal
 from tvm_pattern.artifact import manifest_path
 from tvm_pattern.pruning.cli import build_model
 
@@ -33,6 +34,18 @@ def no_net() -> str:
 
 
 FACTORY = f"{__name__}:small_net"
+
+
+@pytest.fixture(autouse=True)
+def usual_volume():
+    """As it was, for the other tests of this process."""
+    levels = {name: logging.getLogger(name).level for name in terminal._PACKAGES}
+    handlers = list(logging.root.handlers)
+    yield
+    terminal.set_volume(0)
+    logging.root.handlers[:] = handlers
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
 
 
 def run(*arguments):
@@ -95,6 +108,40 @@ def test_the_list_of_commands_says_what_the_commands_say():
         own = typer.main.get_command(cli.app).get_command(context, name)
         said = " ".join((own.help or "").split())
         assert said.startswith(summary.split(":")[0].rstrip(".")), (module, said)
+
+
+def test_volume_is_taken_from_anywhere():
+    take = terminal.take_volume
+    assert take(["compile", "net", "-q", "-o", "a.so"]) == (-1, ["compile", "net", "-o", "a.so"])
+    assert take(["-v", "run", "--verbose", "a.so"]) == (2, ["run", "a.so"])
+    assert take(["run", "-vv"]) == (2, ["run"])
+    assert take(["run", "--", "-q"]) == (0, ["run", "--", "-q"])
+    code, _, error = run("targets", "-q", "-v")
+    assert code == 2
+    assert "got --verbose and --quiet" in error
+
+
+def test_quiet_and_verbose(library, tmp_path):
+    graph = tmp_path / "g.onnx"
+    assert "wrote" in run("inspect", library, "--graph", graph)[2]
+    assert run("inspect", library, "--graph", graph, "-q") == (0, "", "")
+    assert run("inspect", library, "--quiet", "--json")[1].startswith("{")
+    code, _, error = run("inspect", "none.so", "-q")
+    assert code == 1
+    assert "error: no manifest none.so.json" in error
+    assert logging.getLogger("tvm_pattern").level == logging.ERROR
+    code, _, error = run("compile", FACTORY, "--shape", "1x3x9x11", "-o", tmp_path / "v.so", "-v")
+    assert code == 0
+    assert re.search(r"import of the model: \d+\.\d\d s", error)
+
+
+def test_logs_check_json(tmp_path):
+    log = tmp_path / "a.jsonl"
+    log.write_text("no record\n")
+    code, output, _ = run("logs", "check", log, "--json")
+    assert code == 1
+    (found,) = json.loads(output)["logs"]
+    assert (found["log"], found["records"], len(found["bad_lines"])) == (str(log), 0, 1)
 
 
 LIGHT = """

@@ -58,7 +58,7 @@ def test_a_network_on_interleaved_lanes_matches_torch(
     assert changes[1] > 0
     library = tp.compile(model, x, target=target, num_threads=1, interleaved_lanes=True)
     for got, expected in zip(library(x), model(x), strict=True):
-        torch.testing.assert_close(torch.from_numpy(got), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_tuning_asks_for_the_layouts_that_compiling_will() -> None:

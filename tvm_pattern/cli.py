@@ -11,6 +11,8 @@ from rich.table import Table
 from typer.core import TyperCommand, TyperGroup
 
 from .terminal import (
+    QUIET,
+    VERBOSE,
     Json,
     error_text,
     escape,
@@ -18,6 +20,8 @@ from .terminal import (
     open_console,
     print_json,
     print_lines,
+    set_volume,
+    take_volume,
 )
 
 # Commands that live in their own rooms: name -> module with a typer ``app``, and what the list of
@@ -38,6 +42,10 @@ MOUNTED: dict[str, tuple[str, str]] = {
     "compare": (
         "tvm_pattern.compare_cli",
         "Compare two libraries of one model: their outputs, and their times in turns.",
+    ),
+    "report": (
+        "tvm_pattern.report_cli",
+        "Write one HTML page with tables and plots of pruning, compilation and profile.",
     ),
     "prune": (
         "tvm_pattern.pruning.cli",
@@ -99,18 +107,26 @@ class _Commands(TyperGroup):
             return command
         return super().get_command(ctx, cmd_name)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            volume, rest = take_volume(args)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+        set_volume(volume)
+        return super().parse_args(ctx, rest)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt:
-            message("interrupted")
+            message("interrupted", is_error=True)
             raise typer.Exit(INTERRUPTED) from None
         except (ValueError, TypeError, KeyError, RuntimeError, OSError, ImportError) as error:
             if ctx.params.get("debug"):
                 raise
-            message(f"[bold red]error:[/] {escape(error_text(error))}")
+            message(f"[bold red]error:[/] {escape(error_text(error))}", is_error=True)
             raise typer.Exit(1) from None
 
 
@@ -153,6 +169,13 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(*VERBOSE, help="Say what is being done, -vv all of it; anywhere on the line."),
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option(*QUIET, help="Results and errors only; anywhere on the line.")
+    ] = False,
     version: Annotated[
         bool,
         typer.Option(
@@ -160,7 +183,8 @@ def _options(
         ),
     ] = False,
 ) -> None:
-    del debug, version  # read by _Commands.invoke and _show_version
+    # Read by _Commands.invoke, _Commands.parse_args and _show_version.
+    del debug, verbose, quiet, version
 
 
 @app.command()

@@ -29,6 +29,7 @@ from .linking import CompiledCode
 from .machine import host_target, target_architecture, why_not_runnable
 from .profiling import with_steps
 from .sizes import check_alike, examples_of_sizes, function_names, merged, shared_configs
+from .stages import stage
 from .threads import check_num_threads, stay_alone
 from .tuning.lookup import config_lookup
 from .verification import (
@@ -119,7 +120,8 @@ onnx.ModelProto | tvm.IRModule
     if is_instance_of(model, "tvm_pattern.pruning", "OnnxNetwork"):
         model = model.to_onnx()
     wanted = examples_of_sizes(example_inputs, sizes)
-    models = [import_model(model, examples) for examples in wanted]
+    with stage("import of the model"):
+        models = [import_model(model, examples) for examples in wanted]
     check_alike(models)
     if is_instance_of(model, "tvm_pattern.quantization.model", "QuantizedModel"):
         model = model.program
@@ -133,7 +135,8 @@ onnx.ModelProto | tvm.IRModule
         warn_of_lost_pruning(library.report, models[0].assigned)
     for number, (size, imported) in enumerate(zip(library.sizes, models, strict=True)):
         build = partial(build_part, imported)
-        result = _verified(size, model, imported, wanted[number], verify, build)
+        with stage("verification"):
+            result = _verified(size, model, imported, wanted[number], verify, build)
         library.record_verification(result.as_dict(), number)
     return library
 
@@ -154,14 +157,15 @@ def _build(
     )
     modules, entries = [], []
     for number, (imported, config_for) in enumerate(zip(models, lookups, strict=True)):
-        lowered, report = pipeline.lower(
-            imported.mod,
-            resolved,
-            num_threads=num_threads,
-            config_for=config_for,
-            structures=imported.structures,
-            interleaved_lanes=interleaved_lanes,
-        )
+        with stage("passes and packing of weights"):
+            lowered, report = pipeline.lower(
+                imported.mod,
+                resolved,
+                num_threads=num_threads,
+                config_for=config_for,
+                structures=imported.structures,
+                interleaved_lanes=interleaved_lanes,
+            )
         prefix = function_names(number)[1]
         lowered, steps = with_steps(lowered, imported.layer_names, prefix)
         modules.append(lowered)
@@ -171,7 +175,8 @@ def _build(
     graph = graph_of(lowered, models[0].layer_names)
     launches: dict[str, list[list[int]]] = {}
     if resolved.kind.name == "llvm":
-        built = build(lowered, resolved, cache)
+        with stage("machine code"):
+            built = build(lowered, resolved, cache)
         code = CompiledCode(built.executable, _triple(resolved), built.objects)
         sources = Sources.of(built.primfuncs, graph)
     else:

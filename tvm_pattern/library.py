@@ -121,7 +121,8 @@ class Library:
         self.report = _report_of(manifest, origin)
         self._device: tvm.runtime.Device | None = None
         # No reference back to the library: it is freed as soon as nobody has it any more.
-        self._vms = machines or VMPool(functools.partial(_start, code, manifest, self.target, origin))
+        start = functools.partial(_start, code, manifest, self.target, origin)
+        self._vms = machines or VMPool(start)
         self._is_checked = False
         # The single sizes run on the same machines; none of them refers back to the whole.
         self._sizes = tuple(

@@ -1,15 +1,66 @@
-"""What commands print: tables, lines, messages and JSON."""
+"""What commands print: tables, lines, messages and JSON, and how much of them."""
 
 from __future__ import annotations
 
 import json
+import logging
 import sys
+import warnings
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+VERBOSE = ("-v", "--verbose")
+QUIET = ("-q", "--quiet")
+#: Packages whose log lines ``--verbose`` shows.
+_PACKAGES = ("topi_kernels", "relay_passes", "tvm_pattern")
+_volume = 0
+
+
+def take_volume(arguments: list[str]) -> tuple[int, list[str]]:
+    """How much to say, wherever on a command line that stands: each ``-v`` is one more, ``-q`` -1.
+
+    Returns
+    -------
+    tuple of (int, list of str)
+        The volume and the other arguments. What follows ``--`` is left alone.
+
+    Raises
+    ------
+    ValueError
+        If both are given.
+    """
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    head = arguments[:end]
+    verbose = sum(head.count(word) for word in VERBOSE) + 2 * head.count("-vv")
+    quiet = any(word in head for word in QUIET)
+    if verbose and quiet:
+        raise ValueError("got --verbose and --quiet, expected at most one of them")
+    others = [word for word in head if word not in (*VERBOSE, *QUIET, "-vv")]
+    return (-1 if quiet else verbose), others + arguments[end:]
+
+
+def set_volume(volume: int) -> None:
+    """Say less (-1), as usual (0), what is done (1) or all of it (2), in this process."""
+    global _volume
+    _volume = volume
+    if volume == 0:
+        return
+    level = logging.ERROR if volume < 0 else logging.INFO if volume == 1 else logging.DEBUG
+    logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
+    for package in _PACKAGES:
+        logging.getLogger(package).setLevel(level)
+    if volume < 0:
+        warnings.simplefilter("ignore")
+
+
+def is_quiet() -> bool:
+    """Whether progress, notes and warnings are not wanted."""
+    return _volume < 0
 
 
 def print_report(console: Console, report: Any, *, by_cost: bool = False) -> None:
@@ -40,12 +91,14 @@ def open_console(file: Any = None) -> Console:
     """For tables, on standard output by default."""
     file = file or sys.stdout
     # Tables that are piped keep their columns instead of folding at 80.
-    return Console(file=file, width=None if file.isatty() else 200)
+    quiet = is_quiet() and file is sys.stderr
+    return Console(file=file, width=None if file.isatty() else 200, quiet=quiet)
 
 
-def message(text: str) -> None:
-    """A line of markup on standard error."""
-    Console(file=sys.stderr, soft_wrap=True).print(text, highlight=False)
+def message(text: str, *, is_error: bool = False) -> None:
+    """A line of markup on standard error; with ``--quiet``, only if it is an error."""
+    if is_error or not is_quiet():
+        Console(file=sys.stderr, soft_wrap=True).print(text, highlight=False)
 
 
 def escape(text: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from tvm_pattern.tuning import show
 from tvm_pattern.tuning.scheduler import TaskState
-from tvm_pattern.tuning.session import Progress, TuneOptions, TuneResult
+from tvm_pattern.tuning.session import Plan, Progress, TuneOptions, TuneResult
 from tvm_pattern.tuning.show import summary, tune_shown
 from tvm_pattern.tuning.space import Space
 from tvm_pattern.tuning.tasks import WeightedTask
@@ -62,10 +62,34 @@ def test_the_summary_names_what_was_not_measured(states):
     assert "best 3.000 ms (level 0 failed)" in summary(result_of(states))[1]
 
 
+def test_a_quiet_search_says_what_came_out(states, tmp_path, monkeypatch, capsys):
+    def tune(*_args, on_plan, **_):
+        on_plan(Plan(states, 3, 4.5, 1))
+        _args[6](Progress(states, states[0], 1, 3, 0, 1.0))
+        return result_of(states)
+
+    monkeypatch.setattr(show, "tune", tune)
+    monkeypatch.setattr(show, "is_quiet", lambda: True)
+    tune_shown(None, None, "pattern/native", tmp_path / "log", TuneOptions())
+    shown = capsys.readouterr().out
+    assert "trials of" not in shown
+    assert "records in net.jsonl" in shown
+
+
+def test_the_plan_counts_what_is_left(states):
+    lines = show.plan_lines(Plan(states, 10, 7200.0, 1))
+    assert lines[-1].startswith(f"{len(states)} tasks, 10 trials of ")
+    assert "about 2.0 h; " in lines[-1]
+    spaces = sum(min(len(state.space), 100) for state in states)
+    assert f"{spaces} trials are sensible here" in lines[-1]
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_search_is_shown_live_or_line_by_line(states, terminal, tmp_path, monkeypatch, capsys):
-    def tune(_model, _inputs, _target, _log, _options, _threads, callback, interleaved_lanes):
+    def tune(*arguments, interleaved_lanes, on_plan):
+        callback = arguments[6]
         assert interleaved_lanes is None
+        on_plan(Plan(states, 3, 4.5, 2))
         for state in states:
             state.update([state.space.default], [1e-3])
             callback(Progress(states, state, 1, 3, 0, 1.0))
@@ -79,6 +103,10 @@ def test_a_search_is_shown_live_or_line_by_line(states, terminal, tmp_path, monk
     shown = capsys.readouterr().out
     assert "3x3 8->8 16x16 (2 x), 1 of" in shown
     assert shown.count("\n") > 5
+    plan = shown[: shown.index("3 trials of")]
+    assert all(layer in plan for state in states for layer in state.weighted.layers)
+    assert f"{len(states)} tasks, 3 trials of " in shown
+    assert "on 2 devices: about 4 s; " in shown
     assert ("1 of 3 layers estimated; 1 s" in shown) != terminal
     assert "records in net.jsonl; use them by --tuning-log" in shown
     assert plot.exists()

@@ -19,6 +19,7 @@ from ..pruning.checkpoint import load_weights, save_pruned
 from ..pruning.cli import build_model
 from ..pruning.data import IMAGENET_MEAN, IMAGENET_STD
 from ..pruning.onnx_network import OnnxNetwork
+from ..terminal import is_quiet
 from .images import calibration_batches
 from .run import PosttrainReport, posttrain
 
@@ -93,7 +94,7 @@ def posttrain_command(
 
     Example: tvm-pattern posttrain --model resnet50 --weights w.safetensors --images photos/
     """
-    console = Console(stderr=True, quiet=json_output)
+    console = Console(stderr=True, quiet=json_output or is_quiet())
     try:
         batches = calibration_batches(
             images, size=image_size, batch=batch, limit=limit, mean=mean, std=std

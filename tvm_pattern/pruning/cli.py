@@ -17,6 +17,7 @@ from torch import nn
 from .. import models
 from ..locks import LockError, locked_folder
 from ..sources import import_factory
+from ..terminal import is_quiet
 from .assignment import SparsityError
 from .checkpoint import load_weights
 from .config import ConfigError
@@ -95,7 +96,7 @@ def _run(
     if device.startswith("cuda"):
         device = f"cuda:{process.local_rank}"
     network.to(device)
-    console = Console(quiet=quiet or not process.is_main, stderr=True)
+    console = Console(quiet=quiet or is_quiet() or not process.is_main, stderr=True)
     console.print(f"{model} on {datasets.description}: {len(datasets.classes)} classes")
     with locked_folder(output, "pruning into") if process.is_main else nullcontext():
         trainer = Trainer(network, datasets, recipe, output, device, process, console)

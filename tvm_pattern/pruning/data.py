@@ -7,6 +7,7 @@ index, so that a resumed run sees exactly the images of an uninterrupted one, wh
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -304,6 +305,12 @@ def open_data(source: str, *, image_size: int | None = None, seed: int = 0) -> D
     )
 
 
+def _useful_workers(workers: int) -> int:
+    """At most one for each processor: torch warns of more, and they are of no use."""
+    count = getattr(os, "sched_getaffinity", None)
+    return min(workers, len(count(0)) if count else os.cpu_count() or 1)
+
+
 def make_loader(
     dataset: Dataset[Item], sampler: EpochSampler, batch_size: int, workers: int
 ) -> DataLoader[Any]:
@@ -312,7 +319,7 @@ def make_loader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
-        num_workers=workers,
+        num_workers=_useful_workers(workers),
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         # A last training batch of one image has no batch statistics.

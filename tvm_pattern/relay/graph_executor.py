@@ -59,7 +59,7 @@ class ExecutorModule:
     def run(self) -> None:
         """Run on the stored inputs."""
         result = self.library(*self.stored_inputs())
-        self._outputs = (result,) if isinstance(result, np.ndarray) else result
+        self._outputs = result if isinstance(result, tuple) else (result,)
 
     def get_output(self, index: int) -> tvm.runtime.Tensor:
         """Output ``index`` of the last run."""
@@ -67,7 +67,7 @@ class ExecutorModule:
             raise RuntimeError("no run yet; call run() before get_output()")
         if not 0 <= index < len(self._outputs):
             raise IndexError(f"no output {index}; the model has {len(self._outputs)}")
-        return tvm.runtime.tensor(self._outputs[index])
+        return tvm.runtime.tensor(np.asarray(self._outputs[index]))
 
     def time_evaluator(
         self, func_name: str, dev: Any = None, number: int = 10, repeat: int = 1

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..lanes import Lanes, LanesOption
+from ..terminal import escape, message
 from . import arguments as args
 
 app = typer.Typer(add_completion=False)
@@ -67,6 +68,7 @@ def tune(
 
     Example: tvm-pattern tune --model resnet50 --shape 1x3x224x224 --connectivity 3.6 --trials 200
     """
+    message(f"tuning {escape(model)} for {escape(target)}: opening it")
     from relay_passes.targets import resolve
     from topi_kernels.schedules.config import knobs_of
 

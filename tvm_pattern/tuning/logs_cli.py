@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -79,26 +80,81 @@ def best(
     Console(width=140).print(table)
 
 
-def _read(logs: list[Path]) -> int:
-    """Name damaged lines, and count stale records; returns how many lines are damaged."""
+def _read(logs: list[Path]) -> list[dict[str, Any]]:
+    """Of each log: records, those of failed trials, stale ones by their reason, bad lines."""
     from .lookup import why_unusable
     from .records import TuningLog
 
-    damaged = 0
+    found = []
     for path in logs:
         records, bad = TuningLog(path).read()
-        failed = sum(not r.ok for r in records)
         stale = Counter(reason for r in records if r.ok and (reason := why_unusable(r)))
-        typer.echo(
-            f"{path}: {len(records)} records, {failed} of failed trials, {stale.total()} stale,"
-            f" {len(bad)} bad lines"
+        found.append(
+            {
+                "log": str(path),
+                "records": len(records),
+                "failed": sum(not r.ok for r in records),
+                "stale": dict(stale.most_common()),
+                "bad_lines": [str(line) for line in bad],
+            }
         )
-        for line in bad:
+    return found
+
+
+def _print_logs(found: list[dict[str, Any]]) -> None:
+    for log in found:
+        typer.echo(
+            f"{log['log']}: {log['records']} records, {log['failed']} of failed trials,"
+            f" {sum(log['stale'].values())} stale, {len(log['bad_lines'])} bad lines"
+        )
+        for line in log["bad_lines"]:
             typer.echo(f"  {line}")
-        for reason, count in stale.most_common():
+        for reason, count in log["stale"].items():
             typer.echo(f"  {count} stale, compile passes them over: {reason}")
-        damaged += len(bad)
-    return damaged
+
+
+def _served(
+    tags: list[str], network: list[str] | None, group: list[int] | None
+) -> Iterator[dict[str, Any]]:
+    """For each shipped log, network and number of filters that share: layers by their state."""
+    from relay_passes.targets import resolve
+
+    from .lookup import config_lookup
+    from .shipped import GROUPS, coverage, network_tasks, networks
+
+    resolved = [resolve(tag) for tag in tags]
+    lookups = [config_lookup(None, t) for t in resolved]
+    for chosen in networks(network):
+        for filters in group or GROUPS:
+            found = network_tasks(chosen, filters, resolved)
+            for tag, lookup, tasks in zip(tags, lookups, found, strict=True):
+                rows = coverage(tasks, lookup)
+                yield {
+                    "target": tag,
+                    "network": chosen.name,
+                    "group": filters,
+                    "layers": dict(sorted(Counter(row.state for row in rows).items())),
+                    "not_served": [
+                        {
+                            "state": row.state,
+                            "task": row.weighted.task.label,
+                            "reasons": list(row.reasons),
+                        }
+                        for row in rows
+                        if not row.served
+                    ],
+                }
+
+
+def _print_served(found: dict[str, Any]) -> None:
+    count = sum(found["layers"].values())
+    text = ", ".join(f"{n} {state}" for state, n in found["layers"].items())
+    typer.echo(
+        f"{found['target']} {found['network']} group {found['group']}: {count} layers: {text}"
+    )
+    for row in found["not_served"]:
+        why = f": {row['reasons'][0]}" if row["reasons"] else ""
+        typer.echo(f"  {row['state']} {row['task']}{why}")
 
 
 @app.command()
@@ -113,6 +169,7 @@ def check(
         list[str] | None, typer.Option(help="Which the shipped logs shall serve; default: all.")
     ] = None,
     group: Annotated[list[int] | None, typer.Option(help="Default: 1 and 4.")] = None,
+    json_output: Json = False,
 ) -> None:
     """Name lines that cannot be read and records that are stale.
 
@@ -121,31 +178,20 @@ def check(
 
     Example: tvm-pattern logs check net.jsonl
     """
-    if logs:
-        if _read(logs):
-            raise typer.Exit(1)
-        return
-    from relay_passes.targets import resolve
-
-    from .lookup import config_lookup, shipped_logs
-    from .shipped import GROUPS, TARGETS, coverage, network_tasks, networks
+    from .lookup import shipped_logs
+    from .shipped import TARGETS
 
     tags = target or list(TARGETS)
-    wrong = sum(_read(shipped_logs(tag.rsplit("/", 1)[-1])) for tag in tags)
-    resolved = [resolve(tag) for tag in tags]
-    lookups = [config_lookup(None, t) for t in resolved]
-    for chosen in networks(network):
-        for filters in group or GROUPS:
-            found = network_tasks(chosen, filters, resolved)
-            for tag, lookup, tasks in zip(tags, lookups, found, strict=True):
-                rows = coverage(tasks, lookup)
-                states = Counter(row.state for row in rows)
-                text = ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
-                typer.echo(f"{tag} {chosen.name} group {filters}: {len(rows)} layers: {text}")
-                for row in rows:
-                    if not row.served:
-                        why = f": {row.reasons[0]}" if row.reasons else ""
-                        typer.echo(f"  {row.state} {row.weighted.task.label}{why}")
-                        wrong += 1
-    if wrong:
+    paths = logs or [path for tag in tags for path in shipped_logs(tag.rsplit("/", 1)[-1])]
+    read = _read(paths)
+    if not json_output:
+        _print_logs(read)
+    served = []
+    for row in () if logs else _served(tags, network, group):
+        served.append(row)
+        if not json_output:
+            _print_served(row)
+    if json_output:
+        print(json.dumps({"logs": read, "served": served}, indent=1))
+    if any(log["bad_lines"] for log in read) or any(row["not_served"] for row in served):
         raise typer.Exit(1)

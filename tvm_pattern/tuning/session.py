@@ -88,6 +88,39 @@ class TuneOptions:
             raise ValueError(f"epsilon is a fraction from 0 to 1, got {self.epsilon}")
 
 
+# Seconds that a candidate takes besides being timed: packing, building, verifying, loading.
+_TRIAL_OVERHEAD = 1.3
+# Trials of a task after which `xgb` had 97 % of the best on every layer that was measured.
+_TRIALS_A_TASK = 100
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a search is about to do.
+
+    Parameters
+    ----------
+    states : sequence of TaskState
+        A task for each distinct convolution, with the layers that it stands for.
+    trials : int
+        Measurements to come, at most.
+    seconds : float
+        A rough estimate of how long they take: the time of timing, and a constant for the rest.
+    devices : int
+        That measure at the same time.
+    """
+
+    states: Sequence[TaskState]
+    trials: int
+    seconds: float
+    devices: int
+
+    @property
+    def sensible_trials(self) -> int:
+        """As many as are worth their time, over all tasks."""
+        return sum(min(len(state.space), _TRIALS_A_TASK) for state in self.states)
+
+
 @dataclass(frozen=True)
 class Progress:
     """State of a search after a batch, for whoever shows it."""
@@ -286,6 +319,15 @@ class Search:
             state.update(positions, seconds)
         return len(positions)
 
+    def plan(self, devices: int = 1) -> Plan:
+        """What :meth:`run` will do with this many devices."""
+        left = sum(len(state.space) - state.trials for state in self.states)
+        trials = max(0, min(self.options.trials - self.trials, left))
+        measure = self.options.measure
+        timing = (measure.repeat + 1) * measure.min_repeat_ms / 1e3 + measure.cooldown
+        seconds = trials * (_TRIAL_OVERHEAD + timing) / max(devices, 1)
+        return Plan(self.states, trials, seconds, devices)
+
     def run(
         self, measurer: Measurer, callback: Callable[[Progress], None] | None = None
     ) -> TuneResult:
@@ -364,6 +406,7 @@ def tune(
     host: str | dict | Target | None = None,
     *,
     interleaved_lanes: bool | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
 ) -> TuneResult:
     """Tune the convolutions of a pruned model by measuring.
 
@@ -383,6 +426,8 @@ def tune(
         The CPU beside a GPU target, as for :func:`tvm_pattern.compile`.
     interleaved_lanes : bool, optional
         As for :func:`tvm_pattern.compile`, which only finds the records of the same choice.
+    on_plan : callable, optional
+        Called once with a :class:`Plan`, before anything is built.
 
     Returns
     -------
@@ -419,4 +464,6 @@ def tune(
         )
         with locked(log, "tuning into"):
             search = Search(tasks, resolved, TuningLog(log), options, threads)
+            if on_plan is not None:
+                on_plan(search.plan(measurer.devices))
             return search.run(measurer, callback)

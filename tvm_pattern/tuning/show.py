@@ -11,9 +11,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from ..terminal import is_quiet
 from .plots import plot_search
 from .scheduler import NetworkEstimate
-from .session import Progress, TuneOptions, TuneResult, tune
+from .session import Plan, Progress, TuneOptions, TuneResult, tune
+
+# Layers of a task that the plan names.
+_NAMED = 3
 
 
 def _network(network: NetworkEstimate, tasks: int) -> str:
@@ -46,6 +50,31 @@ def progress_table(progress: Progress) -> Table:
     for name, value in _rows(progress).items():
         table.add_row(name, value)
     return table
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """What is about to be tuned, a line per task, and about how long that takes."""
+    lines = []
+    for state in plan.states:
+        layers = state.weighted.layers
+        more = f" and {len(layers) - _NAMED} more" if len(layers) > _NAMED else ""
+        lines.append(
+            f"{state.weighted.task.label:28} x{len(layers):<2} {len(state.space):5} configs:"
+            f" {', '.join(layers[:_NAMED])}{more}"
+        )
+    spaces = sum(len(state.space) for state in plan.states)
+    on = f" on {plan.devices} devices" if plan.devices > 1 else ""
+    return [
+        *lines,
+        f"{len(plan.states)} tasks, {plan.trials} trials of {spaces} configs{on}: about"
+        f" {_duration(plan.seconds)}; {plan.sensible_trials} trials are sensible here (--trials)",
+    ]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def summary(result: TuneResult) -> list[str]:
@@ -89,6 +118,11 @@ def tune_shown(
     standard error, and the figures to standard output.
     """
     console = Console(soft_wrap=True, highlight=False, stderr=json_output)
+    progress = Console(soft_wrap=True, highlight=False, stderr=json_output, quiet=is_quiet())
+
+    def show_plan(plan: Plan) -> None:
+        for line in plan_lines(plan):
+            progress.print(line, markup=False)
 
     def run(callback: Callable[[Progress], None]) -> TuneResult:
         return tune(
@@ -100,9 +134,10 @@ def tune_shown(
             num_threads,
             callback,
             interleaved_lanes=interleaved_lanes,
+            on_plan=show_plan,
         )
 
-    if console.is_terminal:
+    if console.is_terminal and not is_quiet():
         with Live(console=console, auto_refresh=False) as live:
 
             def update(progress: Progress) -> None:
@@ -111,8 +146,8 @@ def tune_shown(
             result = run(update)
     else:
 
-        def write(progress: Progress) -> None:
-            console.print("; ".join(_rows(progress).values()))
+        def write(state: Progress) -> None:
+            progress.print("; ".join(_rows(state).values()))
 
         result = run(write)
     for line in summary(result):
