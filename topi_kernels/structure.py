@@ -8,8 +8,10 @@ looks for zeros in weights.
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +27,9 @@ REMOVED = 255
 """``pattern_id`` of a removed kernel in an assignment."""
 # Covering compares tap sets pairwise; weights with more of them follow no patterns anyway.
 MAX_TAP_SETS = 4096
+
+METADATA = "tvm_pattern.structures"
+"""Key of the structures, by layer, in the metadata of an ONNX file."""
 
 ASSIGNMENT, ZEROS, COVERING = "assignment", "zeros", "covering"
 
@@ -215,6 +220,28 @@ class Structure:
             raise ValueError(f"{len(bits)} bytes of kept weights, {shape} needs {-(-size // 8)}")
         kept = np.unpackbits(bits, count=size, bitorder="little").astype(bool)
         return cls(kept.reshape(shape), source)
+
+    # In files ---------------------------------------------------------------------------------
+
+    def to_plain(self) -> dict[str, Any]:
+        """As data that JSON takes."""
+        bits = base64.b64encode(self.to_bits().tobytes()).decode()
+        return {"shape": list(self.shape), "source": self.source, "kept": bits}
+
+    @classmethod
+    def from_plain(cls, data: Any) -> Structure:
+        """Inverse of :meth:`to_plain`.
+
+        Raises
+        ------
+        ValueError
+            If the data is something else.
+        """
+        try:
+            bits = np.frombuffer(base64.b64decode(data["kept"], validate=True), np.uint8)
+            return cls.from_bits(bits, tuple(data["shape"]), str(data["source"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"no structure of a layer: {error}; write the file again") from error
 
 
 def density_of(weight: np.ndarray) -> float:

@@ -282,8 +282,8 @@ def test_untraceable_networks_are_refused(batches):
 
 
 def test_files_with_other_facts_are_refused(quantized, tmp_path):
-    with pytest.raises(QuantizationError, match=r"expected a name ending in \.pt2"):
-        quantized.save(tmp_path / "network.onnx")
+    with pytest.raises(QuantizationError, match=r"expected a name ending in \.pt2 or \.onnx"):
+        quantized.save(tmp_path / "network.safetensors")
     with pytest.raises(QuantizationError, match="facts are damaged"):
         QuantizedModel.from_program(quantized.program, "{")
     facts = json.dumps({"version": 99})

@@ -16,8 +16,6 @@ from typing import Any
 
 import tvm
 
-from topi_kernels.structure import ASSIGNMENT, Structure
-
 from ..assigned import assigned_structures
 from .onnx_files import read_onnx
 from .onnx_models import from_onnx_model
@@ -28,6 +26,7 @@ from .shared import (
     as_input_tuple,
     check_example_inputs,
     output_specs,
+    with_structures,
 )
 from .torch_models import export_module, from_module, from_program
 
@@ -71,7 +70,7 @@ onnx.ModelProto | tvm.IRModule
     elif is_instance_of(model, "torch.export", "ExportedProgram"):
         imported = from_program(model)
     elif is_instance_of(model, "tvm_pattern.quantization.model", "QuantizedModel"):
-        imported = _with_structures(from_program(model.program), model.structures)
+        imported = with_structures(from_program(model.program), model.structures)
     elif is_instance_of(model, "torch.nn", "Module"):
         assigned = assigned_structures(model)
         imported = replace(from_module(model, example_inputs), assigned=assigned)
@@ -84,13 +83,6 @@ onnx.ModelProto | tvm.IRModule
     if example_inputs is not None:
         check_example_inputs(imported.inputs, as_input_tuple(example_inputs))
     return imported
-
-
-def _with_structures(imported: ImportedModel, structures: dict[str, Structure]) -> ImportedModel:
-    """With what is known of the layers' structures from before their weights were rounded."""
-    assigned = {n: s for n, s in structures.items() if s.source == ASSIGNMENT}
-    known = {var: structures[n] for var, n in imported.layer_names.items() if n in structures}
-    return replace(imported, assigned=assigned, covered={**imported.covered, **known})
 
 
 def is_instance_of(value: Any, module: str, name: str) -> bool:

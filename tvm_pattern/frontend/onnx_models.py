@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 from tvm import relax
+
+from topi_kernels.structure import METADATA, Structure
 
 from .onnx_files import check_opset, check_size
 from .onnx_rewrites import GraphEditor
@@ -21,6 +24,7 @@ from .shared import (
     first_line,
     layer_of,
     quiet,
+    with_structures,
 )
 
 _LIMITS = ("Clip", "Max", "Min")
@@ -46,7 +50,28 @@ def from_onnx_model(model: Any, example_inputs: Any) -> ImportedModel:
             " re-export it"
         ) from error
     mod = relax.transform.BindParams("main", {})(mod)
-    return finish(mod, _layer_names(plain), _linear_names(plain))
+    finished = finish(mod, _layer_names(plain), _linear_names(plain))
+    return with_structures(finished, _structures(model))
+
+
+def _structures(model: Any) -> dict[str, Structure]:
+    """What whoever pruned the network left in the file.
+
+    Raises
+    ------
+    ValueError
+        If that is damaged.
+    """
+    stored = {entry.key: entry.value for entry in model.metadata_props}.get(METADATA)
+    if stored is None:
+        return {}
+    try:
+        return {name: Structure.from_plain(data) for name, data in json.loads(stored).items()}
+    except (AttributeError, ValueError) as error:
+        raise ValueError(
+            f"the ONNX file's metadata {METADATA!r} is damaged ({error}); write the file again, or"
+            " remove that entry"
+        ) from error
 
 
 def check_operators(model: Any) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from relay_passes.dataflow import constant, op_name
 from relay_passes.fold_batch_norm import check_variances
 from relay_passes.name_layers import variable_of
-from topi_kernels.structure import Structure
+from topi_kernels.structure import ASSIGNMENT, Structure
 
 from .quantized_weights import covering_structures
 
@@ -74,6 +74,13 @@ class ImportedModel:
             if layer in self.assigned
         }
         return {**self.covered, **assigned}
+
+
+def with_structures(imported: ImportedModel, structures: dict[str, Structure]) -> ImportedModel:
+    """With what is known of the layers' structures from before their weights were rounded."""
+    assigned = {n: s for n, s in structures.items() if s.source == ASSIGNMENT}
+    known = {var: structures[n] for var, n in imported.layer_names.items() if n in structures}
+    return replace(imported, assigned=assigned, covered={**imported.covered, **known})
 
 
 def as_input_tuple(example_inputs: Any) -> tuple[Any, ...]:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from topi_kernels.structure import Structure
 
 from ..atomic import write_file
 from .errors import QuantizationError
+from .onnx_export import to_onnx
 
 EXTRA_FILE = "tvm_pattern.quantization.json"
 """Name of the facts in a saved program."""
@@ -87,19 +86,27 @@ class QuantizedModel:
         return {"settings": self.settings, "layers": [asdict(layer) for layer in self.layers]}
 
     def save(self, path: str | Path) -> None:
-        """Write a ``.pt2`` file, which torch, ``compile`` and the command line read.
+        """Write a ``.pt2`` file, or an ``.onnx`` file of QuantizeLinear and DequantizeLinear.
+
+        ``compile`` and the command line read both, torch and ONNX Runtime their own. An ONNX file
+        has no figures of :attr:`layers`.
 
         Raises
         ------
-        ValueError
-            If the suffix is another one.
+        QuantizationError
+            If the suffix is another one, or torch cannot export the network.
+        ImportError
+            For ``.onnx`` without ``onnxscript``.
         """
         path = Path(path)
+        if path.suffix == ".onnx":
+            to_onnx(self.program, self.structures, path)
+            return
         if path.suffix != ".pt2":
-            raise QuantizationError(f"got {path}, expected a name ending in .pt2")
+            raise QuantizationError(f"got {path}, expected a name ending in .pt2 or .onnx")
         facts = {
             "version": _VERSION,
-            "structures": {name: _to_plain(s) for name, s in self.structures.items()},
+            "structures": {name: s.to_plain() for name, s in self.structures.items()},
             **self.to_dict(),
         }
         buffer = io.BytesIO()
@@ -122,23 +129,15 @@ class QuantizedModel:
                     f"the quantised program is of version {data['version']}, expected {_VERSION};"
                     " quantise the network again by this version of tvm-pattern"
                 )
-            structures = {n: _from_plain(s) for n, s in data["structures"].items()}
+            structures = {n: Structure.from_plain(s) for n, s in data["structures"].items()}
             layers = tuple(
                 LayerQuantization(**{**row, "input_range": tuple(row["input_range"])})
                 for row in data["layers"]
             )
             return cls(program, structures, layers, data["settings"])
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        except QuantizationError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise QuantizationError(
                 f"the quantised program's facts are damaged ({error}); quantise it again"
             ) from error
-
-
-def _to_plain(structure: Structure) -> dict[str, Any]:
-    bits = base64.b64encode(structure.to_bits().tobytes()).decode()
-    return {"shape": list(structure.kept.shape), "source": structure.source, "kept": bits}
-
-
-def _from_plain(data: dict[str, Any]) -> Structure:
-    bits = np.frombuffer(base64.b64decode(data["kept"]), np.uint8)
-    return Structure.from_bits(bits, tuple(data["shape"]), data["source"])
