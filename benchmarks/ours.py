@@ -7,6 +7,9 @@ other planes; networks run whole, numpy in and numpy out, packing included.
 from __future__ import annotations
 
 import copy
+import hashlib
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,17 +19,48 @@ from torch import nn
 
 import tvm_pattern
 from relay_passes.targets import resolve
-from topi_kernels.backend import default_layout
+from topi_kernels.backend import Backend
 from topi_kernels.conv_task import ConvTask
-from topi_kernels.devices import DEVICES
-from topi_kernels.layout import from_planes, to_planes
+from topi_kernels.layout import PlaneLayout, from_planes, to_planes
+from topi_kernels.layout_choice import ConvNeed
 from topi_kernels.operator import ConvPlan, plan_conv
+from topi_kernels.structure import determine
 from topi_kernels.workload import Epilogue
 from tvm_pattern.threads import run_on
 
 from .workloads import LayerSpec, NetworkSpec
 
 TARGET = "pattern/native"
+
+
+def layer_layouts(
+    spec: LayerSpec, weight: np.ndarray, backend: Backend
+) -> tuple[PlaneLayout, PlaneLayout]:
+    """Layouts of input and output as in a network whose other layers are like this one."""
+    pad = spec.padding
+    if spec.size == spec.out_size and spec.stride == 1:
+        need = ConvNeed(spec.geometry, weight.shape[:2], determine(weight), pad)
+        order = backend.lane_order_for([need], spec.size, pad, 0)
+        if order is not None:
+            layout = order.layout(*spec.size, pad, need.reach)
+            return layout, layout
+    return backend.layout_for(*spec.size, pad), backend.layout_for(*spec.out_size, pad)
+
+
+def compiled(plan: ConvPlan, target: tvm.target.Target, objects: Path | None) -> Any:
+    """The operator of ``plan``; a library in the folder ``objects`` is taken if it is the same."""
+    primfunc = plan.primfunc().with_attr("global_symbol", "main")
+    module = tvm.IRModule({"main": primfunc})
+    if objects is None:
+        return tvm.compile(module, target)["main"]
+    text = f"{tvm.__version__}\n{target}\n{tvm.ir.save_json(primfunc)}"
+    path = objects / f"{hashlib.sha256(text.encode()).hexdigest()}.so"
+    if not path.exists():
+        objects.mkdir(parents=True, exist_ok=True)
+        whole = path.with_suffix(f".{os.getpid()}.so")
+        tvm.compile(module, target).export_library(str(whole))
+        whole.replace(path)
+    return tvm.runtime.load_module(str(path))["main"]
 
 
 class LayerEngine:
@@ -49,8 +83,11 @@ class LayerEngine:
         spec: LayerSpec,
         num_threads: int,
         target: str = TARGET,
+        objects: Path | None = None,
     ) -> LayerEngine:
         """Plan, pack and build for ``target``, with ``image`` (``[1, C, H, W]``) as the input.
+
+        ``objects`` is a folder that keeps what was built, so that the next process builds nothing.
 
         Raises
         ------
@@ -58,31 +95,30 @@ class LayerEngine:
             If the weights or the target cannot be used.
         """
         resolved = resolve(target)
-        family = DEVICES.of(resolved).name
-        in_layout = default_layout(*spec.size, spec.padding, family)
-        out_layout = default_layout(*spec.out_size, spec.padding, family)
+        backend = Backend.of(resolved, num_threads)
+        in_layout, out_layout = layer_layouts(spec, weight, backend)
         task = ConvTask.from_weight(
             weight,
             spec.geometry,
             in_layout,
             out_layout,
-            family=family,
+            family=backend.name,
             epilogue=Epilogue(bias=True, activation="relu"),
         )
         plan = plan_conv(task, weight, num_threads=num_threads)
-        module = tvm.compile(
-            tvm.IRModule({"main": plan.primfunc().with_attr("global_symbol", "main")}), resolved
-        )
+        function = compiled(plan, resolved, objects)
         out = np.zeros((1, spec.out_channels, out_layout.size), np.float32)
         arrays = [to_planes(image, in_layout), *plan.arrays, bias, out]
-        return cls(plan, module["main"], [tvm.runtime.tensor(a) for a in arrays], num_threads)
+        return cls(plan, function, [tvm.runtime.tensor(a) for a in arrays], num_threads)
 
     def describe(self) -> str:
         """The chosen configuration, for the note of a row."""
         c = self.plan.config
         tile = f"{c.filter_lanes}x{c.filter_vectors} filters, {c.tile_rows}x{c.tile_cols} tile"
         blocks = f", blocks of {c.channel_block} in_channels" if c.channel_block else ""
-        return f"{tile}, {c.vector_width} lanes, {c.shift}, {c.loop_order}{blocks}"
+        layout = self.plan.task.in_layout
+        bands = f" in {layout.bands} bands" if layout.is_interleaved else ""
+        return f"{tile}, {c.vector_width} lanes{bands}, {c.shift}, {c.loop_order}{blocks}"
 
     def run(self) -> None:
         run_on(self.num_threads, self.function, *self.arguments)

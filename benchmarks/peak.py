@@ -57,6 +57,7 @@ class PeakMeter:
                 " add one to fma_peak.c"
             )
         self.samples: list[float] = []
+        self._by_width: dict[int, list[float]] = {bits: [] for bits in self._rounds}
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -65,9 +66,27 @@ class PeakMeter:
 
     def sample(self) -> float:
         """Take one sample, GFLOP/s, and keep it."""
-        value = max(self._gflops(bits, rounds) for bits, rounds in self._rounds.items())
-        self.samples.append(value)
-        return value
+        rates = {bits: self._gflops(bits, rounds) for bits, rounds in self._rounds.items()}
+        for bits, rate in rates.items():
+            self._by_width[bits].append(rate)
+        self.samples.append(max(rates.values()))
+        return self.samples[-1]
+
+    def at_width(self, bits: int) -> float:
+        """Median of the samples with vectors of ``bits`` bits; takes one if there is none yet.
+
+        Raises
+        ------
+        ValueError
+            If the machine has no such vectors.
+        """
+        if bits not in self._by_width:
+            raise ValueError(
+                f"vectors of {bits} bits: this machine has those of {list(self.widths)}"
+            )
+        if not self._by_width[bits]:
+            self.sample()
+        return statistics.median(self._by_width[bits])
 
     @property
     def gflops(self) -> float:
