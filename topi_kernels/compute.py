@@ -31,36 +31,13 @@ Pixel = Callable[[Any, Any, Any, Any], Expr]
 
 def _output_element(w: ConvWorkload, b: Buffers, where: tuple[Any, Any, Any, Any, Any]) -> None:
     n, g, j, y, x = where
-    shape = w.geometry
-    (sh, sw), (dh, dw), (pt, pl) = shape.stride, shape.dilation, shape.padding
     slot = T.Bind(T.Cast("int32", b.filter_order[g * w.group + j]))
-    delta = w.index_encoding == "delta8"
     with T.If(slot < w.out_channels), T.Then():
         total = T.alloc_buffer((1,), w.dtype, scope="global")
-        channel = T.alloc_buffer((1,), "int32", scope="global")
         start = tirx.const(0.0, w.dtype) if b.bias is None else b.bias[slot]
         T.buffer_store(total, start, [0])
-        begin = T.Bind(b.group_start[g])
-        uniform = b.weight_start is None
-        weight = None if uniform else T.Bind(b.weight_start[g])
-        for p, pattern in enumerate(w.patterns):
-            count = T.Cast("int32", b.pattern_count[g * len(w.patterns) + p])
-            end = T.Bind(begin + count)
-            T.buffer_store(channel, tirx.const(0, "int32"), [0])
-            with T.serial(begin, end) as k:
-                code = T.Cast("int32", b.in_channel[k])
-                T.buffer_store(channel, channel[0] + code if delta else code, [0])
-                plane = (n * w.in_channels + channel[0]) * w.in_layout.size
-                first = k if uniform else k - begin
-                base = first * (len(pattern) * w.group) + (0 if uniform else weight)
-                for t, (kh, kw) in enumerate(pattern.taps):
-                    row, column = y * sh + kh * dh - pt, x * sw + kw * dw - pl
-                    value = _input(w, b, plane, row, column)
-                    product = b.weights[base + t * w.group + j] * value
-                    T.buffer_store(total, total[0] + product, [0])
-            if not uniform:
-                weight = T.Bind(weight + (end - begin) * (len(pattern) * w.group))
-            begin = end
+        add_all = _add_kernels if w.tap_code is None else _add_taps
+        add_all(w, b, where, total)
         value = total[0]
         if w.residual_layout is not None and b.residual is not None:
             r = w.residual_layout
@@ -69,6 +46,66 @@ def _output_element(w: ConvWorkload, b: Buffers, where: tuple[Any, Any, Any, Any
         # Activations are written for float32, also where the sum is of a narrower type.
         result = activate(value.astype("float32"), w.epilogue.activation, 1).astype(w.dtype)
         T.buffer_store(b.out, result, [(n * w.out_channels + slot) * o.size + o.element(y, x)])
+
+
+def _add_kernels(
+    w: ConvWorkload, b: Buffers, where: tuple[Any, Any, Any, Any, Any], total: Any
+) -> None:
+    """The kernels of a filter as FKW stores them."""
+    n, g, j, y, x = where
+    delta = w.index_encoding == "delta8"
+    channel = T.alloc_buffer((1,), "int32", scope="global")
+    begin = T.Bind(b.group_start[g])
+    uniform = b.weight_start is None
+    weight = None if uniform else T.Bind(b.weight_start[g])
+    for p, pattern in enumerate(w.patterns):
+        count = T.Cast("int32", b.pattern_count[g * len(w.patterns) + p])
+        end = T.Bind(begin + count)
+        T.buffer_store(channel, tirx.const(0, "int32"), [0])
+        with T.serial(begin, end) as k:
+            code = T.Cast("int32", b.in_channel[k])
+            T.buffer_store(channel, channel[0] + code if delta else code, [0])
+            plane = (n * w.in_channels + channel[0]) * w.in_layout.size
+            first = k if uniform else k - begin
+            base = first * (len(pattern) * w.group) + (0 if uniform else weight)
+            for t, tap in enumerate(pattern.taps):
+                value = _tap_input(w, b, plane, tap, (y, x))
+                product = b.weights[base + t * w.group + j] * value
+                T.buffer_store(total, total[0] + product, [0])
+        if not uniform:
+            weight = T.Bind(weight + (end - begin) * (len(pattern) * w.group))
+        begin = end
+
+
+def _add_taps(
+    w: ConvWorkload, b: Buffers, where: tuple[Any, Any, Any, Any, Any], total: Any
+) -> None:
+    """The taps of a filter as its tap lists hold them, each told from its offset."""
+    n, g, j, y, x = where
+    code = w.tap_code
+    if code is None:
+        return
+    (_, kw) = code.kernel_size
+    with T.serial(0, code.blocks) as block:
+        number = T.Bind(block * w.num_groups + g)
+        with T.serial(b.list_start[number], b.list_start[number + 1]) as k:
+            offset = T.Bind(T.Cast("int32", b.offset[k]) * code.unit)
+            channel = T.Bind(block * code.channel_block + offset // code.plane_size)
+            plane = T.Bind((n * w.in_channels + channel) * w.in_layout.size)
+            for tap, start in enumerate(code.starts):
+                with T.If(offset % code.plane_size == start), T.Then():
+                    value = _tap_input(w, b, plane, divmod(tap, kw), (y, x))
+                    product = b.weights[k * w.group + j] * value
+                    T.buffer_store(total, total[0] + product, [0])
+
+
+def _tap_input(
+    w: ConvWorkload, b: Buffers, plane: Any, tap: tuple[int, int], pixel: tuple[Any, Any]
+) -> Any:
+    """What a tap of the output's ``pixel`` reads."""
+    (sh, sw), (dh, dw), (pt, pl) = w.geometry.stride, w.geometry.dilation, w.geometry.padding
+    (kh, kw), (y, x) = tap, pixel
+    return _input(w, b, plane, y * sh + kh * dh - pt, x * sw + kw * dw - pl)
 
 
 def _input(w: ConvWorkload, b: Buffers, plane: Any, row: Any, column: Any) -> Any:

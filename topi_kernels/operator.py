@@ -7,6 +7,7 @@ purpose.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from tvm import tirx
@@ -15,8 +16,10 @@ from .compute import naive_pattern_conv
 from .conv_task import ConvTask, check_weight
 from .fkw import FKW, pack, validate
 from .schedules.choose import Config
+from .schedules.config import TAPS
 from .schedules.tile import tiles_per_image
 from .structure import Structure, determine
+from .tap_lists import TapCode, TapLists, pack_taps, validate_taps
 from .workload import ConvWorkload
 
 
@@ -27,14 +30,14 @@ class ConvPlan:
     task: ConvTask
     workload: ConvWorkload
     config: Config
-    fkw: FKW
+    packed: FKW | TapLists
     num_threads: int
     structure: Structure
 
     @property
     def arrays(self) -> list[np.ndarray]:
         """Packed constants in the operator's argument order."""
-        return self.fkw.arrays
+        return self.packed.arrays
 
     @property
     def group(self) -> int:
@@ -93,8 +96,11 @@ def plan_conv(
     elif (reason := task.unschedulable_reason(config)) is not None:
         raise ValueError(f"config {config} is illegal here: {reason}")
     structure = structure or determine(weight)
-    fkw = pack(weight, config.group, task.patterns, task.structure, structure.kept)
-    validate(fkw)
+    packed: FKW | TapLists
+    if getattr(config, "body", None) == TAPS:
+        packed, facts = _packed_taps(task, weight, config, structure.kept)
+    else:
+        packed, facts = _packed_kernels(task, weight, config, structure.kept)
     workload = ConvWorkload(
         batch=task.batch,
         in_channels=task.in_channels,
@@ -102,19 +108,47 @@ def plan_conv(
         geometry=task.geometry,
         in_layout=task.in_layout,
         out_layout=task.out_layout,
-        patterns=fkw.patterns,
         group=config.group,
-        num_kernels=fkw.num_kernels,
-        num_weights=int(fkw.weight_start[-1]),
-        num_slots=len(fkw.filter_order),
+        num_slots=len(packed.filter_order),
         structure=task.structure,
-        index_encoding=fkw.index_encoding,
-        count_dtype=str(fkw.pattern_count.dtype),
         epilogue=task.epilogue,
         residual_layout=task.residual_layout,
         dtype=task.dtype,
+        **facts,
     )
-    return ConvPlan(task, workload, config, fkw, num_threads, structure)
+    return ConvPlan(task, workload, config, packed, num_threads, structure)
+
+
+def _packed_kernels(
+    task: ConvTask, weight: np.ndarray, config: Config, kept: np.ndarray
+) -> tuple[FKW, dict[str, Any]]:
+    """The layer in FKW, and what its workload says of it."""
+    fkw = pack(weight, config.group, task.patterns, task.structure, kept)
+    validate(fkw)
+    return fkw, {
+        "patterns": fkw.patterns,
+        "num_kernels": fkw.num_kernels,
+        "num_weights": int(fkw.weight_start[-1]),
+        "index_encoding": fkw.index_encoding,
+        "count_dtype": str(fkw.pattern_count.dtype),
+    }
+
+
+def _packed_taps(
+    task: ConvTask, weight: np.ndarray, config: Config, kept: np.ndarray
+) -> tuple[TapLists, dict[str, Any]]:
+    """The layer as tap lists, and what its workload says of it."""
+    code = TapCode.of(task.geometry, task.in_layout, task.in_channels, config.channel_block)
+    lists = pack_taps(weight, config.group, code, kept, share_all=task.structure == "dense")
+    validate_taps(lists)
+    return lists, {
+        "patterns": task.patterns,
+        "num_kernels": lists.num_entries,
+        "num_weights": lists.num_entries * config.group,
+        "index_encoding": str(lists.offset.dtype),
+        "count_dtype": "int32",
+        "tap_code": code,
+    }
 
 
 def wasted_share(plan: ConvPlan) -> float:

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from .geometry import ConvGeometry
 from .layout import PlaneLayout
 from .pattern import Pattern
+from .tap_lists import TapCode
 
 Activation = Literal["none", "relu", "relu6", "hardswish", "silu"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
@@ -52,6 +53,9 @@ class ConvWorkload:
         Filter slots: ``out_channels`` plus the empty slots of incomplete filter_groups.
     structure, index_encoding, count_dtype : str
         How FKW stores the layer, see :mod:`topi_kernels.fkw`.
+    tap_code : TapCode or None
+        Of a layer that is stored as tap lists instead, see :mod:`topi_kernels.tap_lists`; its
+        ``num_kernels`` are entries.
     """
 
     batch: int
@@ -71,6 +75,7 @@ class ConvWorkload:
     epilogue: Epilogue = NO_EPILOGUE
     residual_layout: PlaneLayout | None = None
     dtype: str = "float32"
+    tap_code: TapCode | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

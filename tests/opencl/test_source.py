@@ -93,7 +93,7 @@ def test_launches_fit_the_device_and_cover_the_output(family):
     assert covered >= tiles * 16
     assert {a.name for a in kernel.arguments} == {
         *("x", "out", "bias"),
-        *plan.fkw.named_arrays,
+        *plan.packed.named_arrays,
     }
 
 

@@ -17,22 +17,21 @@ from ..vector import lanes
 from ..workload import ConvWorkload
 from .config import ConvConfig
 from .kernel_loops import KernelLoops
+from .tap_loops import TapLoops
 from .tile import Buffers, Tile
 
 # Groups between the prefetch of a kernel list and its use: a miss takes longer than one turn.
 TURNS_AHEAD = 3
 
 
-class ChannelBlocks:
-    """Partial sums and list positions of ``groups`` filter_groups at one place."""
+class TapBlocks:
+    """Partial sums of ``groups`` filter_groups at one place; a block's list is known by number."""
 
     def __init__(self, workload: ConvWorkload, config: ConvConfig, groups: int) -> None:
         self.workload, self.config, self.groups = workload, config, groups
         self.count = -(-workload.in_channels // config.channel_block)
         self._sums = config.accumulators * config.vector_width
-        self._marks = 2 * len(workload.patterns)
         self.partial = T.alloc_buffer((groups * self._sums,), workload.dtype, scope="global")
-        self.cursors = T.alloc_buffer((groups * self._marks,), "int32", scope="global")
 
     def _slots(self, tile: Tile, turn: Any) -> list[tuple[Any, Any]]:
         """``(accumulator, index of its partial sum)`` of the ``turn``-th group."""
@@ -53,6 +52,22 @@ class ChannelBlocks:
             T.buffer_store(self.partial, acc[vec], [index])
 
     def accumulate(self, buffers: Buffers, tile: Tile, block: Any, turn: Any) -> None:
+        """Add the entries of one block of in_channels of the ``turn``-th group."""
+        TapLoops(self.workload, self.config, buffers, tile).block(block)
+
+    def is_last(self, block: Any) -> Any:
+        return block == tirx.const(self.count - 1, "int32")
+
+
+class ChannelBlocks(TapBlocks):
+    """Partial sums and list positions of ``groups`` filter_groups at one place."""
+
+    def __init__(self, workload: ConvWorkload, config: ConvConfig, groups: int) -> None:
+        super().__init__(workload, config, groups)
+        self._marks = 2 * len(workload.patterns)
+        self.cursors = T.alloc_buffer((groups * self._marks,), "int32", scope="global")
+
+    def accumulate(self, buffers: Buffers, tile: Tile, block: Any, turn: Any) -> None:
         """Add the kernels of one block of in_channels."""
         loops = KernelLoops(self.workload, self.config, buffers, tile)
         limit = T.Bind((block + 1) * self.config.channel_block)
@@ -64,6 +79,3 @@ class ChannelBlocks:
         length = self.workload.num_kernels / self.workload.num_groups / self.count
         loops.fetch_list(start, math.ceil(length))
         loops.kernels_below(limit, is_first, self.cursors, T.Bind(turn * self._marks))
-
-    def is_last(self, block: Any) -> Any:
-        return block == tirx.const(self.count - 1, "int32")

@@ -10,6 +10,8 @@ import numpy as np
 
 LOOP_ORDERS = ("tile_outer", "filter_outer")
 SHIFTS = ("load", "rotate", "split", "lanes")
+BODIES = ("patterns", "taps")
+PATTERNS, TAPS = BODIES
 SPLIT_STRIDE = 2
 MAX_PREFETCH = 8
 MAX_CHANNEL_BLOCK = 1 << 16
@@ -138,6 +140,10 @@ class ConvConfig:
     fetch_ahead : bool
         Fetch the next tile's input into L2 and the outputs' lines before they are needed, see
         :mod:`.fetch_ahead`.
+    body : str
+        One of :data:`BODIES`: ``patterns`` has one straight body per pattern, whose taps share
+        loaded inputs; ``taps`` one loop over a flat list of (offset, weight), whatever the
+        patterns, see :mod:`topi_kernels.tap_lists`.
     """
 
     vector_width: int
@@ -152,6 +158,7 @@ class ConvConfig:
     isa: str = "any"
     channel_block: int = 0
     fetch_ahead: bool = False
+    body: str = PATTERNS
 
     @property
     def pixel_lanes(self) -> int:
@@ -230,6 +237,26 @@ def register_need(config: ConvConfig) -> int:
     return config.accumulators + config.taps_per_step * config.filter_vectors + 1
 
 
+def taps_registers(config: ConvConfig) -> int:
+    """Vector registers that the loop over a tap list wants.
+
+    Accumulators, and the inputs of a tile or the weights of an entry, whichever are fewer; the
+    others come one at a time. A single filter's inputs are read by the multiply-adds themselves.
+    """
+    inputs = config.tile_rows * config.tile_cols
+    held = min(inputs, config.filter_vectors)
+    return config.accumulators + held + (1 if config.filter_vectors > 1 else 0)
+
+
+def _taps_reason(config: ConvConfig, stride_w: int) -> str | None:
+    """Why a body of tap lists can't be used, or None."""
+    if config.filter_lanes != 1 or stride_w != 1 or config.shift not in ("load", "lanes"):
+        return "body taps needs lanes over pixels, stride 1, and shift load or lanes"
+    if config.prefetch or config.taps_per_step != 1:
+        return "body taps works off one tap at a time and prefetches none"
+    return None
+
+
 def illegal_reason(
     config: ConvConfig,
     family: Family,
@@ -256,7 +283,12 @@ def illegal_reason(
         return f"isa {c.isa!r} is not one of {ISAS}"
     if c.loop_order not in LOOP_ORDERS:
         return f"loop_order {c.loop_order!r} is not one of {LOOP_ORDERS}"
-    budget = family.vector_registers - family.temporaries
+    if c.body not in BODIES:
+        return f"body {c.body!r} is not one of {BODIES}"
+    if c.body == TAPS and (reason := _taps_reason(c, stride_w)):
+        return reason
+    spare = family.temporaries if c.body == PATTERNS else taps_registers(c) - c.accumulators
+    budget = family.vector_registers - spare
     if c.accumulators > budget:
         return f"{c.accumulators} accumulators exceed the budget of {budget} registers"
     columns = -(-out_width // c.pixel_lanes)

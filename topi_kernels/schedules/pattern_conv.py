@@ -5,7 +5,8 @@ One register_tile of ``filter_vectors x tile_rows x tile_cols`` accumulators is 
 1. the accumulators start as the bias;
 2. one loop per pattern runs over the kernels filed under it. Its body is straight code for that
    pattern's taps: every distinct input vector is loaded once and feeds all taps and filters that
-   need it (kernel-level and filter-level load redundancy elimination, PatDNN section 5.4);
+   need it (kernel-level and filter-level load redundancy elimination, PatDNN section 5.4); or one
+   loop runs over a tap list, see :mod:`.tap_loops`;
 3. residual and activation are applied in registers, and the tile is stored once.
 
 Accumulators are one-vector buffers of scope "global": below 1 KiB TVM keeps these on the stack and
@@ -22,11 +23,12 @@ from tvm.tirx.script import builder as T
 from ..primfunc import primfunc_builder
 from ..vector import constant, lanes, shuffle, splat
 from ..workload import ConvWorkload
-from .channel_blocks import ChannelBlocks
-from .config import ConvConfig
+from .channel_blocks import ChannelBlocks, TapBlocks
+from .config import TAPS, ConvConfig
 from .fetch_ahead import fetch_next_input, fetch_outputs
 from .input_geometry import SplitGeometry, input_geometry, separate_input
 from .kernel_loops import KernelLoops
+from .tap_loops import TapLoops
 from .tile import Buffers, Place, Tile, declare_parameters, place_of, tiles_per_image
 from .tile_outputs import store_tile
 
@@ -96,12 +98,13 @@ def _loop_nest(
         if config.fetch_ahead:
             fetch_outputs(workload, config, buffers, tile)
         _start_accumulators(workload, config, buffers, tile)
-        KernelLoops(workload, config, buffers, tile).all_kernels()
+        if config.body == TAPS:
+            TapLoops(workload, config, buffers, tile).all_blocks()
+        else:
+            KernelLoops(workload, config, buffers, tile).all_kernels()
         store_tile(workload, config, buffers, tile)
 
-    def compute_block(
-        place: Place, blocks: ChannelBlocks, block: Any, group: Any, turn: Any
-    ) -> None:
+    def compute_block(place: Place, blocks: TapBlocks, block: Any, group: Any, turn: Any) -> None:
         tile = _register_tile(workload, config, buffers, place, group)
         with T.If(block == 0):
             with T.Then():
@@ -131,7 +134,8 @@ def _loop_nest(
         if config.fetch_ahead and tiles > 1 and config.shift != "split":  # just written, so near
             following = place_of(workload, config, T.Bind(T.min(task // blocks + 1, tiles - 1)))
         if config.channel_block:
-            channels = ChannelBlocks(workload, config, share)
+            kind = TapBlocks if config.body == TAPS else ChannelBlocks
+            channels = kind(workload, config, share)
             turns = T.Bind(T.min(share, groups - first))
             with T.serial(0, channels.count) as block, T.serial(0, turns) as turn:
                 compute_block(place, channels, block, first + turn, turn)

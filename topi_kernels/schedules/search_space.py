@@ -15,7 +15,8 @@ from ..geometry import ConvGeometry
 from ..layout import PlaneLayout
 from ..pattern import Pattern
 from ..reorder import GROUP_SIZES
-from .config import MAX_PREFETCH, SHIFTS, ConvConfig, Family, illegal_reason
+from ..tap_lists import why_no_tap_lists
+from .config import MAX_PREFETCH, SHIFTS, TAPS, ConvConfig, Family, illegal_reason
 from .input_geometry import column_reach
 from .load_reuse import input_rows
 
@@ -316,6 +317,10 @@ def illegal_for(shape: ConvShape, config: ConvConfig, family: Family) -> str | N
             return reason
     elif config.shift == "lanes":
         return "shift lanes needs planes of interleaved lanes"
+    if config.body == TAPS:
+        reason = why_no_tap_lists(shape.geometry, shape.in_layout)
+        if reason is not None:
+            return reason
     return illegal_reason(
         config,
         family,

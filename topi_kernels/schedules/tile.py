@@ -9,6 +9,7 @@ from typing import Any
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from .. import tap_lists
 from ..fkw import INDEX_DTYPES, LOOKAHEAD
 from ..workload import ConvWorkload
 from .config import ConvConfig
@@ -19,7 +20,8 @@ from .input_geometry import InputGeometry, plain_geometry
 class Buffers:
     """The operator's parameters, activations and weights flattened to one dimension.
 
-    A schedule may replace ``x`` by a copy of another ``geometry``.
+    A schedule may replace ``x`` by a copy of another ``geometry``. A layer is stored in FKW or as
+    tap lists; what the other form has is None.
     """
 
     x: Any
@@ -33,6 +35,8 @@ class Buffers:
     residual: Any
     out: Any
     geometry: InputGeometry
+    list_start: Any = None
+    offset: Any = None
 
 
 @dataclass
@@ -102,12 +106,17 @@ def declare_parameters(workload: ConvWorkload) -> Buffers:
     order_dtype = "uint8" if w.out_channels <= 0xFF else "uint16"
     order_dtype = order_dtype if w.out_channels <= 0xFFFF else "int32"
     filter_order = vector("filter_order", w.num_slots, order_dtype)
-    group_start = vector("group_start", w.num_groups + 1, "int32")
-    weight_start = None
-    if len({len(p) for p in w.patterns}) > 1:
-        weight_start = vector("weight_start", w.num_groups + 1, "int32")
-    pattern_count = vector("pattern_count", w.num_groups * len(w.patterns), w.count_dtype)
-    in_channel = vector("in_channel", w.num_kernels + LOOKAHEAD, INDEX_DTYPES[w.index_encoding])
+    group_start = weight_start = pattern_count = in_channel = list_start = offset = None
+    if w.tap_code is not None:
+        list_start = vector("list_start", w.tap_code.blocks * w.num_groups + 1, "int32")
+        offset = vector("offset", w.num_kernels + tap_lists.LOOKAHEAD, w.index_encoding)
+    else:
+        group_start = vector("group_start", w.num_groups + 1, "int32")
+        if len({len(p) for p in w.patterns}) > 1:
+            weight_start = vector("weight_start", w.num_groups + 1, "int32")
+        pattern_count = vector("pattern_count", w.num_groups * len(w.patterns), w.count_dtype)
+        kernels = w.num_kernels + LOOKAHEAD
+        in_channel = vector("in_channel", kernels, INDEX_DTYPES[w.index_encoding])
     weights = vector("weights", max(w.num_weights, 1), w.dtype)
     bias = vector("bias", w.out_channels, w.dtype) if w.epilogue.bias else None
     residual = None
@@ -126,4 +135,6 @@ def declare_parameters(workload: ConvWorkload) -> Buffers:
         None if residual is None else flat("residual", residual),
         flat("out", out),
         plain_geometry(workload),
+        list_start,
+        offset,
     )

@@ -136,7 +136,7 @@ def _arrays(plan: ConvPlan, weight: np.ndarray) -> tuple[dict[str, np.ndarray], 
         return (np.round(values * 16) / 16).astype(task.dtype)
 
     x = images(task.in_channels, task.in_layout)
-    inputs = {"x": to_planes(x, task.in_layout), **plan.fkw.named_arrays}
+    inputs = {"x": to_planes(x, task.in_layout), **plan.packed.named_arrays}
     bias = residual = None
     if epilogue.bias:
         bias = rng.standard_normal(task.out_channels).astype(task.dtype)

@@ -29,6 +29,7 @@ from topi_kernels.conv_task import ConvTask
 from topi_kernels.layout import PlaneLayout, to_planes
 from topi_kernels.operator import ConvPlan, plan_conv
 from topi_kernels.schedules.choose import Config
+from topi_kernels.schedules.config import PATTERNS
 from topi_kernels.structure import Structure
 
 from ..crosscompile import linker_for
@@ -148,17 +149,17 @@ class TaskInputs:
             self._extra.append(
                 _random_planes(rng, task.batch, weight.shape[0], task.residual_layout, task.dtype)
             )
-        self._plans: dict[int, ConvPlan] = {}
+        self._plans: dict[tuple[Any, ...], ConvPlan] = {}
         self._written: set[int] = set()
         self._answer_file = f"answer-{task.key}.npz"
 
     def plan(self, config: Config) -> ConvPlan:
-        """The plan of a configuration; packed weights depend on its group only."""
-        if config.group not in self._plans:
-            self._plans[config.group] = plan_conv(
+        """The plan of a configuration; few of its knobs decide how weights are packed."""
+        if _packing(config) not in self._plans:
+            self._plans[_packing(config)] = plan_conv(
                 self.task, self.weight, config, self.num_threads, self.structure
             )
-        return replace(self._plans[config.group], config=config)
+        return replace(self._plans[_packing(config)], config=config)
 
     def arguments(self, plan: ConvPlan) -> list[np.ndarray]:
         """Arguments of the operator; the output starts as NaN, so that gaps are seen."""
@@ -168,7 +169,7 @@ class TaskInputs:
 
     def token(self, plan: ConvPlan) -> int:
         """Write the inputs of a plan, once, and return the number that names them."""
-        token = zlib.crc32(f"{self.task.key}/{plan.group}".encode())
+        token = zlib.crc32(f"{self.task.key}/{_packing(plan.config)}".encode())
         if token not in self._written:
             if not (self.folder / self._answer_file).exists():
                 answer, tolerance = self._answer(plan)
@@ -192,6 +193,13 @@ class TaskInputs:
         scale = max(1.0, float(np.abs(answer).max()))
         epsilon = float(np.finfo(self.task.dtype).eps) / 2
         return answer, 8 * float(np.sqrt(length)) * epsilon * scale + 1e-6
+
+
+def _packing(config: Config) -> tuple[Any, ...]:
+    """What decides how weights are packed: equal for configurations that take the same arrays."""
+    if getattr(config, "body", PATTERNS) == PATTERNS:
+        return (config.group,)
+    return config.group, config.body, config.channel_block
 
 
 def _random_planes(
