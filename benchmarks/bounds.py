@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from relay_passes.targets import resolve
+from topi_kernels.fkw import FKW
 from topi_kernels.operator import wasted_share
 
 from . import device as device_info
@@ -54,11 +55,16 @@ class BoundRow:
 
 def _near(engine: LayerEngine) -> LayerEngine:
     """The same work on the first in_channels only; the answer is meaningless."""
-    plan = engine.plan
+    plan, packed = engine.plan, engine.plan.packed
+    if isinstance(packed, FKW):
+        codes = packed.in_channel
+        delta = packed.index_encoding == "delta8"
+        near = np.zeros_like(codes) if delta else codes % NEAR_CHANNELS
+    else:
+        codes, step = packed.offset, packed.code.plane_size // packed.code.unit
+        near = (codes % (NEAR_CHANNELS * step)).astype(codes.dtype)
     arguments = list(engine.arguments)
-    position = 1 + next(i for i, a in enumerate(plan.arrays) if a is plan.fkw.in_channel)
-    codes = plan.fkw.in_channel
-    near = np.zeros_like(codes) if plan.fkw.index_encoding == "delta8" else codes % NEAR_CHANNELS
+    position = 1 + next(i for i, a in enumerate(plan.arrays) if a is codes)
     arguments[position] = tvm.runtime.tensor(near)
     return LayerEngine(plan, engine.function, arguments, engine.num_threads)
 

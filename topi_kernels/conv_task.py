@@ -20,7 +20,7 @@ from .geometry import ConvGeometry
 from .layout import PlaneLayout
 from .pattern import Pattern
 from .schedules.choose import Config, ConvSchedules, Facts, schedules_of
-from .schedules.search_space import ConvShape
+from .schedules.shape import ConvShape
 from .structure import Structure, determine
 from .workload import Epilogue
 

@@ -63,6 +63,8 @@ class Family:
     interleaved_lanes : bool
         Whether tensors get interleaved lanes where the cost model expects a gain, unless asked
         otherwise: true where that was measured.
+    tap_lists : bool
+        Whether level 0 may choose the body of tap lists: true where it was measured.
     nan_maximum : bool
         Whether maximum and minimum give NaN if either operand is NaN, as in torch.
     """
@@ -95,6 +97,7 @@ class Family:
     isa: str = "any"
     early_loads: bool = False
     interleaved_lanes: bool = False
+    tap_lists: bool = False
     nan_maximum: bool = False
 
     def of_dtype(self, dtype: str) -> Family:

@@ -138,6 +138,10 @@ def _loop_nest(
             channels = kind(workload, config, share)
             turns = T.Bind(T.min(share, groups - first))
             with T.serial(0, channels.count) as block, T.serial(0, turns) as turn:
+                if following is not None and config.body == TAPS:
+                    number = block * share + turn
+                    fetch = (number, channels.count * share)
+                    fetch_next_input(workload, config, buffers, following, fetch)
                 compute_block(place, channels, block, first + turn, turn)
             return
         with T.serial(first, T.min(first + share, groups)) as g:

@@ -8,17 +8,17 @@ searches the same space by measuring.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 
-from ..geometry import ConvGeometry
 from ..layout import PlaneLayout
-from ..pattern import Pattern
 from ..reorder import GROUP_SIZES
 from ..tap_lists import why_no_tap_lists
 from .config import MAX_PREFETCH, SHIFTS, TAPS, ConvConfig, Family, illegal_reason
 from .input_geometry import column_reach
 from .load_reuse import input_rows
+from .shape import ConvShape
+from .tap_space import tap_configs, taps_cost
 
 MIN_VECTOR_WIDTH = 4
 MAX_FILTER_VECTORS = 4
@@ -26,20 +26,6 @@ MIN_LIST = 4
 MISSING_CHAIN_COST = 0.01
 # Dense kernels take several steps; LLVM starts the next step's loads early, which needs registers.
 MULTI_STEP_ACCUMULATORS = 0.5
-
-
-@dataclass(frozen=True)
-class ConvShape:
-    """What the model and the legality check must know of a convolution."""
-
-    in_channels: int
-    out_channels: int
-    geometry: ConvGeometry
-    in_layout: PlaneLayout
-    out_layout: PlaneLayout
-    patterns: tuple[Pattern, ...]
-    kernels_per_group: float
-    max_group: int
 
 
 def _rows_of_step(
@@ -225,9 +211,11 @@ def _step_cost(
 
 def estimate_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
     """Estimated cost of the whole layer in FMA slots of one core; only its order matters."""
-    layout = shape.out_layout
     tiles = tile_count(shape, config)
     groups = -(-shape.out_channels // config.group)
+    work = float(groups * tiles)
+    if config.body == TAPS:
+        return work * (taps_cost(shape, config, family) + _tile_cost(shape, config, family))
     per_kernel = 0.0
     for pattern in shape.patterns:
         taps = pattern.taps
@@ -241,15 +229,20 @@ def estimate_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float
     if config.accumulators < in_flight:
         per_kernel *= in_flight / config.accumulators
     per_kernel *= 1 + MISSING_CHAIN_COST * max(0.0, 2 * in_flight - config.accumulators)
+    tile = _tile_cost(shape, config, family) + _block_cost(shape, config, family)
+    work *= shape.kernels_per_group * per_kernel + tile
+    return work + _separation_cost(shape, config, family)
+
+
+def _tile_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
+    """Starting the accumulators of a tile and storing it."""
+    layout = shape.out_layout
     pieces = float(config.accumulators * config.filter_lanes)
     if config.pixel_lanes == 1 and config.tile_cols >= 4:
         pieces /= 4
     if layout.is_interleaved:  # rows at the edges of bands are stored twice, and so are borders
         pieces *= 1 + 2 * layout.pad / layout.band_height + 2 * layout.border / layout.columns
-    tile = config.accumulators * family.tile_cost + pieces * family.store_cost
-    tile += _block_cost(shape, config, family)
-    work = tiles * groups * (shape.kernels_per_group * per_kernel + tile)
-    return work + _separation_cost(shape, config, family)
+    return config.accumulators * family.tile_cost + pieces * family.store_cost
 
 
 def _filter_splits(family: Family, group: int) -> Iterator[tuple[int, int, int]]:
@@ -266,6 +259,14 @@ def _filter_splits(family: Family, group: int) -> Iterator[tuple[int, int, int]]
 
 def search_space(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
     """All legal configurations of a convolution, in a fixed order."""
+    yield from _pattern_configs(shape, family)
+    for config in tap_configs(shape, family):
+        if illegal_for(shape, config, family) is None:
+            yield config
+
+
+def _pattern_configs(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
+    """Those with a body for each pattern."""
     layout = shape.out_layout
     budget = family.vector_registers - family.temporaries
     most_taps = max(len(p) for p in shape.patterns)
@@ -395,7 +396,8 @@ def default_config(shape: ConvShape, family: Family) -> ConvConfig:
         If no configuration is legal.
     """
     best: tuple[float, ConvConfig] | None = None
-    for config in search_space(shape, family):
+    space = search_space if family.tap_lists else _pattern_configs
+    for config in space(shape, family):
         cost = estimate_cost(shape, config, family)
         if best is None or cost < best[0]:
             best = (cost, config)

@@ -1,0 +1,23 @@
+"""What the cost model and the legality check must know of a convolution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..geometry import ConvGeometry
+from ..layout import PlaneLayout
+from ..pattern import Pattern
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """Geometry, layouts and sparsity of a convolution, as figures."""
+
+    in_channels: int
+    out_channels: int
+    geometry: ConvGeometry
+    in_layout: PlaneLayout
+    out_layout: PlaneLayout
+    patterns: tuple[Pattern, ...]
+    kernels_per_group: float
+    max_group: int

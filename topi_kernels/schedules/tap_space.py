@@ -1,0 +1,99 @@
+"""Which tiles and blocks the body of tap lists is tried with, and what it is estimated to cost.
+
+The estimate is made of what the machine does: an entry of a list takes as long as its multiply-adds
+or its loads, whichever are more; leaving a list costs a wrong prediction; partial sums of a block
+go through L2, and so does the part of a block's input that the nearest cache does not hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..tap_lists import why_no_tap_lists
+from .config import TAPS, ConvConfig, Family, taps_registers
+from .shape import ConvShape
+
+# Slots of an entry beyond what its ports allow, measured with everything in L1.
+ENTRY_OVERHEAD = 1.25
+# Tiles with fewer accumulators than this share of the best are not tried.
+LEAST_TILE = 0.6
+#: Sharing among more filters leaves no registers for pixels.
+MAX_FILTERS = 4
+
+
+def _channel_floats(shape: ConvShape, rows: int, cols: int, width: int, family: Family) -> int:
+    """Elements of the lines that a tile touches of one in_channel."""
+    kh, kw = shape.geometry.kernel_size
+    dh, dw = shape.geometry.dilation
+    interleaved, line = shape.in_layout.is_interleaved, family.cache_line_floats
+    step = shape.in_layout.lanes if interleaved else 1
+    columns = cols * width + (kw - 1) * dw * step
+    lines = -(-columns // line) + (0 if interleaved else 1)
+    return (rows + (kh - 1) * dh) * lines * line
+
+
+def channel_block(shape: ConvShape, rows: int, cols: int, width: int, family: Family) -> int:
+    """In_channels of the fewest equal blocks whose input stays near; 0 for all at once."""
+    floats = _channel_floats(shape, rows, cols, width, family)
+    blocks = -(-shape.in_channels * floats // max(family.block_floats, floats))
+    return -(-shape.in_channels // blocks) if blocks > 1 else 0
+
+
+def tap_configs(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
+    """Configurations of tap lists that are worth trying, in a fixed order."""
+    layout, width = shape.out_layout, family.vector_width
+    suits = family.block_floats and max(len(p) for p in shape.patterns) > 1
+    if not suits or shape.geometry.stride != (1, 1):
+        return
+    if why_no_tap_lists(shape.geometry, shape.in_layout) is not None:
+        return
+    interleaved = layout.is_interleaved
+    columns = layout.columns if interleaved else -(-layout.width // width)
+    filters = 1
+    while filters <= min(MAX_FILTERS, shape.max_group):
+        tiles = [
+            ConvConfig(
+                width,
+                1,
+                filters,
+                rows,
+                cols,
+                taps_per_step=1,
+                shift="lanes" if interleaved else "load",
+                prefetch=0,
+                channel_block=channel_block(shape, rows, cols, width, family),
+                fetch_ahead=family.fetch_ahead,
+                body=TAPS,
+            )
+            for rows in range(1, min(layout.band_height, family.vector_registers) + 1)
+            for cols in range(1, min(columns, family.vector_registers // rows) + 1)
+        ]
+        tiles = [c for c in tiles if taps_registers(c) <= family.vector_registers]
+        most = max((c.accumulators for c in tiles), default=0)
+        yield from (c for c in tiles if c.accumulators >= LEAST_TILE * most)
+        filters *= 2
+
+
+def taps_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
+    """Estimated slots of one filter_group at one tile, its start and stores left out."""
+    inputs, filters = config.tile_rows * config.tile_cols, config.filter_vectors
+    loads = float(inputs + filters + 1)
+    if not shape.in_layout.is_interleaved:  # of the columns of a kernel all but one are unaligned
+        kw = shape.geometry.kernel_size[1]
+        loads += inputs * (kw - 1) / kw * config.vector_width / family.cache_line_floats
+    entry = max(config.accumulators, loads / family.load_ports * family.fma_ports)
+    entry *= ENTRY_OVERHEAD
+    entry = max(entry, family.fma_ports * family.fma_latency)
+    block = config.channel_block or shape.in_channels
+    blocks = -(-shape.in_channels // block)
+    tile = (config.tile_rows, config.tile_cols, config.vector_width)
+    floats = block * _channel_floats(shape, *tile, family)
+    lines_per_vector = config.vector_width / family.cache_line_floats
+    missing = max(0.0, 1.0 - family.block_floats / floats)
+    entry += missing * inputs * lines_per_vector * family.line_cost
+    groups = -(-shape.out_channels // config.group)
+    # Every block of input comes from beyond once per tile, for all groups together.
+    fetched = blocks * floats / family.cache_line_floats * family.line_cost / groups
+    sums = 2 * config.accumulators * lines_per_vector * family.line_cost
+    taps = shape.kernels_per_group * sum(len(p) for p in shape.patterns) / len(shape.patterns)
+    return taps * entry + blocks * family.list_cost + (blocks - 1) * sums + fetched
