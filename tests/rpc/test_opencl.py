@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import tvm
 from torch import nn
 from tvm.target import Target
+from typer.testing import CliRunner
 
 import tvm_pattern as tp
 from relay_passes.targets import resolve
 from tvm_pattern import devices, opencl
+from tvm_pattern.cli import app
 from tvm_pattern.crosscompile import linker_for
 from tvm_pattern.deploy.device import Device, DeviceError, WrongDeviceError
 from tvm_pattern.deploy.farm import run_everywhere
@@ -19,6 +25,7 @@ from tvm_pattern.opencl.facts import why_none
 from tvm_pattern.rpc.client import RPCError
 from tvm_pattern.rpc.doctor import check_target
 from tvm_pattern.rpc.server import ServerOptions
+from tvm_pattern.sources import open_model, pruned_at_once
 
 from .conftest import Farm
 
@@ -119,10 +126,6 @@ def test_the_command_of_a_server_with_opencl():
 
 
 def test_a_server_that_shall_have_opencl_and_has_none(monkeypatch):
-    from typer.testing import CliRunner
-
-    from tvm_pattern.cli import app
-
     monkeypatch.setattr(opencl, "devices", list)
     monkeypatch.setenv("COLUMNS", "300")
     arguments = ["rpc", "server", "--tracker", "127.0.0.1:1", "--key", "k", "--opencl"]
@@ -136,3 +139,65 @@ def test_outputs_are_the_same_here_and_there(servers, exported):
     with Device.from_tracker(servers.address, GPU) as device:
         (there,) = device.load(path).run(image)
     np.testing.assert_array_equal(there, tp.load(path)(image))
+
+
+NETWORK = """
+import torch
+from torch import nn
+
+
+def net():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 64, 4)]
+    return nn.Sequential(*layers).eval()
+"""
+MODEL = ("gpu_network:net", "--shape", "1x8x8x8", "--connectivity", "2")
+TARGET = ("--target", "pattern/mali", "--host", "native", "--threads", "1")
+QUICK = ("--tuner", "random", "--batch", "3", "--repeat", "2", "--min-repeat-ms", "0")
+
+
+def command(*words: Any, code: int = 0) -> Any:
+    """What a command prints as JSON."""
+    done = CliRunner().invoke(app, [*map(str, words), "--json"])
+    assert done.exit_code == code, done.output
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """The current folder, with a network that commands can name."""
+    (tmp_path / "gpu_network.py").write_text(NETWORK)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_from_tuning_to_a_verified_run_by_commands(servers, folder):
+    """The commands of a CPU; only target and host differ."""
+    there = ("--tracker", servers.address, "--key", GPU)
+    tuned = command(
+        "tune", "--model", *MODEL, *TARGET, *there, *QUICK, "--trials", 3, "--log", "log.jsonl"
+    )
+    records = [json.loads(line) for line in Path("log.jsonl").read_text().splitlines()]
+    assert (tuned["trials"], tuned["failed"], len(records)) == (3, 0, 3)
+    assert {record["device"] for record in records} == {GPU}
+    best = min(records, key=lambda record: float(np.median(record["times"])))
+
+    built = command("compile", *MODEL, *TARGET, "--tuning-log", "log.jsonl", "-o", "m.so")
+    assert built["report"][0]["config"] == best["config"]
+    assert built["verification"]["status"] == "checked"
+
+    model = pruned_at_once(open_model(MODEL[0]), 2.0, None, None)
+    x = np.random.default_rng(0).standard_normal((1, 8, 8, 8)).astype(np.float32)
+    y = model(torch.from_numpy(x)).detach().numpy()
+    for name, value in (("x.npy", x), ("y.npy", y), ("wrong.npy", y + 1)):
+        np.save(name, value)
+    (here,) = command("run", "m.so", "-i", "x.npy", "--repeat", 1)["outputs"]
+    assert here["argmax"] == int(y.argmax())
+    assert here["max"] == pytest.approx(float(y.max()), rel=1e-4)
+    remote = ("run", "--lib", "m.so", *there, "-i", "x.npy", "--repeat", 1, "--expected")
+    (row,) = command(*remote, "y.npy")
+    assert (row["verified"], row["error"]) == (True, "")
+    (row,) = command(*remote, "wrong.npy", code=1)
+    assert row["verified"] is False
+    (row,) = command("bench", "--lib", "m.so", *there, "--repeat", 2, "--cool-down", 0)
+    assert row["median_ms"] > 0

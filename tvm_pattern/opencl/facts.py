@@ -81,6 +81,7 @@ def facts_from(text: str) -> DeviceFacts:
 
 def why_none() -> str:
     """Why :func:`devices` is empty, and what to do."""
+    load_runtime()
     problem = str(_function("problem")())
     reason = problem or "no OpenCL driver has a device"
     return (
