@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 import tvm
 from conv_cases import pattern_weights
 
+from benchmarks import arm_emulation
 from topi_kernels.geometry import ConvGeometry
 from topi_kernels.layout import PlaneLayout
 from topi_kernels.schedules.cpu_int8.byte_layout import byte_layout
@@ -27,6 +30,13 @@ from tvm_pattern.cpu_flags import surely_has
 #: Instructions, a Target that has them, and what the computer that runs the tests must have.
 TARGETS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "avx512-vnni": ({"kind": "llvm", "mcpu": "icelake-server"}, ("avx512vnni", "avx512vbmi")),
+    "avx-vnni": ({"kind": "llvm", "mcpu": "cascadelake"}, ("avx512vnni", "avx512vl")),
+    "avx2": ({"kind": "llvm", "mcpu": "haswell"}, ("avx2", "fma")),
+    "avx2-narrow": ({"kind": "llvm", "mcpu": "haswell"}, ("avx2", "fma")),
+    "neon-dotprod": (
+        {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76", "mattr": ["+neon"]},
+        (),
+    ),
 }
 
 
@@ -109,8 +119,9 @@ class Int8Case:
         return byte_layout(*self.x.shape[2:], pad), byte_layout(height, width, 1)
 
     def plan(self, isa: str, config: Int8Config | None = None, threads: int = 1) -> Int8Plan:
+        given = "avx2" if isa == "avx2-narrow" else isa  # which of them follows from the weights
         return plan_int8_conv(
-            self.layer, len(self.x), self.layouts(), isa, config=config, num_threads=threads
+            self.layer, len(self.x), self.layouts(), given, config=config, num_threads=threads
         )
 
     def arguments(self, plan: Int8Plan) -> list[np.ndarray]:
@@ -125,10 +136,27 @@ class Int8Case:
     def run(self, isa: str, config: Int8Config | None = None, threads: int = 1) -> np.ndarray:
         """Output planes."""
         plan = self.plan(isa, config, threads)
+        assert plan.workload.isa == isa
+        if isa == "neon-dotprod":
+            return self.emulated(plan)
         library = tvm.compile(plan.primfunc(), target=tvm.target.Target(TARGETS[isa][0]))
         args = [tvm.runtime.tensor(a) for a in self.arguments(plan)]
         library["int8_conv2d"](*args)
         return args[-1].numpy()
+
+    def emulated(self, plan: Int8Plan) -> np.ndarray:
+        """Output planes, of code for ARM."""
+        steps = arm_emulation.Plan()
+        *inputs, out = self.arguments(plan)
+        for array in inputs:
+            steps.constant(array)
+        steps.outputs.append(steps.empty(out.shape, "uint8"))
+        steps.call("int8_conv2d", range(len(steps.tensors)))
+        target = tvm.target.Target(TARGETS["neon-dotprod"][0])
+        with tempfile.TemporaryDirectory() as folder:
+            library = arm_emulation.export(plan.primfunc(), target, Path(folder) / "conv.so")
+            (planes,), _ = arm_emulation.run(library, steps, target)
+        return planes
 
     def check(self, isa: str, config: Int8Config | None = None, threads: int = 1) -> None:
         """Every byte of the images, and of the padding around them."""

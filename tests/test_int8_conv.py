@@ -75,6 +75,40 @@ def test_tiles_that_do_not_fit_the_image(config: Int8Config) -> None:
     int8_case(4, 6, (11, 17)).check(VBMI, config)
 
 
+OTHERS = {
+    "pattern": {"out_channels": 4, "in_channels": 6, "size": (7, 11), "group": 2},
+    "stride 2": {"out_channels": 4, "in_channels": 5, "size": (9, 7), "stride": 2},
+    "dense": {"out_channels": 4, "in_channels": 3, "size": (5, 6), "weight": dense(4, 3, 3)},
+    "1x1": {
+        "out_channels": 5,
+        "in_channels": 6,
+        "size": (5, 7),
+        "kernel": 1,
+        "weight": dense(5, 6, 1),
+        "residual": True,
+    },
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("isa", sorted(set(ISAS) - {VBMI}))
+def test_other_instructions(isa: str, name: str) -> None:
+    """Full-range weights and bytes; on AVX2 weights of 7 bits take fewer instructions."""
+    int8_case(**OTHERS[name], largest=64 if isa == "avx2-narrow" else 127).check(isa)
+
+
+@pytest.mark.parametrize(("isa", "largest"), [("avx2", 127), ("avx2-narrow", 64)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_products_in_16_bits_do_not_saturate(isa: str, largest: int, sign: int) -> None:
+    """The largest bytes and weights of one sign, whose pairs of products VPMADDUBSW would cut."""
+    case = int8_case(4, 4, (6, 6), weight=dense(4, 4, 3), low=-np.inf)
+    weight = np.full_like(case.layer.weight, sign * largest)
+    result = Quantisation(case.layer.result.scale * 30, 128)
+    extreme = Int8Case(replace(case.layer, weight=weight, result=result), np.full_like(case.x, 255))
+    extreme.check(isa)
+    assert 0 < extreme.expected().mean() < 255
+
+
 def test_threads() -> None:
     int8_case(4, 4, (12, 9)).check(VBMI, threads=2)
 

@@ -204,13 +204,34 @@ def test_activations_per_channel_are_left() -> None:
 
 def test_a_device_without_such_instructions_says_so() -> None:
     net = QdqNetwork(image(1, 4, 8, 8))
-    a = net.conv(net.enter(), 4, name="a")
-    mod = net.module(a)
-    lowered, report = pipeline.lower(mod, {"kind": "llvm", "mcpu": "x86-64-v4"}, num_threads=1)
-    assert len(report.notes) == 1
-    assert "quantised operators run in float32: the device 'x86-avx512'" in report.notes[0]
+    mod = net.module(net.conv(net.enter(), 4, name="a"))
+    _, report = pipeline.lower(mod, "pattern/cortex-a53", num_threads=1)
+    assert report.notes == (
+        "quantised operators run in float32: the device 'arm-neon-in-order' has no instructions"
+        " that multiply bytes, or the project no kernels for them",
+    )
     assert [row.dtype for row in report] == ["float32"]
-    assert lowered is not None
+
+
+@pytest.mark.parametrize(
+    ("target", "isa"),
+    [
+        ({"kind": "llvm", "mcpu": "icelake-server"}, "avx512-vnni"),
+        ({"kind": "llvm", "mcpu": "cascadelake"}, "avx-vnni"),
+        ({"kind": "llvm", "mcpu": "alderlake"}, "avx-vnni"),
+        ("pattern/x86-avx2", "avx2"),
+        ("pattern/x86-avx512", "avx2"),
+        ("pattern/cortex-a55", "neon-dotprod"),
+        ("pattern/cortex-x1", "neon-dotprod"),
+        ("pattern/neoverse-n1", "neon-dotprod"),
+        ("pattern/cortex-a72", ""),
+        ("pattern/armv7", ""),
+        ("pattern/mali", ""),
+    ],
+    ids=str,
+)
+def test_the_instructions_of_a_target(target: object, isa: str) -> None:
+    assert Backend.of(targets.resolve(target)).int8 == isa
 
 
 def test_a_float_network_is_not_touched() -> None:

@@ -165,6 +165,11 @@ def why_no_float16(target: Target) -> str:
     )
 
 
+def int8_instructions(target: Target) -> str:
+    """How bytes are multiplied; cores before ARMv8.2's dot products compute in float32."""
+    return "neon-dotprod" if codegen.llvm_cpu_has_features("dotprod", target) else ""
+
+
 def _aarch64(core: str) -> dict[str, Any]:
     return {
         "kind": "llvm",
@@ -192,5 +197,7 @@ def register(registry: Registry) -> None:
     for facts in (NEON, NEON_WIDE, NEON_IN_ORDER):
         tags = {c.name: _aarch64(c.name) for c in CORES if c.tagged and c.facts is facts}
         matches = partial(is_core_of, facts)
-        registry.add(Device(facts.name, matches, facts, why_no_float16, tags))
+        registry.add(
+            Device(facts.name, matches, facts, why_no_float16, tags, int8=int8_instructions)
+        )
     registry.add(Device(NEON_V7.name, is_armv7, NEON_V7, tags={"armv7": _ARMV7}))

@@ -63,7 +63,11 @@ def is_avx2(target: Target) -> bool:
 
 def int8_instructions(target: Target) -> str:
     """How bytes are multiplied, see :mod:`topi_kernels.schedules.cpu_int8.isa`."""
-    return "avx512-vnni" if _has(target, "avx512vnni", "avx512vbmi") else ""
+    if _has(target, "avx512vnni", "avx512vbmi"):
+        return "avx512-vnni"
+    if _has(target, "avxvnni") or _has(target, "avx512vnni", "avx512vl"):
+        return "avx-vnni"
+    return "avx2"
 
 
 def _config(mcpu: str) -> dict[str, Any]:

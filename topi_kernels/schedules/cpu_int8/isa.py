@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
@@ -32,6 +33,9 @@ class DotIsa:
         instruction takes them as signed.
     registers : int
         Vector registers.
+    by_lane : bool
+        Whether a shuffle picks within each 16 bytes of a vector alone; ``table_bytes`` are then
+        those of one such lane.
     """
 
     name: str
@@ -41,6 +45,7 @@ class DotIsa:
     pick: Callable[[list[Expression], Expression], Expression]
     flip: int = 0
     registers: int = 32
+    by_lane: bool = False
 
     @property
     def vector_bytes(self) -> int:
@@ -79,10 +84,85 @@ def _vpermb(tables: list[Expression], picks: Expression) -> Expression:
     return tirx.call_llvm_pure_intrin("uint8x64", name, first, picks, second)
 
 
+def _pshufb(tables: list[Expression], picks: Expression) -> Expression:
+    """Within lanes of 16 bytes; a position with its highest bit set gives zero."""
+
+    def shuffled(table: Expression, positions: Expression) -> Expression:
+        return tirx.call_llvm_pure_intrin("uint8x32", "llvm.x86.avx2.pshuf.b", table, positions)
+
+    if len(tables) == 1:
+        return shuffled(tables[0], picks)
+    # Of positions 0..31 the first table answers those below 16, the second the others.
+    first = shuffled(tables[0], picks + T.broadcast(T.uint8(0x70), 32))
+    second = shuffled(tables[1], picks - T.broadcast(T.uint8(16), 32))
+    return T.bitwise_or(first, second)
+
+
+def _maddubs(values: Expression, weights: Expression, factor: int) -> Expression:
+    """``factor`` times the sums of four products; exact where no pair leaves 16 bits."""
+    pairs = tirx.call_llvm_pure_intrin("int16x16", "llvm.x86.avx2.pmadd.ub.sw", values, weights)
+    factors = T.broadcast(T.int16(factor), 16)
+    return tirx.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", pairs, factors)
+
+
+def _dot_of_halves(acc: Expression, values: Expression, weights: Expression) -> Expression:
+    """Bytes as ``2 * (byte >> 1) + (byte & 1)``: no pair of products of either leaves 16 bits."""
+    words = T.reinterpret("uint16x16", values)
+    shifted = T.reinterpret("uint8x32", T.shift_right(words, T.broadcast(T.uint16(1), 16)))
+    high = T.bitwise_and(shifted, T.broadcast(T.uint8(127), 32))
+    low = T.bitwise_and(values, T.broadcast(T.uint8(1), 32))
+    return acc + _maddubs(high, weights, 2) + _maddubs(low, weights, 1)
+
+
+def _dot_of_narrow(acc: Expression, values: Expression, weights: Expression) -> Expression:
+    """For weights whose pairs reach no further than :data:`NARROW_PAIR`."""
+    return acc + _maddubs(values, weights, 1)
+
+
+def _sdot(acc: Expression, values: Expression, weights: Expression) -> Expression:
+    name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
+    return tirx.call_llvm_pure_intrin("int32x4", name, acc, values, weights)
+
+
+def _tbl(tables: list[Expression], picks: Expression) -> Expression:
+    name = f"llvm.aarch64.neon.tbl{len(tables)}.v16i8"
+    return tirx.call_llvm_pure_intrin("uint8x16", name, *tables, picks)
+
+
+#: Largest sum of the positive, and of the negative, weights of a pair whose products with bytes
+#: stay in 16 bits: 255 * 128 = 32640.
+NARROW_PAIR = 128
+
 #: AVX-512 with VNNI and VBMI: a shuffle reaches all 64 bytes of a register, or 128 of two.
 VBMI = DotIsa("avx512-vnni", 16, (64, 128), _dpbusd(512), _vpermb)
 
-ISAS = {isa.name: isa for isa in (VBMI,)}
+#: The 256-bit form of VNNI; shuffles stay within 128 bits.
+AVX_VNNI = DotIsa("avx-vnni", 8, (16, 32), _dpbusd(256), _pshufb, registers=16, by_lane=True)
+#: VPMADDUBSW adds pairs of products in 16 bits, with saturation that is never met.
+AVX2 = DotIsa("avx2", 8, (16, 32), _dot_of_halves, _pshufb, registers=16, by_lane=True)
+AVX2_NARROW = DotIsa("avx2-narrow", 8, (16, 32), _dot_of_narrow, _pshufb, 0, 16, by_lane=True)
+#: SDOT multiplies signed bytes: 128 is taken off the activations and given back by the bias.
+DOTPROD = DotIsa("neon-dotprod", 4, (16, 32), _sdot, _tbl, flip=128, by_lane=True)
+
+ISAS = {isa.name: isa for isa in (VBMI, AVX_VNNI, AVX2, AVX2_NARROW, DOTPROD)}
+
+
+def for_weights(isa: DotIsa, words: np.ndarray) -> DotIsa:
+    """The instructions to use for these weights: fewer where their products stay in 16 bits.
+
+    Parameters
+    ----------
+    isa : DotIsa
+    words : numpy.ndarray
+        int32: four weights each.
+    """
+    if isa is not AVX2:
+        return isa
+    weights = np.ascontiguousarray(words.reshape(-1)).astype("<i4").view(np.int8)
+    pairs = weights.reshape(-1, 2).astype(np.int64)
+    positive, negative = pairs.clip(min=0).sum(axis=1), (-pairs).clip(min=0).sum(axis=1)
+    reach = max(positive.max(initial=0), negative.max(initial=0))
+    return AVX2_NARROW if reach <= NARROW_PAIR else isa
 
 
 def isa_named(name: str) -> DotIsa:

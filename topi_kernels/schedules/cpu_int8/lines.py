@@ -18,6 +18,9 @@ from .isa import DotIsa
 ROW_LOAD = 16
 """Bytes of a row of the halo that are copied at once; no halo is wider."""
 
+LANE = 16
+"""Bytes that a shuffle within lanes reaches."""
+
 Tap = tuple[int, int]
 
 
@@ -93,11 +96,71 @@ class LineShape:
         return picks.reshape(self.vectors, -1).astype(np.uint8)
 
 
+@dataclass(frozen=True)
+class LaneShape(LineShape):
+    """A line of blocks of 2 x 2 outputs, each with its own halo in 16 bytes of every register.
+
+    For shuffles that stay within lanes of 16 bytes. A line is one vector; with two registers to a
+    line the second holds what of the halos does not fit into the first.
+    """
+
+    @property
+    def halo_of_block(self) -> tuple[int, int]:
+        """Rows and columns of the input that 2 x 2 outputs read."""
+        (sy, sx), (ry, rx) = self.geometry.stride, self.geometry.reach
+        return sy + ry + 1, sx + rx + 1
+
+    def pixel(self, vector: int, lane: int) -> Tap:
+        block, place = divmod(lane, 4)
+        return place // 2, 2 * block + place % 2
+
+    def picks(self, taps: tuple[Tap, ...], pixels: int) -> np.ndarray:
+        (sy, sx), (dy, dx) = self.geometry.stride, self.geometry.dilation
+        width = self.halo_of_block[1]
+        picks = np.zeros((1, pixels, 4), np.uint8)
+        for lane in range(pixels):
+            row, col = lane % 4 // 2, lane % 2
+            for q, (kh, kw) in enumerate(taps):
+                picks[0, lane, q] = (row * sy + kh * dy) * width + col * sx + kw * dx
+        return picks.reshape(1, -1)
+
+    def registers(self, vector_bytes: int) -> Iterator[list[int]]:
+        """For every register of the line, which byte of the rows of the halo each of its bytes is.
+
+        Rows are numbered one after the other, :data:`ROW_LOAD` bytes each.
+        """
+        rows, width = self.halo_of_block
+        step = 2 * self.geometry.stride[1]
+        for register in range(self.line_bytes // vector_bytes):
+            sources = []
+            for block in range(vector_bytes // LANE):
+                for byte in range(LANE):
+                    row, col = divmod(register * LANE + byte, width)
+                    inside = row < rows
+                    sources.append(row * ROW_LOAD + block * step + col if inside else 0)
+            yield sources
+
+
+def _lanes(geometry: ConvGeometry, isa: DotIsa) -> Iterator[LineShape]:
+    """Blocks of 2 x 2 outputs, as many as a vector has lanes of 16 bytes."""
+    blocks = isa.pixels // 4
+    for size in isa.table_bytes:
+        block = (2, 2 * blocks)
+        line = LaneShape(block, block, LANE, size * blocks, geometry)
+        rows, cols = line.halo_of_block
+        if rows * cols <= size and line.halo()[1] <= ROW_LOAD:
+            yield line
+            return
+
+
 def line_shapes(geometry: ConvGeometry, isa: DotIsa) -> Iterator[LineShape]:
     """The lines that a convolution of this geometry can be computed from.
 
     None where its kernel reaches further than a shuffle.
     """
+    if isa.by_lane:
+        yield from _lanes(geometry, isa)
+        return
     yield from _squares(geometry, isa)
     yield from _rows(geometry, isa)
 

@@ -11,7 +11,7 @@ from ...geometry import ConvGeometry
 from ...layout import PlaneLayout
 from ...structure import Structure
 from .conv import schedule_int8_conv
-from .isa import isa_named
+from .isa import for_weights, isa_named
 from .packing import PackedWeights, check_sums, pack
 from .requantise import ROUNDING
 from .tile_lines import tiling_of
@@ -169,6 +169,7 @@ def plan_int8_conv(
     bias = layer.folded_bias(flip)
     check_sums(layer.weight, bias)
     packed = pack(layer.weight, layer.structure, config.group if config else group)
+    isa = for_weights(isa_named(isa), packed.words).name
     workload = Int8Workload(
         batch=batch,
         in_channels=layer.weight.shape[1],

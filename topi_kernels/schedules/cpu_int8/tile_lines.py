@@ -11,10 +11,9 @@ from tvm.tirx.script import builder as T
 
 from ...layout import PlaneLayout
 from ...vector import shuffle
-from ...vector_math import largest_power_of_two
 from .isa import DotIsa
-from .lines import ROW_LOAD
-from .workload import Int8Config, Int8Workload, shape_of_form, tiles_of
+from .lines import ROW_LOAD, LaneShape
+from .workload import Int8Config, Int8Workload, pieces, shape_of_form, tiles_of
 
 Index = Any
 Expression = Any
@@ -58,15 +57,6 @@ class Tiling(Protocol):
 
     def store(self, out: Any, place: Place, channel: Index, values: list[Expression]) -> None:
         """Write the bytes of every vector."""
-
-
-def pieces(count: int, largest: int = ROW_LOAD) -> Iterator[tuple[int, int]]:
-    """``(start, width)`` of powers of two that make up ``count``."""
-    start = 0
-    while start < count:
-        width = min(largest, largest_power_of_two(count - start))
-        yield start, width
-        start += width
 
 
 def _ramp(start: Index, width: int) -> Index:
@@ -148,10 +138,28 @@ class LineTiling:
                 col = x0 + part * line.across * self.step
                 start = T.Bind(layout.offset(y * sy - top, col * sx - left))
                 target = T.Bind((unit * self.lines + number) * line.line_bytes)
-                for row in range(min(rows, line.halo()[0])):
-                    at = T.ramp(start + row * layout.row_stride, 1, ROW_LOAD)
-                    value = _flipped(x[place.batch, unit, at], self.isa)
-                    T.buffer_store(lines, value, [T.ramp(target + row * line.row_bytes, 1, 16)])
+                loaded = [
+                    _flipped(
+                        x[place.batch, unit, T.ramp(start + row * layout.row_stride, 1, ROW_LOAD)],
+                        self.isa,
+                    )
+                    for row in range(min(rows, line.halo()[0]))
+                ]
+                self._store_line(lines, target, loaded)
+
+    def _store_line(self, lines: Any, target: Index, rows: list[Expression]) -> None:
+        """Write the rows of a halo; what is behind the last of them may be overwritten."""
+        line, width = self.line, self.isa.vector_bytes
+        if not isinstance(line, LaneShape):
+            for number, row in enumerate(rows):
+                at = T.ramp(target + number * line.row_bytes, 1, ROW_LOAD)
+                T.buffer_store(lines, row, [at])
+            return
+        bound = [T.Bind(row) for row in rows]
+        last = len(rows) * ROW_LOAD - 1
+        for number, sources in enumerate(line.registers(width)):
+            value = shuffle(bound, [min(source, last) for source in sources])
+            T.buffer_store(lines, value, [T.ramp(target + number * width, 1, width)])
 
     def tuples(
         self, lines: Any, unit: Index, picks: list[Expression]
@@ -180,6 +188,8 @@ class LineTiling:
         layout = self.workload.out_layout
         *ys, x0 = place.starts
         rows, cols = self.line.vector
+        lanes = [self.line.pixel(0, lane) for lane in range(self.isa.pixels)]
+        order = [row * cols + col for row, col in lanes]
         vectors = []
         for strip, down, right in self._places():
             parts = []
@@ -187,7 +197,7 @@ class LineTiling:
                 inside = min(down + row, self._rows - 1)
                 at = layout.offset(ys[strip] + inside, x0 + right)
                 parts.append(planes[place.batch, channel, _ramp(at, cols)])
-            vectors.append(parts[0] if rows == 1 else shuffle(parts, range(rows * cols)))
+            vectors.append(parts[0] if rows == 1 else shuffle(parts, order))
         return vectors
 
     def store(self, out: Any, place: Place, channel: Index, values: list[Expression]) -> None:
@@ -204,11 +214,11 @@ class LineTiling:
     def _row_sources(self, strip: int, row: int) -> list[tuple[int, int]]:
         """Vector and lane of each output of a row of a strip."""
         found: dict[int, tuple[int, int]] = {}
-        (rows, cols), width = self.line.vector, self.step
         for vector, (of, down, right) in enumerate(self._places()):
-            if of == strip and down <= row < down + rows:
-                for col in range(width):
-                    found[right + col] = (vector, (row - down) * cols + col)
+            for lane in range(self.isa.pixels):
+                below, beside = self.line.pixel(0, lane)
+                if of == strip and down + below == row and beside < self.step:
+                    found[right + beside] = (vector, lane)
         return [found[col] for col in range(self._cols)]
 
     def _piece(self, values: list[Expression], sources: list[tuple[int, int]]) -> Expression:

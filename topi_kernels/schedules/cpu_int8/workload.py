@@ -7,13 +7,23 @@ from dataclasses import asdict, dataclass
 
 from ...geometry import ConvGeometry
 from ...layout import PlaneLayout
+from ...vector_math import largest_power_of_two
 from .isa import DotIsa, isa_named
-from .lines import LineShape, line_shapes
+from .lines import ROW_LOAD, LineShape, line_shapes
 from .packing import WORD, Chunk
 
-FREE_REGISTERS = {1: 4, 2: 4, 4: 8}
-"""Registers that are no accumulators (shuffled bytes, positions, weights), by filters of a group;
-with fewer, LLVM spills."""
+FREE_REGISTERS = {32: {1: 4, 2: 4, 4: 8}, 16: {1: 6, 2: 6, 4: 8}}
+"""Registers that are no accumulators (shuffled bytes, positions, weights), of how many there are
+and by filters of a group; with fewer, LLVM spills."""
+
+
+def pieces(count: int, largest: int = ROW_LOAD) -> Iterator[tuple[int, int]]:
+    """``(start, width)`` of powers of two that make up ``count``."""
+    start = 0
+    while start < count:
+        width = min(largest, largest_power_of_two(count - start))
+        yield start, width
+        start += width
 
 
 @dataclass(frozen=True)
@@ -103,7 +113,8 @@ def has_lines(geometry: ConvGeometry, isa: DotIsa) -> bool:
 def configs(workload: Int8Workload) -> Iterator[Int8Config]:
     """All choices of a workload, in a fixed order."""
     isa = isa_named(workload.isa)
-    most = (isa.registers - FREE_REGISTERS[workload.group]) // workload.group
+    free = FREE_REGISTERS[isa.registers][workload.group]
+    most = (isa.registers - free) // workload.group
     if workload.pointwise:
         yield from (Int8Config("run", 1, v, workload.group) for v in range(1, most + 1))
         return
@@ -119,19 +130,6 @@ def configs(workload: Int8Workload) -> Iterator[Int8Config]:
             for rows in range(1, strips + 1):
                 if vectors * rows * per_line <= most:
                     yield Int8Config(form, rows, vectors, workload.group)
-
-
-def computed_pixels(workload: Int8Workload, config: Int8Config) -> int:
-    """Outputs that are computed, those computed twice and those that are none included."""
-    isa = isa_named(workload.isa)
-    if config.form == "run":
-        return tiles_of(workload, config)[1] * config.vectors * isa.pixels
-    line = shape_of_form(config.form, workload.geometry, isa)
-    if line is None:
-        raise ValueError(f"no lines of the form {config.form!r} for {workload.geometry}")
-    down, beside = tiles_of(workload, config)
-    per_line = line.vectors // line.across
-    return down * beside * config.strips * config.vectors * per_line * isa.pixels
 
 
 def tiles_of(workload: Int8Workload, config: Int8Config) -> tuple[int, int]:
@@ -152,30 +150,56 @@ def tiles_of(workload: Int8Workload, config: Int8Config) -> tuple[int, int]:
     return -(-out.height // rows), -(-out.width // cols)
 
 
-#: Accumulators that hide the latency of a dot product and of a loop's end, by filters of a group.
-_ENOUGH = {1: 12, 2: 16, 4: 16}
+@dataclass(frozen=True)
+class Costs:
+    """Cycles of the parts of a tile, fitted to a Zen 4 core; only the order of sums counts."""
+
+    dot: float = 1.0
+    shuffle: float = 0.5
+    load: float = 0.25
+    entry: float = 1.5
+    #: A sum waits for its last one.
+    latency: float = 6.0
+    gathered_line: float = 14.0
+    finished_vector: float = 10.0
+    store: float = 2.0
+    group: float = 10.0
+
+
+COSTS = Costs()
+
+
+def estimate(workload: Int8Workload, config: Int8Config, costs: Costs = COSTS) -> float:
+    """Expected cycles of a config."""
+    down, beside = tiles_of(workload, config)
+    line = None
+    if config.form != "run":
+        line = shape_of_form(config.form, workload.geometry, isa_named(workload.isa))
+    if line is None:
+        vectors = lines = stores = config.vectors
+    else:
+        vectors = config.strips * config.vectors * (line.vectors // line.across)
+        lines = config.strips * -(-config.vectors // line.across)
+        width = config.vectors * min(line.vector[1], line.block[1])
+        stores = config.strips * line.block[0] * sum(1 for _ in pieces(width))
+    dots = config.group * vectors
+    entry = costs.dot * dots + costs.load * lines + costs.entry
+    entry += costs.shuffle * vectors if line is not None else 0.0
+    finish = config.group * (costs.finished_vector * vectors + costs.store * stores) + costs.group
+    tile = workload.units * lines * costs.gathered_line
+    tile += workload.entries * max(entry, costs.latency) + workload.groups * finish
+    return tile * down * beside
 
 
 def default_config(workload: Int8Workload) -> Int8Config:
-    """The choice without tuning: fewest wasted outputs, then most accumulators.
+    """The choice without tuning: the one with the least expected cycles.
 
     Raises
     ------
     ValueError
         If there is none.
     """
-    best, best_cost = None, 0.0
-    for config in configs(workload):
-        per_line = 1
-        if config.form != "run":
-            line = shape_of_form(config.form, workload.geometry, isa_named(workload.isa))
-            per_line = 1 if line is None else line.vectors // line.across
-        accumulators = config.strips * config.vectors * config.group * per_line
-        speed = min(1.0, (accumulators + 4) / (_ENOUGH[config.group] + 4))
-        crowded = 0.9 if accumulators > 24 else 1.0
-        cost = computed_pixels(workload, config) / (speed * crowded)
-        if best is None or cost < best_cost:
-            best, best_cost = config, cost
+    best = min(configs(workload), key=lambda config: estimate(workload, config), default=None)
     if best is None:
         raise ValueError(
             f"no choice for a convolution of {workload.geometry} with {workload.isa}; compile it in"
