@@ -127,7 +127,7 @@ class LowerMatmul:
         structure = self._structure(str(binding.var.name), matrix)
         if reason:
             if structure is not None:
-                self._add_row(binding, structure, MatvecChoice(None, 1.0, reason), taken=False)
+                self._add_row(binding, structure, MatvecChoice(None, reason=reason), taken=False)
             return None
         rows = (static_shape(call.args[0], 2) or (1,))[0]
         choice = MatvecChoice(None)
@@ -183,5 +183,6 @@ class LowerMatmul:
                 effective_gflop=gflop * (1.0 if choice.config is None else density),
                 structure=structure.source,
                 expected_gain=choice.gain,
+                expected_cost=choice.cost,
             )
         )

@@ -27,6 +27,16 @@ class ReportBuilder:
         self._rows[name] = replace(row, layer=name)
         return name
 
+    def row(self, layer: str) -> LayerRow:
+        """The row of that name.
+
+        Raises
+        ------
+        KeyError
+            If there is none.
+        """
+        return self._rows[layer]
+
     def update(self, layer: str, **changes: Any) -> None:
         """Change fields of an existing row.
 

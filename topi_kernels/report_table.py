@@ -18,7 +18,17 @@ if TYPE_CHECKING:
 #: ``(layer, op, milliseconds, share)`` of every timed call.
 Times = Sequence[tuple[str, str, float, float]]
 # In the order in which they are given up, the last first. The layer and its times always stay.
-_OPTIONAL = ("kind", "fewer", "note", "F", "share of FLOP", "eff. FLOP", "dense-eq. FLOP", "config")
+_OPTIONAL = (
+    "kind",
+    "fewer",
+    "expected",
+    "note",
+    "F",
+    "share of FLOP",
+    "eff. FLOP",
+    "dense-eq. FLOP",
+    "config",
+)
 _LEFT = ("layer", "kind", "note", "config")
 
 
@@ -66,7 +76,8 @@ def layer_table(
     Returns
     -------
     rich.table.Table
-        ``fewer`` is dense-equivalent over effective FLOP; ``note`` counts from 1 in
+        ``fewer`` is dense-equivalent over effective FLOP, ``expected`` the gain over the dense
+        layer by the cost model; ``note`` counts from 1 in
         :func:`reasons_of`.
     """
     from rich.table import Table
@@ -128,6 +139,7 @@ def _cells(row: LayerRow, numbers: Mapping[str, str], total: float) -> dict[str,
         "layer": row.layer,
         "kind": _kind(row),
         "fewer": f"{row.dense_equivalent_gflop / work:.2f}x" if work else "-",
+        "expected": f"{row.expected_gain:.2f}x" if row.expected_gain else "",
         "note": " ".join([*(() if row.taken else ("dense",)), numbers.get(row.reason, "")]).strip(),
         "F": str(row.group or "-"),
         "share of FLOP": f"{work / total:.1%}",

@@ -88,12 +88,15 @@ class MatvecChoice:
         None for the dense product.
     gain : float
         Estimated time of the dense product over that of what was chosen.
+    cost : float
+        Estimate in the unit of a convolution's cost, which is an FMA slot.
     reason : str
         Why a pruned matrix is multiplied densely; empty otherwise.
     """
 
     config: SparseMatvecConfig | None
     gain: float = 1.0
+    cost: float = 0.0
     reason: str = ""
 
 
@@ -148,7 +151,7 @@ def choose(structure: Structure, rows: int, target: PlaneTarget) -> MatvecChoice
         return MatvecChoice(None)
     if not isinstance(device.facts, Family):
         reason = f"no sparse product for the device {target.family!r}; multiplied densely"
-        return MatvecChoice(None, 1.0, reason)
+        return MatvecChoice(None, reason=reason)
     itemsize = np.dtype(target.dtype).itemsize
     dense = dense_cycles(rows, k, n, device.facts, itemsize)
     cycles = {g: sparse_cycles(structure, rows, g, device.facts, itemsize) for g in GROUPS}
@@ -159,8 +162,9 @@ def choose(structure: Structure, rows: int, target: PlaneTarget) -> MatvecChoice
             f"expected {gain:.2f}x of the dense product: at least {GROUPS[-1]} neighbouring outputs"
             " have to share their inputs; multiplied densely"
         )
-        return MatvecChoice(None, 1.0, reason)
-    return MatvecChoice(SparseMatvecConfig.fitting(group, rows, target.lanes), gain)
+        return MatvecChoice(None, cost=dense * device.facts.fma_ports, reason=reason)
+    cost = cycles[group] * device.facts.fma_ports
+    return MatvecChoice(SparseMatvecConfig.fitting(group, rows, target.lanes), gain, cost)
 
 
 def pack_matrix(weight: np.ndarray, structure: Structure, config: SparseMatvecConfig) -> FKW:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
+from typing import Any
 
 from tvm import relax
 from tvm.ir import Expr, GlobalVar, Var
 
+from topi_kernels.conv_task import ConvTask
+from topi_kernels.expected_gain import DENSE, better_dense, expected
 from topi_kernels.layout import PlaneLayout
 from topi_kernels.layout_choice import ConvNeed
 from topi_kernels.operator import ConvPlan
+from topi_kernels.structure import Structure
 
 from ..dataflow import array_of, constant, shape_of
 from ..markers import ConvParams, Marker, epilogue_tensors, parse, structure_of
@@ -63,12 +68,46 @@ def recognize(value: Expr, out: Expr) -> PlaneOp | None:
 
 
 def plan_of(marker: Marker, scheduling: Scheduling) -> ConvPlan:
-    """Plan of a ``plane_conv2d`` marker, with the tuned config if there is one."""
+    """Plan of a ``plane_conv2d`` marker, with the tuned config if there is one.
+
+    Without one, a layer that is expected to be slower than with all of its weights gets them.
+    """
     backend, weight = scheduling.backend, array_of(marker.tensors[1])
     structure = structure_of(marker)
     params = ConvParams.from_dict(marker.params)
     task = params.task(weight, shape_of(marker.tensors[0])[0], backend.name, structure)
-    return backend.plan(task, weight, scheduling.config_for(task), structure)
+    config = scheduling.config_for(task)
+    whole = better_dense(task, _own_weights(task, scheduling, params.layer))
+    if config is None and whole is not None:
+        task = whole
+    return backend.plan(task, weight, config, structure)
+
+
+def _own_weights(task: ConvTask, scheduling: Scheduling, layer: str) -> int:
+    """Weights of the layer that a task stands for, which may be fewer than the task has kernels."""
+    every = math.prod(task.weight_shape)
+    density = 1.0 - scheduling.report.row(layer).sparsity
+    return min(every, round(task.kept_weights / density)) if density > 0 else every
+
+
+def _expectation(
+    plan: ConvPlan, structure: Structure, scheduling: Scheduling, layer: str
+) -> dict[str, Any]:
+    """What the report says of a plan's estimated time."""
+    task = plan.task
+    row = scheduling.report.row(layer)
+    if task.structure == DENSE and structure.kind != DENSE:
+        loss = f"expected to be slower pruned than dense: {row.sparsity:.0%} of the weights are"
+        return {
+            "reason": f"{loss} removed, which is too little here; all are computed",
+            "expected_cost": task.cost(plan.config),
+            "expected_gain": 1.0,
+            "effective_gflop": row.dense_equivalent_gflop,
+        }
+    found = expected(task, plan.config, _own_weights(task, scheduling, layer))
+    if found is None:
+        return {}
+    return {"expected_cost": found.cost, "expected_gain": found.gain}
 
 
 def lower(marker: Marker, _out: Var, scheduling: Scheduling) -> tuple[GlobalVar, list[Expr]]:
@@ -81,6 +120,7 @@ def lower(marker: Marker, _out: Var, scheduling: Scheduling) -> tuple[GlobalVar,
         pattern_set=tuple(str(p) for p in plan.workload.patterns),
         group=plan.group,
         config=asdict(plan.config),
+        **_expectation(plan, structure_of(marker), scheduling, marker.params["layer"]),
     )
     constants = (relax.const(array) for array in plan.arrays)
     return gv, [marker.tensors[0], *constants, *epilogue_tensors(marker)]
