@@ -227,14 +227,17 @@ def test_a_config_for_other_weights() -> None:
 
 @pytest.mark.parametrize("group", GROUP_SIZES)
 def test_accumulators_stay_in_registers(group: int) -> None:
-    """One loop, for any chunk: a dot product for each vector and filter, nothing stored."""
+    """A dot product for each vector and filter, a shuffle for each vector, nothing stored."""
     plan = int8_case(64, 64, (28, 28), group=group).plan(VBMI)
     target = tvm.target.Target(TARGETS[VBMI][0])
     assembly = tvm.compile(plan.primfunc(), target=target).mod.inspect_source("asm")
-    (loop,) = inner_loops(assembly, "vpdpbusd")
+    # LLVM unrolls short loops; the rest of an odd count follows them.
+    loop = max(inner_loops(assembly, "vpdpbusd"), key=lambda loop: loop.fma)
     vectors = plan.config.vectors * plan.config.strips
-    assert loop.fma == group * vectors
-    assert loop.shuffles == vectors
+    entries, rest = divmod(loop.fma, group * vectors)
+    assert entries >= 1
+    assert rest == 0
+    assert loop.shuffles == entries * vectors
     assert loop.stores == 0
     assert loop.stack == 0
 
