@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,6 +20,8 @@ from topi_kernels.structure import (
     Structure,
     determine,
 )
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def assignment(out_channels=16, in_channels=8, group=1, density=0.4, seed=0):
@@ -163,3 +168,18 @@ def test_dense_layers_are_filed_whole():
     structure = Structure.from_zeros(np.ones((6, 4, 3, 3), np.float32))
     assert (structure.kind, structure.max_group) == ("dense", 4)
     assert structure.patterns == (Pattern.from_mask(np.ones((3, 3))),)
+
+
+def test_only_structure_reads_sparsity_off_zeros():
+    """Weights that round to zero are kept ones: nobody else may ask which are zero."""
+    asking = re.compile(r"\bweights?\b(\.\w+(\(\))?|\[[^\]]*\])*\)* *[!=]= *0(\.0)?\b(?!\.\d)")
+    found = [
+        f"{path}: {line.strip()}"
+        for room in ("topi_kernels", "relay_passes", "tvm_pattern")
+        for path in sorted((ROOT / room).rglob("*.py"))
+        # Weights of pixels when images are resized are another thing.
+        if path.name not in ("structure.py", "torch_resize.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if asking.search(line)
+    ]
+    assert found == []

@@ -103,8 +103,8 @@ def compile_command(
             target,
             tuning_log,
             threads,
-            verify,
-            lanes.choice,
+            verify=verify,
+            interleaved_lanes=lanes.choice,
             host=host,
             sizes=sizes,
         )

@@ -57,6 +57,7 @@ def compile(
     target: str | dict | Target = "pattern/native",
     tuning_log: str | os.PathLike | None = None,
     num_threads: int | None = None,
+    *,
     verify: bool | str = True,
     interleaved_lanes: bool | None = None,
     host: str | dict | Target | None = None,
@@ -128,15 +129,17 @@ onnx.ModelProto | tvm.IRModule
 
     def build_part(imported: ImportedModel, mod: tvm.IRModule) -> Library:
         part = replace(imported, mod=mod, outputs=output_specs(mod))
-        return _build([part], resolved, num_threads, tuning_log, interleaved_lanes)
+        return _build(
+            [part], resolved, num_threads, tuning_log, interleaved_lanes=interleaved_lanes
+        )
 
-    library = _build(models, resolved, num_threads, tuning_log, interleaved_lanes)
+    library = _build(models, resolved, num_threads, tuning_log, interleaved_lanes=interleaved_lanes)
     if models[0].layer_names:  # else the importer changed the convolutions, and names are unknown
         warn_of_lost_pruning(library.report, models[0].assigned)
     for number, (size, imported) in enumerate(zip(library.sizes, models, strict=True)):
         build = partial(build_part, imported)
         with stage("verification"):
-            result = _verified(size, model, imported, wanted[number], verify, build)
+            result = _verified(size, model, imported, wanted[number], build, verify=verify)
         library.record_verification(result.as_dict(), number)
     return library
 
@@ -146,6 +149,7 @@ def _build(
     resolved: Target,
     num_threads: int,
     tuning_log: str | os.PathLike | None,
+    *,
     interleaved_lanes: bool | None,
 ) -> Library:
     """A library with an entry for each size of one model."""
@@ -205,8 +209,9 @@ def _verified(
     model: Any,
     imported: ImportedModel,
     example_inputs: Any,
-    verify: bool | str,
     build_part: Callable[[tvm.IRModule], Library],
+    *,
+    verify: bool | str,
 ) -> Verification:
     """Check as :func:`compile` promises, or say why not."""
     if verify is False:

@@ -247,7 +247,13 @@ def library_layer_times(library: Library, image: torch.Tensor, rounds: int) -> d
     calls: list[list[tuple[tuple[int, int], float]]] = []
     started: list[float] = []
 
-    def watch(_function: Any, name: str, before: bool, _result: Any, *arguments: Any) -> int:
+    def watch(  # TVM calls it by position
+        _function: Any,
+        name: str,
+        before: bool,  # noqa: FBT001
+        _result: Any,
+        *arguments: Any,
+    ) -> int:
         if before:
             started.append(time.perf_counter())
         else:
@@ -377,6 +383,7 @@ def _print_latencies(
 def run_demo(
     output: Path,
     threads: int | None = None,
+    *,
     quick: bool = False,
     console: Console | None = None,
 ) -> Path:
@@ -403,10 +410,10 @@ def run_demo(
         If another run writes into ``output``.
     """
     with locked_folder(output, "writing into"):
-        return _run_demo(output, threads, quick, console or Console())
+        return _run_demo(output, threads, console or Console(), quick=quick)
 
 
-def _run_demo(output: Path, threads: int | None, quick: bool, console: Console) -> Path:
+def _run_demo(output: Path, threads: int | None, console: Console, *, quick: bool) -> Path:
     threads = check_num_threads(threads)
     start = time.perf_counter()
     epochs = (2, 1) if quick else (DENSE_EPOCHS, RETRAIN_EPOCHS)
@@ -425,10 +432,11 @@ def _run_demo(output: Path, threads: int | None, quick: bool, console: Console) 
 def main(
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("build/demo"),
     threads: Annotated[int | None, typer.Option(help="For ResNet-50, in both engines.")] = None,
+    *,
     quick: Annotated[bool, typer.Option(help="Show only that every part works.")] = False,
 ) -> None:
     """Train, prune, compile and classify digits; then time pruned ResNet-50 against torch."""
-    run_demo(output, threads, quick)
+    run_demo(output, threads, quick=quick)
 
 
 if __name__ == "__main__":

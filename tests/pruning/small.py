@@ -56,7 +56,7 @@ def run(model, optimizer, pruner, start, stop, freeze_at, every=4, early=False, 
         if pruner.phase == "training" and step % every == every - 1:
             pruner.step()
         if step == freeze_at:
-            pruner.freeze(early)
+            pruner.freeze(early=early)
 
 
 def sgd(model, **kwargs):

@@ -374,7 +374,7 @@ def test_central_crop_keeps_the_middle(tmp_path):
     pixels = np.zeros((64, 128, 3), np.uint8)
     pixels[:, 36:92] = 255  # the central 56 of the short side's 64
     Image.fromarray(pixels).save(where / "x.png")
-    image, label, _ = ImageFolder(tmp_path, ["a"], 16, False, 0)[0, 0]
+    image, label, _ = ImageFolder(tmp_path, ["a"], 16, 0, train=False)[0, 0]
     assert label == 0
     assert image.shape == (3, 16, 16)
     assert float(image.min()) > 1.5  # all white after normalisation
@@ -430,7 +430,7 @@ def test_bad_data_is_named(tmp_path, folder):
 
 def test_unreadable_items_are_ignored_by_label(folder):
     (folder / "val/cat/0.png").write_bytes(b"")
-    image, label, _ = ImageFolder(folder / "val", ["cat", "dog"], 16, False, 0)[0, 0]
+    image, label, _ = ImageFolder(folder / "val", ["cat", "dog"], 16, 0, train=False)[0, 0]
     assert label == IGNORED
     assert not image.any()
 

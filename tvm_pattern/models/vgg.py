@@ -21,7 +21,7 @@ class VGG(nn.Module):
         Whether a batch norm follows each convolution.
     """
 
-    def __init__(self, num_classes: int = 1000, batch_norm: bool = False) -> None:
+    def __init__(self, num_classes: int = 1000, *, batch_norm: bool = False) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
@@ -50,7 +50,7 @@ class VGG(nn.Module):
         return self.classifier(torch.flatten(x, 1))
 
 
-def vgg16(num_classes: int = 1000, batch_norm: bool = False, seed: int = 0) -> VGG:
+def vgg16(num_classes: int = 1000, *, batch_norm: bool = False, seed: int = 0) -> VGG:
     """VGG-16 in evaluation mode with deterministic random weights.
 
     Parameters
@@ -61,7 +61,7 @@ def vgg16(num_classes: int = 1000, batch_norm: bool = False, seed: int = 0) -> V
     seed : int
         Equal seeds give equal weights.
     """
-    return build(lambda: VGG(num_classes, batch_norm), seed)
+    return build(lambda: VGG(num_classes, batch_norm=batch_norm), seed)
 
 
 def vgg16_bn(num_classes: int = 1000, seed: int = 0) -> VGG:

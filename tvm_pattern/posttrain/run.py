@@ -170,7 +170,7 @@ def posttrain(
     plans, skipped = prepare_layers(inner, config)
     run = _Run(inner, batches, forward or _forward, steps, damping, positions)
     with run.all_or_nothing():
-        fits = run.fit_all(plans, checkpoint, Console(stderr=True), progress)
+        fits = run.fit_all(plans, checkpoint, Console(stderr=True), progress=progress)
         assignment = {p.name: _assignment(p, fits[p.name]) for p in plans}
         apply_assignment(inner, assignment)
         recalibrate_bn(inner, batches, forward=forward)
@@ -235,6 +235,7 @@ class _Run:
         plans: list[LayerPlan],
         checkpoint: str | Path | None,
         console: Console,
+        *,
         progress: bool | None,
     ) -> dict[str, Fit]:
         """Fit every planned layer, in place; the fits are in the order in which layers run."""

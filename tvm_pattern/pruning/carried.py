@@ -82,7 +82,7 @@ def carried_assignment(model: nn.Module) -> Assignment:
         except ValueError as error:
             wrong.append(f"{name} ({error})")
             continue
-        if alive := int(torch.count_nonzero((conv.weight != 0) & removed)):
+        if alive := int(torch.count_nonzero(conv.weight.masked_fill(~removed, 0))):
             wrong.append(f"{name} ({alive} weights)")
     if wrong:
         raise StalePatternsError(

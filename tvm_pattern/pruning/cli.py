@@ -100,7 +100,7 @@ def _run(
     console.print(f"{model} on {datasets.description}: {len(datasets.classes)} classes")
     with locked_folder(output, "pruning into") if process.is_main else nullcontext():
         trainer = Trainer(network, datasets, recipe, output, device, process, console)
-        report = trainer.run(resume)
+        report = trainer.run(resume=resume)
     report.print(console)
     return {
         "output": str(output),

@@ -86,7 +86,9 @@ class ImageFolder(Dataset[Item]):
     An unreadable image becomes zeros with the label :data:`IGNORED`.
     """
 
-    def __init__(self, root: Path, classes: list[str], size: int, train: bool, seed: int) -> None:
+    def __init__(
+        self, root: Path, classes: list[str], size: int, seed: int, *, train: bool
+    ) -> None:
         self.size, self.train, self.seed = size, train, seed
         self.files: list[Path] = []
         self.labels: list[int] = []
@@ -298,8 +300,8 @@ def open_data(source: str, *, image_size: int | None = None, seed: int = 0) -> D
         )
     size = image_size or 224
     return DataSets(
-        ImageFolder(train, classes, size, True, seed),
-        ImageFolder(validation, classes, size, False, seed),
+        ImageFolder(train, classes, size, seed, train=True),
+        ImageFolder(validation, classes, size, seed, train=False),
         classes,
         f"images in {source}",
     )

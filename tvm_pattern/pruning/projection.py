@@ -173,7 +173,7 @@ def select_kernel_groups(
     base, extra = divmod(count, rows)
     order = torch.sort(score, dim=1, descending=True, stable=True).indices
     chosen = torch.zeros_like(score, dtype=torch.bool)
-    chosen.scatter_(1, order[:, :base], True)
+    chosen.scatter_(1, order[:, :base], value=True)
     if extra:
         following = order[:, base : base + 1]
         lucky = select_largest(score.gather(1, following).flatten(), extra)

@@ -212,7 +212,7 @@ class Pruner:
         return record
 
     @torch.no_grad()
-    def freeze(self, early: bool = False) -> None:
+    def freeze(self, *, early: bool = False) -> None:
         """Prune hard to the asked sparsity and fix the masks; the optimizer's moments follow.
 
         Parameters

@@ -147,7 +147,7 @@ class Trainer:
 
     # One run ------------------------------------------------------------------------------------
 
-    def run(self, resume: bool = True) -> PruneReport:
+    def run(self, *, resume: bool = True) -> PruneReport:
         """Train to the end and write the results; continues from a checkpoint if there is one.
 
         Raises

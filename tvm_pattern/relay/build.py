@@ -43,6 +43,7 @@ def build(
     mod_name: str = "default",
     tuning_log: str | os.PathLike | None = None,
     num_threads: int | None = None,
+    *,
     verify: bool | str = True,
 ) -> BuiltModule:
     """Compile what ``relay.frontend`` imported.

@@ -136,9 +136,9 @@ def _silent_servers(client: TrackerClient, key: str) -> tuple[list[Finding], lis
         try:
             line.check_answers(host, port)
         except line.HeldServerError as error:
-            held.append(Finding("server", False, str(error)))
+            held.append(Finding("server", ok=False, detail=str(error)))
         except line.SilentServerError as error:
-            gone.append(Finding("server", False, str(error)))
+            gone.append(Finding("server", ok=False, detail=str(error)))
     return gone, held
 
 
@@ -162,30 +162,34 @@ def diagnose(
     try:
         status = client.status()
         known = ", ".join(f"{s.key} ({s.free} of {s.devices} free)" for s in status) or "no devices"
-        findings.append(Finding("tracker", True, f"{client.address}: {known}"))
+        findings.append(Finding("tracker", ok=True, detail=f"{client.address}: {known}"))
         if key is None:
             return findings
         devices = client.count(key)
         # It may have registered just now.
         mine = next((s for s in status if s.key == key), KeyStatus(key, devices, devices, 0))
         busy = "" if mine.free else f"; all busy, {mine.pending} requests wait"
-        findings.append(Finding("key", True, f"{mine.devices} registered, {mine.free} free{busy}"))
+        findings.append(
+            Finding("key", ok=True, detail=f"{mine.devices} registered, {mine.free} free{busy}")
+        )
         gone, held = _silent_servers(client, key)
         findings += gone
         start = time.monotonic()
         session = client.request(key, session_timeout=_PROBE_SECONDS, wait=10)
         detail = f"opened in {1e3 * (time.monotonic() - start):.0f} ms"
-        findings.append(Finding("session", True, detail))
+        findings.append(Finding("session", ok=True, detail=detail))
         if target is not None and linker is not None:
             probe(session, target, linker)
-            findings.append(Finding("target", True, "a vector function ran and was right"))
+            findings.append(
+                Finding("target", ok=True, detail="a vector function ran and was right")
+            )
     except TargetMismatchError as error:
-        findings.append(Finding("target", False, str(error)))
+        findings.append(Finding("target", ok=False, detail=str(error)))
     except NoDeviceError as error:
         name = "session" if len(findings) > 1 else "key"
-        findings.append(Finding(name, False, str(error)))
+        findings.append(Finding(name, ok=False, detail=str(error)))
         # TVM's own servers are silent in a session, too: only now that tells something.
         findings += held
     except RPCError as error:
-        findings.append(Finding("tracker", False, str(error)))
+        findings.append(Finding("tracker", ok=False, detail=str(error)))
     return findings

@@ -109,7 +109,7 @@ class Listener:
         self._registration = registration
         self._greetings: list[_Greeting] = []
         self._session: Session | None = None
-        sock.setblocking(False)
+        sock.settimeout(0.0)
         sock.listen(MAX_GREETINGS)
 
     def run(self) -> None:
@@ -163,7 +163,7 @@ class Listener:
 
     def _accept(self) -> None:
         sock, address = self._sock.accept()
-        sock.setblocking(False)
+        sock.settimeout(0.0)
         if len(self._greetings) >= MAX_GREETINGS:
             self._dismiss(self._greetings[0], "too many connections wait")
         peer = f"{address[0]}:{address[1]}"

@@ -66,7 +66,7 @@ class Session:
         self._sock = sock
         self._folder = _Folder()
         self._end = None if timeout is None else time.monotonic() + timeout
-        sock.setblocking(True)
+        sock.settimeout(None)
         _keep_alive(sock)
         self._process = multiprocessing.get_context("fork").Process(
             target=_run, args=(sock, self._folder, list(inherited))

@@ -114,7 +114,7 @@ class _Connection(TCPEventHandler):
             return
         super().call_handler(args)
 
-    def write_message(self, message: bytes, binary: bool = True) -> None:
+    def write_message(self, message: bytes, binary: bool = True) -> None:  # noqa: FBT001, FBT002 (tornado's form)
         if sum(map(len, self._pending_write)) > _MAX_UNREAD:
             self.close()
             return

@@ -105,7 +105,15 @@ def tune(
     examples = examples_of(shape)
     try:
         tune_shown(
-            opened, examples, resolved, path, options, threads, plot, json_output, lanes.choice
+            opened,
+            examples,
+            resolved,
+            path,
+            options,
+            threads,
+            plot,
+            json_output=json_output,
+            interleaved_lanes=lanes.choice,
         )
     except (KeyboardInterrupt, RuntimeError, OSError):
         if path.exists():

@@ -109,6 +109,7 @@ def tune_shown(
     options: TuneOptions,
     num_threads: int | None = None,
     plot: Path | None = None,
+    *,
     json_output: bool = False,
     interleaved_lanes: bool | None = None,
 ) -> TuneResult:

@@ -161,6 +161,7 @@ class XGBTuner(Tuner):
         epsilon: float = 0.1,
         chains: int = 64,
         steps: int = 60,
+        *,
         prior: bool = True,
         exhaustive: int = 4096,
     ) -> None:

@@ -42,7 +42,7 @@ __all__ = [
 GRAPH = "graph"
 
 
-def check_verify(verify: bool | str) -> None:
+def check_verify(verify: bool | str) -> None:  # noqa: FBT001 (or a word)
     """Validate the argument ``verify`` of :func:`tvm_pattern.compile`.
 
     Raises

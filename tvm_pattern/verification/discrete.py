@@ -49,7 +49,13 @@ def library_values(library: Any, arrays: Sequence[np.ndarray], sizes: set[int]) 
     """Float tensors of the given numbers of elements that a run of a library passes on."""
     seen: list[Sketch] = []
 
-    def instrument(_function: Any, _name: str, before: bool, _result: Any, *arguments: Any) -> int:
+    def instrument(  # TVM calls it by position
+        _function: Any,
+        _name: str,
+        before: bool,  # noqa: FBT001
+        _result: Any,
+        *arguments: Any,
+    ) -> int:
         for value in arguments if before else ():
             if not isinstance(value, tvm.runtime.Tensor) or not value.dtype.startswith("float"):
                 continue
