@@ -99,7 +99,7 @@ class Structure:
     @classmethod
     def from_zeros(cls, weight: np.ndarray) -> Structure:
         """What the zeros of weights say, which have not been rounded since they were pruned."""
-        return cls(np.asarray(weight) != 0, ZEROS)
+        return cls(kept_by_zeros(weight), ZEROS)
 
     @classmethod
     def by_covering(cls, weight: np.ndarray) -> Structure:
@@ -242,6 +242,11 @@ class Structure:
             return cls.from_bits(bits, tuple(data["shape"]), str(data["source"]))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"no structure of a layer: {error}; write the file again") from error
+
+
+def kept_by_zeros(weight: np.ndarray) -> np.ndarray:
+    """Which weights of a layer of floats are kept, of whatever shape."""
+    return np.asarray(weight) != 0
 
 
 def density_of(weight: np.ndarray) -> float:

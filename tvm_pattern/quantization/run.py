@@ -16,7 +16,7 @@ from torch import nn
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from topi_kernels.structure import Structure
+from topi_kernels.structure import Structure, kept_by_zeros
 
 from ..assigned import assigned_structures
 from ..pruning.modules import unwrap
@@ -247,7 +247,7 @@ class Prepared:
     def _kept(self, layer: str, weight: torch.Tensor) -> torch.Tensor:
         structure = self.structures.get(layer)
         if structure is None:
-            return weight != 0
+            return torch.from_numpy(kept_by_zeros(weight.numpy()))
         return torch.from_numpy(structure.kept.copy()).view(weight.shape)
 
     def _left(self, node: str) -> LayerQuantization:
@@ -285,7 +285,9 @@ def prepare(
     size = None if is_free else len(example[0])
     prepared = Prepared(graph, example, size, layers, reasons, structures)
     for node, weight in prepared.weights().items():
-        if weight.ndim == 4 and layers[node] not in structures and bool((weight == 0).any()):
+        if weight.ndim != 4 or layers[node] in structures:
+            continue
+        if not kept_by_zeros(weight.numpy()).all():
             structures[layers[node]] = Structure.from_zeros(weight.numpy())
     return prepared
 
