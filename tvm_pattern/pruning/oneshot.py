@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from torch import nn
 from topi_kernels.pattern import PatternSet
 
 from .assignment import Assignment, LayerAssignment, apply_assignment, project_layer
-from .config import Library, PatternConfig, Rule
+from .config import ConfigError, Library, PatternConfig, Rule
 from .layers import LayerPlan, prepare_layers
 from .modules import layers_of
 from .report import PruneReport, build_report
@@ -43,7 +44,7 @@ def prune_config(
 
 def oneshot(
     model: nn.Module,
-    connectivity: float = 3.6,
+    connectivity: float | PatternConfig = 3.6,
     group: int = 1,
     library: Library | PatternSet = "fixed8",
     connectivity_1x1: float = 1.0,
@@ -64,9 +65,9 @@ def oneshot(
     ----------
     model : nn.Module
         Changed in place; accuracy needs batch norm recalibration and retraining afterwards.
-    connectivity : float
+    connectivity : float or PatternConfig
         Kernels before / after for convolutions with more than one tap. 3.6 with 4-of-9 patterns
-        is PatDNN's 8.1x.
+        is PatDNN's 8.1x. Or a whole configuration, which stands for all other settings.
     group : int
         Filters that share kernels and patterns.
     library : str, int, LibrarySpec or PatternSet
@@ -101,12 +102,34 @@ def oneshot(
     Raises
     ------
     ConfigError
-        A rate below 1 or above what a layer allows, a ``skip`` glob or rule that matches nothing,
-        a weight that is computed in the forward or has no values, or nothing left to prune.
+        Settings beside a whole configuration, a rate below 1 or above what a layer allows, a
+        ``skip`` glob or rule that matches nothing, a weight that is computed in the forward or has
+        no values, or nothing left to prune.
     """
-    config = PatternConfig.of(
-        skip=skip, rules=rules, connectivity=connectivity, group=group, library=library,
-        connectivity_1x1=connectivity_1x1, sharing=sharing, balance=balance, first=first,
-        frozen=frozen, connectivity_linear=connectivity_linear, group_linear=group_linear,
-    )  # fmt: skip
+    settings: dict[str, Any] = {
+        "group": group,
+        "library": library,
+        "connectivity_1x1": connectivity_1x1,
+        "sharing": sharing,
+        "balance": balance,
+        "first": first,
+        "frozen": frozen,
+        "connectivity_linear": connectivity_linear,
+        "group_linear": group_linear,
+    }
+    if isinstance(connectivity, PatternConfig):
+        _refuse_beside(skip=tuple(skip), rules=tuple(rules), **settings)
+        return prune_config(model, connectivity, example_inputs)
+    config = PatternConfig.of(skip=skip, rules=rules, connectivity=connectivity, **settings)
     return prune_config(model, config, example_inputs)
+
+
+def _refuse_beside(**settings: Any) -> None:
+    """Refuse settings that a configuration beside them would override without a word."""
+    defaults = inspect.signature(oneshot).parameters
+    given = [name for name, value in settings.items() if value != defaults[name].default]
+    if given:
+        raise ConfigError(
+            f"got a PatternConfig and {', '.join(given)}; expected one or the other: put these into"
+            " the configuration, config.model_copy(update={...})"
+        )
