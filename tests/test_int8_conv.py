@@ -50,6 +50,7 @@ CASES = {
     "all removed": int8_case(4, 4, (5, 5), weight=np.zeros((4, 4, 3, 3))),
     "5x5": int8_case(4, 4, (9, 9), kernel=5, weight=dense(4, 4, 5)),
     "dilated": int8_case(4, 6, (9, 9), dilation=2),
+    "7x7 stride 2": int8_case(4, 3, (13, 37), kernel=7, stride=2, weight=dense(4, 3, 7)),
     "1x1": int8_case(8, 10, (7, 9), kernel=1, weight=dense(8, 10, 1), residual=True),
     "1x1 by blocks": int8_case(8, 32, (6, 6), kernel=1, weight=blocks_of_channels(8, 32, 0.3)),
     "1x1 stride 2": int8_case(4, 8, (9, 11), kernel=1, stride=2, weight=dense(4, 8, 1)),
@@ -79,6 +80,13 @@ OTHERS = {
     "pattern": {"out_channels": 4, "in_channels": 6, "size": (7, 11), "group": 2},
     "stride 2": {"out_channels": 4, "in_channels": 5, "size": (9, 7), "stride": 2},
     "dense": {"out_channels": 4, "in_channels": 3, "size": (5, 6), "weight": dense(4, 3, 3)},
+    "far taps": {
+        "out_channels": 3,
+        "in_channels": 2,
+        "size": (9, 18),
+        "weight": dense(3, 2, 3),
+        "dilation": 4,
+    },
     "1x1": {
         "out_channels": 5,
         "in_channels": 6,
@@ -184,7 +192,7 @@ def test_weights_that_cannot_be_packed() -> None:
         ({"weight_scale": np.zeros(8, np.float32)}, "scales of weights are positive"),
         ({"bias": np.zeros(3, np.float32)}, r"one value for each of 8 filters, got shape \(3,\)"),
         ({"bias": np.full(8, 1e9, np.float32)}, "its bias is too large"),
-        ({"geometry": ConvGeometry((3, 3), dilation=(9, 9))}, "no choice for a convolution of"),
+        ({"geometry": ConvGeometry((3, 3), dilation=(30, 30))}, "no choice for a convolution of"),
     ],
 )
 def test_layers_that_cannot_be_planned(changes: dict, message: str) -> None:

@@ -148,20 +148,42 @@ def test_the_structure_is_the_pruners_not_that_of_rounded_zeros() -> None:
 # What stays in float32 ---------------------------------------------------------------------------
 
 
-def test_a_depthwise_convolution_is_left_with_its_reason() -> None:
+def test_an_addition_to_a_depthwise_convolution_is_left_with_its_reason() -> None:
     net = QdqNetwork(image(1, 4, 8, 8))
     a = net.conv(net.enter(), 8, name="a")
-    b = net.conv(a, 8, groups=8, name="b")
+    b = net.conv(a, 8, groups=8, residual=a, name="b")
     c = net.conv(b, 4, kernel=1, name="c")
     mod = net.module(c)
     names, notes = rewritten(mod)
     assert names.count(int8.CONV) == 2
     assert names.count("relax.nn.conv2d") == 1
-    assert notes == ("b: runs in float32: depthwise convolutions have no schedule for bytes",)
+    reason = "an image is added to the result of a depthwise convolution"
+    assert notes == (f"b: runs in float32: {reason}",)
     (got,), report = run(mod, net.x)
     assert np.abs(got - c.real).max() <= 1.001 * c.scale
     assert {row.layer: row.dtype for row in report} == {"a": "int8", "b": "float32", "c": "int8"}
     assert report.notes == notes
+
+
+def test_mobile_block() -> None:
+    """Depthwise convolutions of both strides, several filters of a channel, 1x1 around them."""
+    net = QdqNetwork(image(1, 3, 15, 21))
+    a = net.conv(net.enter(), 6, kernel=1, activation="relu6", name="expand")
+    b = net.conv(a, 12, groups=6, activation="relu6", name="deep")
+    c = net.conv(b, 12, groups=12, stride=2, kernel=5, name="strided")
+    d = net.conv(c, 4, kernel=1, activation="none", name="project")
+    mod = net.module(d)
+    names, notes = rewritten(mod)
+    assert (names.count(int8.CONV), names.count(int8.DEPTHWISE), notes) == (2, 2, ())
+    report = check(mod, net.x, d)
+    assert [row.dtype for row in report] == ["int8"] * 4
+
+
+def test_stem_7x7() -> None:
+    net = QdqNetwork(image(1, 3, 20, 34))
+    a = net.conv(net.enter(), 6, kernel=7, stride=2, name="stem")
+    report = check(net.module(a), net.x, a)
+    assert report.rows[0].config["form"] == "window"
 
 
 def test_weights_with_zero_points_are_left() -> None:

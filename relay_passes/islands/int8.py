@@ -3,7 +3,7 @@
 ========================= =========================================== =============================
 marker                    tensors                                     parameters
 ========================= =========================================== =============================
-int8_conv2d               planes, weight, scales, bias, kept[, added] layer, geometry, bounds, ...
+int8_conv2d, depthwise    planes, weight, scales, bias, kept[, added] layer, geometry, bounds, ...
 int8_add, int8_max_pool   planes[, planes]                            limits; window
 int8_global_pool          planes                                      keep_dims
 int8_quantize, dequantize image; planes                               layout
@@ -21,8 +21,14 @@ from tvm import relax, tirx
 from tvm.ir import Expr, GlobalVar, Var
 
 from topi_kernels.geometry import ConvGeometry
+from topi_kernels.layout import PlaneLayout
 from topi_kernels.schedules.cpu_int8 import planes
-from topi_kernels.schedules.cpu_int8.plan import Int8Layer, Int8Plan, Quantisation, plan_int8_conv
+from topi_kernels.schedules.cpu_int8.plan import (
+    Int8Layer,
+    Quantisation,
+    plan_int8_conv,
+    plan_int8_depthwise,
+)
 from topi_kernels.structure import Structure
 
 from ..dataflow import array_of, shape_of
@@ -31,6 +37,7 @@ from .operator import IslandOperator, Islands
 from .scheduling import Scheduling
 
 CONV = "int8_conv2d"
+DEPTHWISE = "int8_depthwise"
 ADD = "int8_add"
 MAX_POOL = "int8_max_pool"
 GLOBAL_POOL = "int8_global_pool"
@@ -42,13 +49,12 @@ def _sources(marker: Marker) -> list[Quantisation]:
     return [Quantisation(**values) for values in marker.params["sources"]]
 
 
-def plan_of(marker: Marker, scheduling: Scheduling) -> Int8Plan:
-    """Plan of an ``int8_conv2d`` marker."""
-    x, *tensors = marker.tensors
-    weight, scales, bias, bits = (array_of(tensor) for tensor in tensors[:4])
+def layer_of(marker: Marker) -> Int8Layer:
+    """The convolution that a marker describes."""
+    weight, scales, bias, bits = (array_of(tensor) for tensor in marker.tensors[1:5])
     source, *residual = _sources(marker)
     params = marker.params
-    layer = Int8Layer(
+    return Int8Layer(
         weight=weight,
         weight_scale=scales,
         bias=bias,
@@ -60,33 +66,51 @@ def plan_of(marker: Marker, scheduling: Scheduling) -> Int8Plan:
         high=params["bounds"][1],
         residual=residual[0] if residual else None,
     )
-    layouts = tuple(layout_from_list(params[name]) for name in ("in_layout", "out_layout"))
-    backend = scheduling.backend
-    return plan_int8_conv(
-        layer,
-        shape_of(x)[0],
-        (layouts[0], layouts[1]),
-        backend.int8,
-        num_threads=backend.num_threads,
-    )
+
+
+def _layouts(marker: Marker) -> tuple[PlaneLayout, PlaneLayout]:
+    source, result = (layout_from_list(marker.params[n]) for n in ("in_layout", "out_layout"))
+    return source, result
 
 
 def lower_conv(marker: Marker, _out: Var, scheduling: Scheduling) -> tuple[GlobalVar, list[Expr]]:
     """The planned convolution with its packed weights; its row of the report says the choice."""
-    plan = plan_of(marker, scheduling)
+    backend, layer, x = scheduling.backend, layer_of(marker), marker.tensors[0]
+    threads = backend.num_threads
+    plan = plan_int8_conv(
+        layer, shape_of(x)[0], _layouts(marker), backend.int8, num_threads=threads
+    )
     gv = scheduling.function((plan.workload, plan.config), plan.primfunc)
-    tap_sets = Structure.from_bits(
-        array_of(marker.tensors[4]), plan.packed.shape, marker.params["structure"]
-    ).tap_sets
+    by_pattern = layer.structure.kind == "pattern" and not plan.workload.by_rows
     scheduling.report.update(
         marker.params["layer"],
-        pattern_set=tuple(str(p) for p in tap_sets) if len(tap_sets) <= len(plan.workload.chunks)
-        else (),
+        pattern_set=tuple(map(str, layer.structure.tap_sets)) if by_pattern else (),
         group=plan.packed.group,
         config={**plan.config.as_dict(), "isa": plan.workload.isa},
-    )  # fmt: skip
+    )
     constants = [relax.const(array) for array in plan.arrays]
-    return gv, [marker.tensors[0], *constants, *marker.tensors[5:]]
+    return gv, [x, *constants, *marker.tensors[5:]]
+
+
+def lower_depthwise(
+    marker: Marker, _out: Var, scheduling: Scheduling
+) -> tuple[GlobalVar, list[Expr]]:
+    """The planned depthwise convolution with its words."""
+    backend, x = scheduling.backend, marker.tensors[0]
+    batch, in_channels = shape_of(x)[:2]
+    plan = plan_int8_depthwise(
+        layer_of(marker),
+        (batch, in_channels),
+        _layouts(marker),
+        backend.int8,
+        num_threads=backend.num_threads,
+    )
+    gv = scheduling.function((DEPTHWISE, plan.workload, plan.config), plan.primfunc)
+    scheduling.report.update(
+        marker.params["layer"],
+        config={**plan.config.as_dict(), "isa": plan.workload.isa},
+    )
+    return gv, [x, *(relax.const(array) for array in plan.arrays)]
 
 
 Make = Callable[[Marker, tuple[int, int], Any], tirx.PrimFunc]
@@ -143,6 +167,7 @@ def _on_bytes(name: str, make: Make) -> IslandOperator:
 def register(islands: Islands) -> None:
     """Add all of them."""
     islands.add(IslandOperator(CONV, lower_conv))
+    islands.add(IslandOperator(DEPTHWISE, lower_depthwise))
     for name, make in (
         (ADD, _add),
         (MAX_POOL, _max_pool),

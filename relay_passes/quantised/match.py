@@ -18,7 +18,7 @@ from topi_kernels.geometry import ConvGeometry
 from topi_kernels.schedules.cpu_int8.isa import DotIsa
 from topi_kernels.schedules.cpu_int8.packing import check_sums
 from topi_kernels.schedules.cpu_int8.plan import Int8Layer, Quantisation, byte_limits
-from topi_kernels.schedules.cpu_int8.workload import has_lines
+from topi_kernels.schedules.cpu_int8.workload import has_lines, has_windows
 from topi_kernels.structure import Structure, determine, over_all_channels
 
 from ..dataflow import (
@@ -48,7 +48,7 @@ class Node:
     Parameters
     ----------
     kind : str
-        ``conv``, ``add``, ``max_pool`` or ``global_pool``.
+        ``conv``, ``depthwise``, ``add``, ``max_pool`` or ``global_pool``.
     images : tuple of Var
         Quantised images that it reads.
     sources : tuple of Quantisation
@@ -298,8 +298,10 @@ class Matcher:
         layer, pad = self._layer(var, call, weight, bias, (image[1], result), limits, residual)
         images = (image[0],) if residual is None else (image[0], residual[0])
         sources = (image[1],) if residual is None else (image[1], residual[1])
+        depthwise = is_depthwise(int(call.attrs.groups), shape_of(call.args[0])[1])
+        kind = "depthwise" if depthwise else "conv"
         return Node(
-            "conv", images, sources, result, limits, pad, conv=call, conv_var=var, layer=layer
+            kind, images, sources, result, limits, pad, conv=call, conv_var=var, layer=layer
         )
 
     def _layer(
@@ -324,9 +326,11 @@ class Matcher:
             _pair(padding[:2]),
             _pair(attrs.dilation),
         )
-        if is_depthwise(groups, shape_of(call.args[0])[1]):
-            raise Unsupported("depthwise convolutions have no schedule for bytes")
-        if not has_lines(geometry, self.isa):
+        depthwise = is_depthwise(groups, shape_of(call.args[0])[1])
+        if depthwise and residual is not None:
+            raise Unsupported("an image is added to the result of a depthwise convolution")
+        near = has_lines(geometry, self.isa) and not depthwise
+        if not near and not has_windows(geometry, self.isa):
             raise Unsupported(
                 f"a kernel of {geometry.kernel_size} with stride {geometry.stride} and dilation"
                 f" {geometry.dilation} reaches further than one shuffle of bytes"
@@ -334,14 +338,15 @@ class Matcher:
         if geometry.kernel_size == (1, 1) and max(padding):
             raise Unsupported("a 1x1 convolution with padding has no schedule for bytes")
         structure = determine(weight.values, self.structures.get(str(var.name)))
+        over = 1 if depthwise else groups
         layer = Int8Layer(
-            weight=over_all_channels(weight.values, groups),
+            weight=over_all_channels(weight.values, over),
             weight_scale=weight.scale,
             bias=bias,
             geometry=geometry,
             source=scales[0],
             result=scales[1],
-            structure=Structure(over_all_channels(structure.kept, groups), structure.source),
+            structure=Structure(over_all_channels(structure.kept, over), structure.source),
             low=limits.low,
             high=limits.high,
             residual=None if residual is None else residual[1],

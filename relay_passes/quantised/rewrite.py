@@ -78,7 +78,7 @@ class _Block:
             if node.result is None or self._may_be_bytes(binding.var):
                 nodes[binding.var] = node
         # Sums and pools alone gain nothing: an island has a convolution.
-        return nodes if any(node.kind == "conv" for node in nodes.values()) else {}
+        return nodes if any(node.layer is not None for node in nodes.values()) else {}
 
     def _images(self) -> set[Var]:
         """Quantised images that live as planes."""
@@ -143,7 +143,7 @@ class _Block:
             "result": asdict(node.result),
             "limits": list(node.byte_limits),
         }
-        if node.kind == "conv":
+        if node.layer is not None:
             marker = self._conv(node, planes, params, report)
         elif node.kind == "max_pool" and node.window is not None:
             marker = Marker(int8.MAX_POOL, planes, {**params, "window": asdict(node.window)})
@@ -156,7 +156,7 @@ class _Block:
     ) -> Marker:
         layer, call, out = node.layer, node.conv, node.conv_var
         if layer is None or call is None or out is None:
-            raise ValueError("a node of the kind conv has a convolution")
+            raise ValueError(f"a node of the kind {node.kind!r} has no convolution")
         row = describe(call, out, str(out.name), "", layer.structure)
         name = report.add(replace(row, dtype="int8"))
         tensors = (
@@ -173,7 +173,7 @@ class _Block:
             "structure": layer.structure.source,
             "bounds": [layer.low, layer.high],
         }
-        return Marker(int8.CONV, tensors, params)
+        return Marker(int8.DEPTHWISE if node.kind == "depthwise" else int8.CONV, tensors, params)
 
 
 def _has_quantize(func: relax.Function) -> bool:

@@ -23,7 +23,7 @@ from ...primfunc import primfunc_builder
 from .borders import fill_borders
 from .isa import DotIsa, isa_named
 from .requantise import ROUNDING, fma, rounded_bytes
-from .tile_lines import Tiling, tiling_of
+from .tile_lines import Source, Tiling, tiling_of
 from .workload import Int8Config, Int8Workload
 
 Index = Any
@@ -78,34 +78,53 @@ def declare(workload: Int8Workload, tiling: Tiling) -> Buffers:
     )
 
 
+def start_sums(isa: DotIsa, tiling: Tiling, bias: Any) -> list[Any]:
+    """Accumulators of one filter, one vector each, that begin with its bias."""
+    start = T.Bind(T.broadcast(bias, isa.pixels))
+    cells = []
+    for _ in range(tiling.vectors):
+        cell = T.alloc_buffer((isa.pixels,), "int32", scope="global")
+        T.buffer_store(cell, start, [T.ramp(0, 1, isa.pixels)])
+        cells.append(cell)
+    return cells
+
+
 def _accumulate(
-    workload: Int8Workload, isa: DotIsa, tiling: Tiling, b: Buffers, lines: Any, group: Index
+    workload: Int8Workload,
+    isa: DotIsa,
+    tiling: Tiling,
+    b: Buffers,
+    source: tuple[Any, Any],
+    group: Index,
 ) -> list[list[Any]]:
     """The sums of a filter_group over all entries; ``[filter][vector]`` buffers of one vector."""
-    lanes = T.ramp(0, 1, isa.pixels)
-    acc: list[list[Any]] = []
-    for f in range(workload.group):
-        start = T.Bind(T.broadcast(b.bias[group * workload.group + f], isa.pixels))
-        acc.append([])
-        for _ in range(tiling.vectors):
-            cell = T.alloc_buffer((isa.pixels,), "int32", scope="global")
-            T.buffer_store(cell, start, [lanes])
-            acc[f].append(cell)
+    lanes, chunks = T.ramp(0, 1, isa.pixels), len(workload.chunks)
+    acc = [
+        start_sums(isa, tiling, b.bias[group * workload.group + f]) for f in range(workload.group)
+    ]
     entry = T.alloc_buffer((1,), "int32", scope="global")
     T.buffer_store(entry, b.group_start[group], [0])
-    with T.serial(0, len(workload.chunks)) as chunk:
+
+    def add_chunk(chunk: Index) -> None:
         picks = tiling.load_picks(b.picks, chunk)
-        count = T.Bind(T.Cast("int32", b.counts[group * len(workload.chunks) + chunk]))
+        count = T.Bind(T.Cast("int32", b.counts[group * chunks + chunk]))
         first = T.Bind(entry[0])
         T.buffer_store(entry, first + count, [0])
         with T.serial(0, count) as k:
             place = T.Bind((first + k) * workload.group)
             words = [T.Bind(isa.word(b.words[place + f])) for f in range(workload.group)]
             unit = T.Bind(T.Cast("int32", b.units[first + k]))
-            for vector, values in tiling.tuples(lines, unit, picks):
+            for vector, values in tiling.tuples(Source(b.x, *source, chunk), unit, picks):
                 for f in range(workload.group):
                     cell = acc[f][vector]
                     T.buffer_store(cell, isa.dot(cell[lanes], values, words[f]), [lanes])
+
+    if tiling.unrolled:
+        for chunk in range(chunks):
+            add_chunk(chunk)
+    else:
+        with T.serial(0, chunks) as chunk:
+            add_chunk(chunk)
     return acc
 
 
@@ -131,25 +150,38 @@ def _finish(
     place: Any,
 ) -> None:
     """Sums -> bytes -> rows of the output."""
-    lanes = isa.pixels
-    limits = (T.Bind(b.limits[0]), T.Bind(b.limits[1]))
-    zero_point = T.Bind(T.broadcast(T.Cast("uint8", b.zero_points[0]), lanes))
-    rounding = T.broadcast(T.float32(ROUNDING), lanes)
     for f in range(workload.group):
-        out_channel = T.Bind(b.filter_order[group * workload.group + f])
-        scale = T.Bind(T.broadcast(b.scale[group * workload.group + f], lanes))
+        slot = group * workload.group + f
+        out_channel = T.Bind(b.filter_order[slot])
         added = None
         if workload.residual:
             added = _residual(tiling, isa, b, place, out_channel)
-        results = []
-        for vector in range(tiling.vectors):
-            sums = T.Cast(f"float32x{lanes}", acc[f][vector][T.ramp(0, 1, lanes)])
-            if added is None:
-                value = fma(sums, scale, rounding, lanes)
-            else:
-                value = fma(sums, scale, added[vector], lanes) + rounding
-            results.append(T.Bind(rounded_bytes(T.Bind(value), limits, lanes) + zero_point))
+        results = to_bytes(isa, acc[f], b.scale[slot], (b.limits, b.zero_points), added)
         tiling.store(b.out, place, out_channel, results)
+
+
+def to_bytes(
+    isa: DotIsa,
+    acc: list[Any],
+    scale: Any,
+    constants: tuple[Any, Any],
+    added: list[Any] | None = None,
+) -> list[Any]:
+    """The bytes of one filter's sums, vector by vector."""
+    lanes, (limits, zero_points) = isa.pixels, constants
+    bounds = (T.Bind(limits[0]), T.Bind(limits[1]))
+    zero_point = T.Bind(T.broadcast(T.Cast("uint8", zero_points[0]), lanes))
+    rounding = T.broadcast(T.float32(ROUNDING), lanes)
+    factor = T.Bind(T.broadcast(scale, lanes))
+    results = []
+    for vector, cell in enumerate(acc):
+        sums = T.Cast(f"float32x{lanes}", cell[T.ramp(0, 1, lanes)])
+        if added is None:
+            value = fma(sums, factor, rounding, lanes)
+        else:
+            value = fma(sums, factor, added[vector], lanes) + rounding
+        results.append(T.Bind(rounded_bytes(T.Bind(value), bounds, lanes) + zero_point))
+    return results
 
 
 def schedule_int8_conv(
@@ -189,12 +221,14 @@ def schedule_int8_conv(
             with loop(0, workload.batch * down) as task:
                 batch = 0 if workload.batch == 1 else T.Bind(task // down)
                 row = task if workload.batch == 1 else T.Bind(task % down)
-                lines = T.alloc_buffer((tiling.scratch,), "uint8", scope="global")
+                lines = None
+                if tiling.scratch:
+                    lines = T.alloc_buffer((tiling.scratch,), "uint8", scope="global")
                 with T.serial(0, beside) as col:
                     place = tiling.place(batch, row, col)
                     tiling.gather(b.x, lines, place)
                     with T.serial(0, workload.groups) as group:
-                        acc = _accumulate(workload, isa, tiling, b, lines, group)
+                        acc = _accumulate(workload, isa, tiling, b, (lines, place), group)
                         _finish(workload, isa, tiling, b, acc, group, place)
             fill_borders(
                 b.out, workload.batch, workload.out_channels, workload.out_layout,

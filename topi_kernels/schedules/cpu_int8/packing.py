@@ -102,11 +102,22 @@ def chunks_of(taps: tuple[Tap, ...]) -> tuple[Chunk, ...]:
     return tuple(taps[i : i + WORD] for i in range(0, len(taps), WORD))
 
 
-def filed_structure(structure: Structure) -> Structure:
+def row_chunks(kernel_size: tuple[int, int]) -> tuple[Chunk, ...]:
+    """All taps of a kernel, up to four neighbours of a row to a chunk."""
+    height, width = kernel_size
+    return tuple(
+        tuple((row, col) for col in range(first, min(first + WORD, width)))
+        for row in range(height)
+        for first in range(0, width, WORD)
+    )
+
+
+def filed_structure(structure: Structure, *, by_rows: bool = False) -> Structure:
     """What of a layer counts as kept here.
 
     Dense layers and those without patterns keep everything. 1x1 kernels are kept four in_channels
-    together: all of a quad in which any is kept; an in_channel of the result is such a quad.
+    together: all of a quad in which any is kept; an in_channel of the result is such a quad. Filed
+    by rows, see :func:`row_chunks`, kernels keep everything too.
     """
     out_channels, in_channels, kh, kw = structure.shape
     if (kh, kw) == (1, 1):
@@ -115,7 +126,7 @@ def filed_structure(structure: Structure) -> Structure:
         kept[:, :in_channels] = structure.kept[:, :, 0, 0]
         quad_kept = np.asarray(kept.reshape(out_channels, quads, WORD).any(axis=2))
         return Structure(quad_kept[:, :, None, None], structure.source)
-    if structure.kind == "pattern":
+    if structure.kind == "pattern" and not by_rows:
         return structure
     return Structure(np.ones_like(structure.kept), structure.source)
 
@@ -165,7 +176,13 @@ def check_sums(weight: np.ndarray, bias: np.ndarray) -> None:
         )
 
 
-def pack(weight: np.ndarray, structure: Structure, group: int | None = None) -> PackedWeights:
+def pack(
+    weight: np.ndarray,
+    structure: Structure,
+    group: int | None = None,
+    *,
+    by_rows: bool = False,
+) -> PackedWeights:
     """Pack the weights of a convolution.
 
     Parameters
@@ -176,6 +193,8 @@ def pack(weight: np.ndarray, structure: Structure, group: int | None = None) -> 
         Which of them are kept; kept ones may be zero.
     group : int, optional
         Filters of a group: 1, 2 or 4. Default: as many as share what they keep.
+    by_rows : bool
+        Keep all kernels, a chunk being neighbours of one row.
 
     Raises
     ------
@@ -186,11 +205,13 @@ def pack(weight: np.ndarray, structure: Structure, group: int | None = None) -> 
         raise ValueError(f"weights are int8 [out, in, kh, kw], got {weight.dtype} {weight.shape}")
     if structure.contradictions(weight):
         raise ValueError("weights that the structure has removed are not zero")
-    filed = filed_structure(structure)
+    filed = filed_structure(structure, by_rows=by_rows)
     group = largest_group(filed) if group is None else group
     if group not in GROUP_SIZES:
         raise ValueError(f"group is one of {sorted(GROUP_SIZES)}, got {group}")
     tap_sets = [chunks_of(pattern.taps) for pattern in filed.tap_sets]
+    if by_rows:
+        tap_sets = [row_chunks(pattern.kernel_size) for pattern in filed.tap_sets]
     chunks = tuple(sorted({chunk for parts in tap_sets for chunk in parts})) or (((0, 0),),)
     number = {chunk: index for index, chunk in enumerate(chunks)}
     groups = filter_groups(filed, group)
@@ -223,12 +244,17 @@ def pack(weight: np.ndarray, structure: Structure, group: int | None = None) -> 
 def _words(weight: np.ndarray, chunks: tuple[Chunk, ...]) -> np.ndarray:
     """int32 ``[chunks, out_channels, units]``: every word that may be stored."""
     out_channels, in_channels, kh, kw = weight.shape
-    if (kh, kw) == (1, 1):
-        quads = -(-in_channels // WORD)
-        flat = np.zeros((out_channels, quads * WORD), np.int8)
-        flat[:, :in_channels] = weight[:, :, 0, 0]
-        return flat.view("<i4").reshape(1, out_channels, quads)
-    words = np.zeros((len(chunks), out_channels, in_channels, WORD), np.int8)
+    if (kh, kw) != (1, 1):
+        return chunk_words(weight, chunks)
+    quads = -(-in_channels // WORD)
+    flat = np.zeros((out_channels, quads * WORD), np.int8)
+    flat[:, :in_channels] = weight[:, :, 0, 0]
+    return flat.view("<i4").reshape(1, out_channels, quads)
+
+
+def chunk_words(weight: np.ndarray, chunks: tuple[Chunk, ...]) -> np.ndarray:
+    """int32 ``[chunks, out_channels, in_channels]``: the weights under the taps of a chunk."""
+    words = np.zeros((len(chunks), *weight.shape[:2], WORD), np.int8)
     for index, chunk in enumerate(chunks):
         for q, (row, col) in enumerate(chunk):
             words[index, ..., q] = weight[:, :, row, col]

@@ -11,11 +11,19 @@ from ...geometry import ConvGeometry
 from ...layout import PlaneLayout
 from ...structure import Structure
 from .conv import schedule_int8_conv
-from .isa import for_weights, isa_named
-from .packing import PackedWeights, check_sums, pack
+from .depthwise import schedule_int8_depthwise
+from .isa import DotIsa, for_weights, isa_named
+from .packing import PackedWeights, check_sums, chunk_words, pack, row_chunks
 from .requantise import ROUNDING
 from .tile_lines import tiling_of
-from .workload import Int8Config, Int8Workload, default_config
+from .workload import (
+    Int8Config,
+    Int8Workload,
+    default_config,
+    estimate,
+    has_lines,
+    has_windows,
+)
 
 LEVELS = 255
 
@@ -168,8 +176,58 @@ def plan_int8_conv(
     flip = isa_named(isa).flip
     bias = layer.folded_bias(flip)
     check_sums(layer.weight, bias)
-    packed = pack(layer.weight, layer.structure, config.group if config else group)
-    isa = for_weights(isa_named(isa), packed.words).name
+    filings = _filings(layer, isa_named(isa)) if config is None else [config.form == "window"]
+    choices = [
+        _filed(layer, batch, layouts, isa, config.group if config else group, by_rows=by_rows)
+        for by_rows in filings
+    ]
+    chosen = [(w, p, config or default_config(w)) for w, p in choices]
+    workload, packed, config = min(chosen, key=lambda c: estimate(c[0], c[2]))
+    isa = workload.isa
+    picks = tiling_of(workload, config, isa_named(isa)).picks()
+    order = packed.filter_order
+    arrays = [
+        *packed.arrays,
+        bias.astype(np.int32)[order],
+        layer.factors()[order],
+        *_constants(layer),
+        picks,
+    ]
+    return Int8Plan(workload, config, packed, arrays, num_threads)
+
+
+def _filings(layer: Int8Layer, isa: DotIsa) -> list[bool]:
+    """Whether chunks may be those of patterns, neighbours of a row, or either.
+
+    Raises
+    ------
+    ValueError
+        If there is no schedule for the geometry.
+    """
+    lines, windows = has_lines(layer.geometry, isa), has_windows(layer.geometry, isa)
+    pointwise = layer.geometry.kernel_size == (1, 1)
+    filings = [False] if lines else []
+    if windows and not pointwise and (not lines or layer.structure.kind != "pattern"):
+        filings.append(True)
+    if not filings:
+        raise ValueError(
+            f"no choice for a convolution of {layer.geometry} with {isa.name}; compile it in"
+            " float32"
+        )
+    return filings
+
+
+def _filed(
+    layer: Int8Layer,
+    batch: int,
+    layouts: tuple[PlaneLayout, PlaneLayout],
+    isa: str,
+    group: int | None,
+    *,
+    by_rows: bool,
+) -> tuple[Int8Workload, PackedWeights]:
+    """The packed weights and what they are for."""
+    packed = pack(layer.weight, layer.structure, group, by_rows=by_rows)
     workload = Int8Workload(
         batch=batch,
         in_channels=layer.weight.shape[1],
@@ -183,21 +241,88 @@ def plan_int8_conv(
         entries=packed.entries,
         unit_dtype=str(packed.units.dtype),
         count_dtype=str(packed.counts.dtype),
-        isa=isa,
+        isa=for_weights(isa_named(isa), packed.words).name,
         residual=layer.residual is not None,
+        by_rows=by_rows,
+    )
+    return workload, packed
+
+
+def _constants(layer: Int8Layer) -> list[np.ndarray]:
+    """``limits`` and ``zero_points``, see :func:`~topi_kernels.schedules.cpu_int8.conv.declare`."""
+    low, high = (ROUNDING + limit - layer.result.zero_point for limit in layer.limits())
+    residual = 0 if layer.residual is None else layer.residual.zero_point
+    return [
+        np.array([low, high, layer.residual_factor()], np.float32),
+        np.array([layer.result.zero_point, residual], np.int32),
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class Int8DepthwisePlan:
+    """A depthwise convolution of bytes ready to be built."""
+
+    workload: Int8Workload
+    config: Int8Config
+    arrays: list[np.ndarray]
+    num_threads: int
+
+    def primfunc(self) -> tirx.PrimFunc:
+        """The scheduled operator; parameters ``(x, *arrays, out)``."""
+        return schedule_int8_depthwise(self.workload, self.config, self.num_threads)
+
+
+def plan_int8_depthwise(
+    layer: Int8Layer,
+    dims: tuple[int, int],
+    layouts: tuple[PlaneLayout, PlaneLayout],
+    isa: str,
+    *,
+    config: Int8Config | None = None,
+    num_threads: int = 1,
+) -> Int8DepthwisePlan:
+    """Choose and pack a depthwise convolution.
+
+    Parameters
+    ----------
+    layer : Int8Layer
+        ``weight`` is ``[out_channels, 1, kh, kw]``; all of it is kept.
+    dims : tuple of int
+        Batch and in_channels, which divide out_channels.
+    layouts, isa, config, num_threads
+        See :func:`plan_int8_conv`.
+
+    Raises
+    ------
+    ValueError
+        As :func:`plan_int8_conv`.
+    """
+    _check(layer)
+    if layer.residual is not None:
+        raise ValueError("a depthwise convolution of bytes adds no residual; add it afterwards")
+    bias = layer.folded_bias(isa_named(isa).flip)
+    check_sums(layer.weight, bias)
+    chunks = row_chunks(layer.geometry.kernel_size)
+    words = np.ascontiguousarray(chunk_words(layer.weight, chunks)[:, :, 0].T).reshape(-1)
+    isa = for_weights(isa_named(isa), words).name
+    workload = Int8Workload(
+        batch=dims[0],
+        in_channels=dims[1],
+        out_channels=layer.weight.shape[0],
+        geometry=layer.geometry,
+        in_layout=layouts[0],
+        out_layout=layouts[1],
+        chunks=chunks,
+        group=1,
+        groups=layer.weight.shape[0],
+        entries=len(words),
+        unit_dtype="uint16",
+        count_dtype="uint8",
+        isa=isa,
+        by_rows=True,
     )
     config = config or default_config(workload)
     picks = tiling_of(workload, config, isa_named(isa)).picks()
-    low, high = (ROUNDING + limit - layer.result.zero_point for limit in layer.limits())
-    order = packed.filter_order
-    arrays = [
-        *packed.arrays,
-        bias.astype(np.int32)[order],
-        layer.factors()[order],
-        np.array([low, high, layer.residual_factor()], np.float32),
-        np.array(
-            [layer.result.zero_point, layer.residual.zero_point if layer.residual else 0], np.int32
-        ),
-        picks,
-    ]
-    return Int8Plan(workload, config, packed, arrays, num_threads)
+    factors = layer.factors()
+    arrays = [words.astype(np.int32), bias.astype(np.int32), factors, *_constants(layer), picks]
+    return Int8DepthwisePlan(workload, config, arrays, num_threads)

@@ -12,8 +12,8 @@ from tvm.tirx.script import builder as T
 from ...layout import PlaneLayout
 from ...vector import shuffle
 from .isa import DotIsa
-from .lines import ROW_LOAD, LaneShape
-from .workload import Int8Config, Int8Workload, pieces, shape_of_form, tiles_of
+from .lines import LANE, ROW_LOAD, LaneShape
+from .workload import RUNS, Int8Config, Int8Workload, pieces, shape_of_form, tiles_of
 
 Index = Any
 Expression = Any
@@ -27,9 +27,23 @@ class Place:
     starts: tuple[Any, ...]
 
 
-class Tiling(Protocol):
-    """What the operator asks of the form of its tiles."""
+@dataclass(frozen=True)
+class Source:
+    """Where the bytes of a tile come from; ``chunk`` is a number where chunks are unrolled."""
 
+    x: Any
+    lines: Any
+    place: Place
+    chunk: Index
+
+
+class Tiling(Protocol):
+    """What the operator asks of the form of its tiles.
+
+    ``unrolled`` says that the code of chunks differs.
+    """
+
+    unrolled: bool
     vectors: int
     tiles: tuple[int, int]
     scratch: int
@@ -48,7 +62,7 @@ class Tiling(Protocol):
         """Copy what the tile reads, of all units, into lines."""
 
     def tuples(
-        self, lines: Any, unit: Index, picks: list[Expression]
+        self, source: Source, unit: Index, picks: list[Expression]
     ) -> Iterator[tuple[int, Expression]]:
         """Every vector of the tile with its bytes of one unit."""
 
@@ -71,6 +85,8 @@ def _limited(value: Index, limit: int) -> Index:
 
 class LineTiling:
     """Tiles of lines: ``strips`` below each other, each of ``beside`` vectors."""
+
+    unrolled = False
 
     def __init__(self, workload: Int8Workload, config: Int8Config, isa: DotIsa) -> None:
         line = shape_of_form(config.form, workload.geometry, isa)
@@ -162,13 +178,13 @@ class LineTiling:
             T.buffer_store(lines, value, [T.ramp(target + number * width, 1, width)])
 
     def tuples(
-        self, lines: Any, unit: Index, picks: list[Expression]
+        self, source: Source, unit: Index, picks: list[Expression]
     ) -> Iterator[tuple[int, Expression]]:
         base = T.Bind(unit * (self.lines * self.line.line_bytes))
         width, vector = self.isa.vector_bytes, 0
         for number in range(self.lines):
             tables = [
-                T.Bind(lines[T.ramp(base + number * self.line.line_bytes + start, 1, width)])
+                T.Bind(source.lines[T.ramp(base + number * self.line.line_bytes + start, 1, width)])
                 for start in range(0, self.line.line_bytes, width)
             ]
             for half in range(self.parts[number % len(self.parts)]):
@@ -230,16 +246,13 @@ class LineTiling:
 class RunTiling:
     """Tiles of a 1x1 convolution: vectors of neighbouring bytes, four in_channels interleaved."""
 
+    unrolled = False
+
     def __init__(self, workload: Int8Workload, config: Int8Config, isa: DotIsa) -> None:
-        if max(workload.geometry.padding) > 0:
+        if workload.pointwise and max(workload.geometry.padding) > 0:
             raise ValueError("a 1x1 convolution of bytes has no padding")
         self.workload, self.isa = workload, isa
-        self.strided = workload.geometry.stride != (1, 1)
-        if not self.strided and workload.in_layout.row_stride != workload.out_layout.row_stride:
-            raise ValueError(
-                f"rows of the input are {workload.in_layout.row_stride} bytes apart, those of the"
-                f" output {workload.out_layout.row_stride}; a 1x1 convolution wants them equal"
-            )
+        self.strided = not workload.in_runs
         self.vectors = config.vectors
         self.tiles = tiles_of(workload, config)
         self.scratch = workload.units * self.vectors * isa.vector_bytes
@@ -300,12 +313,12 @@ class RunTiling:
                 T.buffer_store(lines, value, [T.ramp(at, 1, self.isa.vector_bytes)])
 
     def tuples(
-        self, lines: Any, unit: Index, picks: list[Expression]
+        self, source: Source, unit: Index, picks: list[Expression]
     ) -> Iterator[tuple[int, Expression]]:
         width = self.isa.vector_bytes
         base = T.Bind(unit * (self.vectors * width))
         for vector in range(self.vectors):
-            yield vector, T.Bind(lines[T.ramp(base + vector * width, 1, width)])
+            yield vector, T.Bind(source.lines[T.ramp(base + vector * width, 1, width)])
 
     def load_rows(self, planes: Any, place: Place, channel: Index) -> list[Expression]:
         layout, pixels = self.workload.out_layout, self.isa.pixels
@@ -324,6 +337,59 @@ class RunTiling:
                 T.buffer_store(out, part, [place.batch, channel, _ramp(at + start, width)])
 
 
+class WindowTiling(RunTiling):
+    """Tiles of neighbouring bytes; taps that neighbour each other in a row are one shuffle of it.
+
+    For kernels that reach further than a line, and for depthwise ones, whose bytes are used once.
+    """
+
+    unrolled = True
+
+    def __init__(self, workload: Int8Workload, config: Int8Config, isa: DotIsa) -> None:
+        super().__init__(workload, config, isa)
+        self.scratch = 0
+
+    def picks(self) -> np.ndarray:
+        pixels = 4 if self.isa.by_lane else self.isa.pixels
+        step, between = self.workload.geometry.stride[1], self.workload.geometry.dilation[1]
+        pixel, tap = np.mgrid[: self.isa.pixels, :4]
+        at = np.minimum(pixel % pixels * step + tap * between, self.isa.table_bytes[0] - 1)
+        return at.astype(np.uint8).reshape(self.picks_shape)
+
+    def load_picks(self, buffer: Any, chunk: Index) -> list[Expression]:
+        return [T.Bind(buffer[0, 0, T.ramp(0, 1, self.isa.vector_bytes)])]
+
+    def gather(self, x: Any, lines: Any, place: Place) -> None:
+        """Nothing: bytes are read where they lie."""
+
+    def _first(self, place: Place, vector: int, tap: tuple[int, int]) -> Index:
+        """Offset of the byte under a tap for the first output of a vector."""
+        geometry, layout = self.workload.geometry, self.workload.in_layout
+        start = self._at(place, vector, layout, geometry.stride)
+        (row, col), (top, left) = tap, geometry.padding
+        down = row * geometry.dilation[0] - top
+        return start + down * layout.row_stride + col * geometry.dilation[1] - left
+
+    def tuples(
+        self, source: Source, unit: Index, picks: list[Expression]
+    ) -> Iterator[tuple[int, Expression]]:
+        size, tap = self.isa.vector_bytes, self.workload.chunks[source.chunk][0]
+        x, batch = source.x, source.place.batch
+        for vector in range(self.vectors):
+            start = T.Bind(self._first(source.place, vector, tap))
+            if not self.isa.by_lane or size == LANE:
+                value = x[batch, unit, T.ramp(start, 1, size)]
+            else:
+                step = 4 * self.workload.geometry.stride[1]
+                parts = [
+                    x[batch, unit, T.ramp(start + lane * step, 1, LANE)]
+                    for lane in range(size // LANE)
+                ]
+                value = shuffle(parts, range(size))
+            value = T.Bind(_flipped(value, self.isa))
+            yield vector, T.Bind(self.isa.pick([value], picks[0]))
+
+
 def _flipped(values: Expression, isa: DotIsa) -> Expression:
     """Bytes as the instruction takes them."""
     if not isa.flip:
@@ -340,8 +406,11 @@ def tiling_of(workload: Int8Workload, config: Int8Config, isa: DotIsa) -> Tiling
     ValueError
         If the config is of a form that the workload cannot have.
     """
-    if (config.form == "run") != workload.pointwise:
+    wanted = "run" if workload.pointwise else "window" if workload.by_rows else "a line"
+    if (config.form if config.form in RUNS else "a line") != wanted:
         raise ValueError(f"the form {config.form!r} does not fit {workload.geometry}")
     if workload.pointwise:
         return RunTiling(workload, config, isa)
+    if workload.by_rows:
+        return WindowTiling(workload, config, isa)
     return LineTiling(workload, config, isa)

@@ -12,6 +12,8 @@ from .isa import DotIsa, isa_named
 from .lines import ROW_LOAD, LineShape, line_shapes
 from .packing import WORD, Chunk
 
+#: Forms whose vectors are neighbouring bytes of a plane.
+RUNS = ("run", "window")
 FREE_REGISTERS = {32: {1: 4, 2: 4, 4: 8}, 16: {1: 6, 2: 6, 4: 8}}
 """Registers that are no accumulators (shuffled bytes, positions, weights), of how many there are
 and by filters of a group; with fewer, LLVM spills."""
@@ -41,7 +43,9 @@ class Int8Workload:
         As packed.
     unit_dtype, count_dtype : str
     residual : bool
-        Whether a tensor of bytes, in ``residual_layout``, is added to the sums.
+        Whether a tensor of bytes, which lies as the output, is added to the sums.
+    by_rows : bool
+        Whether chunks are neighbours of a row, read from the planes themselves.
     """
 
     batch: int
@@ -58,6 +62,15 @@ class Int8Workload:
     count_dtype: str
     isa: str
     residual: bool = False
+    by_rows: bool = False
+
+    @property
+    def in_runs(self) -> bool:
+        """Whether neighbouring outputs lie as their inputs do, from row to row."""
+        return (
+            self.geometry.stride == (1, 1)
+            and self.in_layout.row_stride == self.out_layout.row_stride
+        )
 
     @property
     def pointwise(self) -> bool:
@@ -78,7 +91,8 @@ class Int8Config:
     ----------
     form : str
         ``square``: lines of square vectors; ``rows``: lines of vectors of one row; ``run``: vectors
-        of neighbouring bytes of a plane, for 1x1 convolutions.
+        of neighbouring bytes of a plane, for 1x1 convolutions; ``window``: the same, with bytes
+        read from the planes themselves, for kernels that no line holds.
     strips : int
         Lines below each other.
     vectors : int
@@ -106,8 +120,16 @@ def shape_of_form(form: str, geometry: ConvGeometry, isa: DotIsa) -> LineShape |
 
 
 def has_lines(geometry: ConvGeometry, isa: DotIsa) -> bool:
-    """Whether a convolution of this geometry can be computed at all."""
+    """Whether a convolution of this geometry has lines; a 1x1 convolution needs none."""
     return geometry.kernel_size == (1, 1) or next(line_shapes(geometry, isa), None) is not None
+
+
+def has_windows(geometry: ConvGeometry, isa: DotIsa) -> bool:
+    """Whether one shuffle reaches four neighbouring taps of a row for all pixels of a vector."""
+    pixels = 4 if isa.by_lane else isa.pixels
+    taps = min(WORD, geometry.kernel_size[1])
+    reach = (pixels - 1) * geometry.stride[1] + (taps - 1) * geometry.dilation[1] + 1
+    return reach <= isa.table_bytes[0]
 
 
 def configs(workload: Int8Workload) -> Iterator[Int8Config]:
@@ -117,6 +139,10 @@ def configs(workload: Int8Workload) -> Iterator[Int8Config]:
     most = (isa.registers - free) // workload.group
     if workload.pointwise:
         yield from (Int8Config("run", 1, v, workload.group) for v in range(1, most + 1))
+        return
+    if workload.by_rows:
+        if has_windows(workload.geometry, isa):
+            yield from (Int8Config("window", 1, v, workload.group) for v in range(1, most + 1))
         return
     height, width = workload.out_layout.height, workload.out_layout.width
     for form in ("square", "rows"):
@@ -136,8 +162,8 @@ def tiles_of(workload: Int8Workload, config: Int8Config) -> tuple[int, int]:
     """Tiles below each other and beside each other."""
     isa = isa_named(workload.isa)
     out = workload.out_layout
-    if config.form == "run":
-        if workload.geometry.stride != (1, 1):
+    if config.form in RUNS:
+        if not workload.in_runs:
             per_row = -(-out.width // isa.pixels)
             return 1, -(-out.height * per_row // config.vectors)
         run = (out.height - 1) * out.row_stride + out.width
@@ -157,6 +183,8 @@ class Costs:
     dot: float = 1.0
     shuffle: float = 0.5
     load: float = 0.25
+    #: Of a load that lies across two cache lines.
+    crossing: float = 0.5
     entry: float = 1.5
     #: A sum waits for its last one.
     latency: float = 6.0
@@ -173,7 +201,7 @@ def estimate(workload: Int8Workload, config: Int8Config, costs: Costs = COSTS) -
     """Expected cycles of a config."""
     down, beside = tiles_of(workload, config)
     line = None
-    if config.form != "run":
+    if config.form not in RUNS:
         line = shape_of_form(config.form, workload.geometry, isa_named(workload.isa))
     if line is None:
         vectors = lines = stores = config.vectors
@@ -184,7 +212,10 @@ def estimate(workload: Int8Workload, config: Int8Config, costs: Costs = COSTS) -
         stores = config.strips * line.block[0] * sum(1 for _ in pieces(width))
     dots = config.group * vectors
     entry = costs.dot * dots + costs.load * lines + costs.entry
-    entry += costs.shuffle * vectors if line is not None else 0.0
+    entry += 0.0 if config.form == "run" else costs.shuffle * vectors
+    if config.form == "window":
+        entry += costs.crossing * vectors
+        lines = 0
     finish = config.group * (costs.finished_vector * vectors + costs.store * stores) + costs.group
     tile = workload.units * lines * costs.gathered_line
     tile += workload.entries * max(entry, costs.latency) + workload.groups * finish
