@@ -3,6 +3,7 @@
 #   make test    the whole test suite on all cores (WORKERS=n for fewer)
 #   make faults  the long form of tests/faults: kills, full disks, bad peers, damaged files
 #   make docs    every block and command of README and docs/, the slow ones too
+#   make docs-site  the documentation as HTML under build/site/, API reference included
 #   make lint    style, types and the import contracts
 #   make coverage  the test suite with lines and branches counted; pages under build/coverage/
 #   make golden  pins of the generated code written anew, to be reviewed as a diff
@@ -37,7 +38,7 @@ OPENCL_HEADER := /usr/include/CL/cl.h
 OPENCL_VENDORS := /etc/OpenCL/vendors
 OPENCL_PACKAGES := g++ ocl-icd-libopencl1 opencl-headers pocl-opencl-icd oclgrind
 
-.PHONY: help demo test coverage docs faults fault-tools lint golden bench clean check-tools arm-tools \
+.PHONY: help demo test coverage docs docs-site faults fault-tools lint golden bench clean check-tools arm-tools \
   opencl-tools
 
 help:
@@ -60,6 +61,11 @@ faults: $(VENV)/.stamp-dev fault-tools
 
 docs: $(VENV)/.stamp-dev arm-tools
 	TVM_PATTERN_DOCS=long $(TEST_ENV) $(BIN)/python -m pytest -q $(XDIST) tests/docs $(TEST_ARGS)
+
+# A warning is an error: a link that leads nowhere, a page that no list has, a name that is not there.
+docs-site: $(VENV)/.stamp-docs
+	$(TEST_ENV) $(BIN)/python -m sphinx -q -W --keep-going -b html docs build/site
+	@echo "open build/site/index.html"
 
 # The kill at every write needs strace; full disks are a tmpfs where root runs this.
 fault-tools:
