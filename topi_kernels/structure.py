@@ -187,6 +187,18 @@ class Structure:
             return max(g for g in GROUP_SIZES if g <= max(1, self.shape[0]))
         return detect_group(self.kept)
 
+    @cached_property
+    def in_block(self) -> int:
+        """Neighbouring in_channels whose kernels are kept together in every filter: 4, 2 or 1."""
+        out_channels, in_channels = self.shape[:2]
+        kernels = np.asarray(self.kept.any(axis=(2, 3)))
+        for size in (4, 2):
+            if in_channels % size == 0:
+                blocks = kernels.reshape(out_channels, -1, size)
+                if bool((blocks.all(axis=2) == blocks.any(axis=2)).all()):
+                    return size
+        return 1
+
     def contradictions(self, weight: np.ndarray) -> int:
         """Weights that are not zero although the structure has removed them.
 

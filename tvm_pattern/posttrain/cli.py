@@ -72,6 +72,9 @@ def posttrain_command(
     output: Annotated[Path, typer.Option(help="folder for weights and report")] = Path("pruned"),
     connectivity: Annotated[float, typer.Option(help="kernels before / after")] = 3.6,
     connectivity_1x1: Annotated[float, typer.Option(help="the same for 1x1 layers")] = 1.0,
+    block_1x1: Annotated[
+        int, typer.Option(help="in_channels of 1x1 layers that go together: 4 for int8")
+    ] = 1,
     group: Annotated[int, typer.Option(help="filters that share kernels: alike ones")] = 1,
     library: Annotated[str, typer.Option(help="pattern set")] = "fixed8",
     limit: Annotated[int, typer.Option(help="pictures at most")] = 256,
@@ -110,6 +113,7 @@ def posttrain_command(
                 group,
                 library,
                 connectivity_1x1,
+                block_1x1=block_1x1,
                 checkpoint=output / _CHECKPOINT,
             )
             if isinstance(network, OnnxNetwork):

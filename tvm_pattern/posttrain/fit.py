@@ -11,7 +11,7 @@ from topi_kernels.reorder import similar_filters
 
 from ..pruning.assignment import project_layer
 from ..pruning.layers import LayerPlan
-from ..pruning.projection import REMOVED, pattern_masks, removed_positions, select_kernel_groups
+from ..pruning.projection import REMOVED, pattern_masks, removed_positions, select_blocks
 from ..pruning.sharing import grouped, members, spread
 from .solve import blocks_of, kernel_energy, relative_error, removal_errors, solve_masked
 from .statistics import Moments
@@ -113,11 +113,12 @@ class _Full:
         order = self._order(weight, blocks, plan)
         by_group = grouped(errors.transpose(0, 1), plan.group, order)
         pattern_id = spread(by_group.argmin(1).to(torch.uint8), plan.group, order)
-        for number, count in enumerate(_counts(pattern_id.numel(), plan.kept, plan.group, steps)):
+        together = plan.group * plan.block
+        for number, count in enumerate(_counts(pattern_id.numel(), plan.kept, together, steps)):
             if number:
                 pattern_id = self._drop(pattern_id, weight, blocks, count, plan, order)
             kept = ~removed_positions(pattern_id, masks).flatten(1)
-            last = count * plan.group == plan.kept
+            last = count * together == plan.kept
             weight = self._solve(kept, weight, _FINE if last else _COARSE)
         return pattern_id, weight.view(self.shape)
 
@@ -136,11 +137,12 @@ class _Full:
         plan: LayerPlan,
         order: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Keep the ``count`` kernel groups whose loss would cost most."""
+        """Keep the ``count`` kernel groups (or blocks of them) whose loss would cost most."""
         energy = kernel_energy(self._kernels(weight), blocks)
         score = grouped(energy, plan.group, order)
         score[members(pattern_id == REMOVED, plan.group, order)[:, 0]] = -1.0
-        chosen = select_kernel_groups(score, count, plan.balance)
+        kept = count * plan.group * plan.block
+        chosen = select_blocks(score, kept, plan.group, plan.balance, plan.block)
         return pattern_id.masked_fill(~spread(chosen, plan.group, order), REMOVED)
 
     def _order(
@@ -176,10 +178,11 @@ class _Grouped:
     def fit(self, plan: LayerPlan, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
         count = len(self._parts)
         out_channels, per_group, kh, kw = plan.shape
-        each, more = divmod(plan.kept // plan.group, count)
+        together = plan.group * plan.block
+        each, more = divmod(plan.kept // together, count)
         fitted = []
         for index, part in enumerate(self._parts):
-            kept = (each + (index < more)) * plan.group
+            kept = (each + (index < more)) * together
             shape = (out_channels // count, per_group, kh, kw)
             fitted.append(part.fit(replace(plan, shape=shape, kept=kept), steps))
         ids, weights = zip(*fitted, strict=True)

@@ -94,6 +94,7 @@ def posttrain(
     first: Literal["pattern", "skip", "prune"] = "pattern",
     frozen: Literal["skip", "prune"] = "prune",
     rules: Iterable[Rule] = (),
+    block_1x1: int = 1,
     forward: Forward | None = None,
     steps: int = 8,
     damping: float = 0.01,
@@ -116,7 +117,8 @@ def posttrain(
         Batches as for :func:`tvm_pattern.pruning.recalibrate_bn`: inputs, or tuples that begin
         with them, on the model's device. It is read once per layer, so a list or a loader. Some
         hundred pictures, prepared as for training, are enough.
-    connectivity, group, library, connectivity_1x1, skip, sharing, balance, first, frozen, rules
+    connectivity, group, library, connectivity_1x1, block_1x1, skip, sharing, balance, first, \
+frozen, rules
         As for :func:`tvm_pattern.pruning.oneshot`; frozen layers are pruned here by default.
     forward : callable, optional
         ``forward(model, batch)`` for models with other inputs.
@@ -156,7 +158,8 @@ def posttrain(
         )
     config = PatternConfig.of(
         skip=skip, rules=rules, connectivity=connectivity, group=group, library=library,
-        connectivity_1x1=connectivity_1x1, sharing=sharing, balance=balance, first=first,
+        connectivity_1x1=connectivity_1x1, block_1x1=block_1x1, sharing=sharing, balance=balance,
+        first=first,
         frozen=frozen,
     )  # fmt: skip
     for rule in config.rules:
@@ -348,7 +351,11 @@ class _Run:
         """Of the weights, the plans, the settings and the first batch."""
         digest = hashlib.sha256(repr((self.steps, self.damping, self.positions)).encode())
         for plan in plans:
-            facts = (plan.name, plan.shape, plan.kept, plan.group, plan.balance, plan.sharing)
+            facts: tuple[Any, ...] = (
+                plan.name, plan.shape, plan.kept, plan.group, plan.balance, plan.sharing,
+            )  # fmt: skip
+            if plan.block > 1:
+                facts = (*facts, plan.block)
             digest.update(repr(facts).encode() + plan.pattern_set.masks.tobytes())
         tensors = [*self.dense.state_dict().values(), batch_input(batch)]
         for tensor in tensors:

@@ -110,7 +110,7 @@ def project_layer(
         order = filter_order(weight, plan)
     masks = pattern_masks(plan.pattern_set, weight.device)
     kept = plan.kept if kept is None else kept
-    return project_joint(weight, masks, kept, plan.group, plan.balance, order)
+    return project_joint(weight, masks, kept, plan.group, plan.balance, order, plan.block)
 
 
 class SparsityError(RuntimeError):

@@ -131,7 +131,12 @@ class _Strict(BaseModel):
 
 Connectivity = Annotated[float, Field(ge=1.0, allow_inf_nan=False)]
 Group = Annotated[int, Field(ge=1, strict=True)]
-_OMITTED_DEFAULTS = {"frozen": "skip", "connectivity_linear": 1.0, "group_linear": 8}
+_OMITTED_DEFAULTS = {
+    "frozen": "skip",
+    "connectivity_linear": 1.0,
+    "group_linear": 8,
+    "block_1x1": 1,
+}
 
 
 class Rule(_Strict):
@@ -157,6 +162,8 @@ class Rule(_Strict):
         Kernels before / after, >= 1.
     group : int
         Filters that share kernels and patterns.
+    block : int
+        Neighbouring in_channels of a 1x1 layer whose kernels survive together.
     sharing : {"similar", "neighbours"}
         Which filters do.
     balance : {"layer", "filter"}
@@ -172,6 +179,7 @@ class Rule(_Strict):
     library: str | LibrarySpec | PatternSet | None = None
     connectivity: Connectivity | None = None
     group: Group | None = None
+    block: Group | None = None
     sharing: Sharing | None = None
     balance: Literal["layer", "filter"] | None = None
     skip: bool | None = None
@@ -218,6 +226,10 @@ class PatternConfig(_Strict):
         is PatDNN's 8.1x.
     connectivity_1x1 : float
         The same for 1x1 convolutions, which have no patterns; 1.0 keeps them dense.
+    block_1x1 : int
+        Neighbouring in_channels of a 1x1 convolution whose kernels survive or fall together. 4
+        makes a block one dot product of bytes. A layer whose in_channels it does not divide gets
+        the largest smaller size that does.
     connectivity_linear : float
         The same for the inputs of linear layers; 1.0 keeps them dense.
     group : int
@@ -243,6 +255,7 @@ class PatternConfig(_Strict):
     library: str | LibrarySpec | PatternSet = "fixed8"
     connectivity: Connectivity = 3.6
     connectivity_1x1: Connectivity = 1.0
+    block_1x1: Group = 1
     connectivity_linear: Connectivity = 1.0
     group: Group = 1
     group_linear: Group = 8

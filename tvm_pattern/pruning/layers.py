@@ -62,6 +62,8 @@ class LayerPlan:
     balance : {"layer", "filter"}
     sharing : {"similar", "neighbours"}
         Which filters share.
+    block : int
+        Neighbouring in_channels whose kernels survive together.
     spec : LibrarySpec or None
         Where ``pattern_set`` was extracted from; phased extraction continues from it.
     notes : tuple of str
@@ -79,6 +81,7 @@ class LayerPlan:
     group: int
     balance: Balance
     sharing: Sharing = "neighbours"
+    block: int = 1
     spec: LibrarySpec | None = None
     notes: tuple[str, ...] = ()
     bake: str = ""
@@ -103,6 +106,7 @@ class _Settings:
     library: str | LibrarySpec | PatternSet
     connectivity: float
     group: int
+    block: int
     balance: Balance
     sharing: Sharing
     skip: bool = False
@@ -121,6 +125,7 @@ def _base_settings(config: PatternConfig, kind: str, *, is_first: bool) -> _Sett
         library=config.library,
         connectivity=rates.get(kind, 1.0),
         group=groups.get(kind, config.group),
+        block=config.block_1x1 if kind == "pointwise" else 1,
         balance=config.balance,
         # Blocks of neighbours: comparing thousands of filters pairwise would take minutes.
         sharing="neighbours" if kind == "linear" else config.sharing,
@@ -136,7 +141,7 @@ def _apply_rules(settings: _Settings, rules: list[Rule]) -> _Settings:
     for rule in rules:
         given: dict[str, Any] = {
             key: getattr(rule, key)
-            for key in ("library", "connectivity", "group", "balance", "sharing", "skip")
+            for key in ("library", "connectivity", "group", "block", "balance", "sharing", "skip")
             if getattr(rule, key) is not None
         }
         if "library" in given:
@@ -361,10 +366,32 @@ def _resolve(name: str, conv: Layer, settings: _Settings, frozen: str) -> _Chose
         notes.append(
             f"group {settings.group} lowered to {group}: it does not divide {filters} filters"
         )
+    block = _fitting_block(name, kind, kernel_shape(conv)[1], settings.block)
+    if block != settings.block:
+        notes.append(f"blocks of {settings.block} in_channels lowered to {block}: no divisor")
+    elif block > 1:
+        notes.append(f"1x{block} blocks of in_channels")
     bake = recipe_of(conv)
     if bake:
         notes.append(f"{bake} baked into the weight")
-    return _Chosen(name, replace(settings, group=group), library, bake, tuple(notes))
+    settings = replace(settings, group=group, block=block)
+    return _Chosen(name, settings, library, bake, tuple(notes))
+
+
+def _fitting_block(name: str, kind: str, in_channels: int, block: int) -> int:
+    """The largest block up to ``block`` that divides the in_channels.
+
+    Raises
+    ------
+    ConfigError
+        If a rule asks for blocks in a layer that has patterns.
+    """
+    if block > 1 and kind != "pointwise":
+        raise ConfigError(
+            f"{name}: block {block} is for 1x1 convolutions, and this is a {kind} layer; add type:"
+            " pointwise to the rule"
+        )
+    return fitting_group(block, in_channels)
 
 
 def _check_weights(
@@ -414,7 +441,12 @@ def _finish(
         out_channels, in_channels, kh, kw = kernel_shape(conv)
         try:
             kept = kept_kernels(
-                out_channels, in_channels, settings.connectivity, settings.group, settings.balance
+                out_channels,
+                in_channels,
+                settings.connectivity,
+                settings.group,
+                settings.balance,
+                settings.block,
             )
         except ValueError as error:
             raise ConfigError(f"{name}: {error}") from error
@@ -429,6 +461,7 @@ def _finish(
                 group=settings.group,
                 balance=settings.balance,
                 sharing=settings.sharing,
+                block=settings.block,
                 spec=spec,
                 notes=layer.notes,
                 bake=layer.bake,

@@ -135,8 +135,8 @@ class PrunedLayer:
 
     @property
     def units(self) -> int:
-        """Kernel groups of the layer."""
-        return self.plan.shape[0] // self.plan.group * self.plan.shape[1]
+        """Kernel groups of the layer, or blocks of them."""
+        return self.plan.shape[0] // self.plan.group * (self.plan.shape[1] // self.plan.block)
 
     def masks(self) -> torch.Tensor:
         """Bool ``[num_patterns, kh, kw]`` of the current library."""
@@ -244,8 +244,9 @@ class GradualEngine(Engine):
 
     def _kept(self, layer: PrunedLayer) -> int:
         left = max(0.0, 1 - self.updates / self.method.steps) ** self.method.exponent
-        target = layer.plan.kept // layer.plan.group
-        return layer.plan.group * (target + math.ceil((layer.units - target) * left))
+        together = layer.plan.group * layer.plan.block
+        target = layer.plan.kept // together
+        return together * (target + math.ceil((layer.units - target) * left))
 
     def kept_kernels(self) -> int:
         """Kernels of all layers that survive at this point of the ramp."""
@@ -259,7 +260,7 @@ class GradualEngine(Engine):
         self.updates += 1
         self.shrink_libraries(min(1.0, self.updates / self.method.steps))
         self._choose()
-        total = sum(layer.units * layer.plan.group for layer in self.layers)
+        total = sum(layer.plan.shape[0] * layer.plan.shape[1] for layer in self.layers)
         return {"kernels_kept": self.kept_kernels() / total}
 
 
@@ -285,7 +286,9 @@ class AdmmEngine(Engine):
 
     def _project_y(self, layer: PrunedLayer, target: torch.Tensor) -> torch.Tensor:
         plan = layer.plan
-        alive = project_connectivity(target, plan.kept, plan.group, plan.balance, layer.order)
+        alive = project_connectivity(
+            target, plan.kept, plan.group, plan.balance, layer.order, plan.block
+        )
         alive = self.sync(alive.to(torch.uint8)).bool()
         dead = ~alive if target.ndim == 2 else ~alive[:, :, None, None]
         return target.masked_fill_(dead, 0)

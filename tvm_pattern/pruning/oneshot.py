@@ -57,6 +57,7 @@ def oneshot(
     rules: Iterable[Rule] = (),
     connectivity_linear: float = 1.0,
     group_linear: int = 8,
+    block_1x1: int = 1,
     example_inputs: Any = None,
 ) -> PruneReport:
     """Project the weights of ``model`` in place onto the nearest pattern-sparse weights.
@@ -90,6 +91,8 @@ def oneshot(
         Inputs of each block of a linear layer before / after; 1.0 keeps them dense.
     group_linear : int
         Neighbouring outputs of a linear layer that read the same inputs: a 1xN block.
+    block_1x1 : int
+        Neighbouring in_channels of a 1x1 convolution whose kernels survive together; 4 for int8.
     example_inputs : tensor or tuple of them, optional
         The model is run on them, and each pruned layer must convolve with its parameter itself.
         Without them only layers that are no plain ``nn.Conv2d`` are looked at, one by one.
@@ -116,6 +119,7 @@ def oneshot(
         "frozen": frozen,
         "connectivity_linear": connectivity_linear,
         "group_linear": group_linear,
+        "block_1x1": block_1x1,
     }
     if isinstance(connectivity, PatternConfig):
         _refuse_beside(skip=tuple(skip), rules=tuple(rules), **settings)

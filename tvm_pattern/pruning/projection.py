@@ -11,7 +11,8 @@ functions return:
 
 With ``group = G`` the unit is a *kernel group*: the kernels of ``G`` filters that read the same
 in_channel. They survive or fall together and use one pattern. ``order`` (int64 ``[O]``) says which:
-each ``G`` successive filters of it; without it, neighbours.
+each ``G`` successive filters of it; without it, neighbours. With ``block = B`` the kernels of ``B``
+neighbouring in_channels survive or fall together too.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def kept_kernels(
     connectivity: float,
     group: int = 1,
     balance: Balance = "layer",
+    block: int = 1,
 ) -> int:
     """Number of kernels that a layer keeps at a connectivity rate.
 
@@ -57,11 +59,14 @@ def kept_kernels(
         Filters that share their kernels; the result is a multiple of it.
     balance : {"layer", "filter"}
         With ``"filter"`` every filter needs at least one kernel.
+    block : int
+        Neighbouring in_channels whose kernels survive together.
 
     Raises
     ------
     ValueError
-        If the rate is below 1 or above what the layer allows, or ``group`` does not divide.
+        If the rate is below 1 or above what the layer allows, or ``group`` or ``block`` does not
+        divide.
     """
     if not connectivity >= 1.0:
         raise ValueError(
@@ -72,16 +77,23 @@ def kept_kernels(
             f"group {group} does not divide the {out_channels} filters; use a divisor of"
             f" {out_channels} or 1"
         )
+    if block < 1 or in_channels % block:
+        raise ValueError(
+            f"block {block} does not divide the {in_channels} in_channels; use a divisor of"
+            f" {in_channels} or 1"
+        )
     rows = out_channels // group
-    units = rows * in_channels
-    largest = float(in_channels if balance == "filter" else units)
+    columns = in_channels // block
+    units = rows * columns
+    largest = float(columns if balance == "filter" else units)
     if connectivity > largest:
         each = "filter" if balance == "filter" else "layer"
         raise ValueError(
-            f"connectivity {connectivity} is above what {rows} x {in_channels} kernel groups allow"
+            f"connectivity {connectivity} is above what {rows} x {columns} kernel groups allow"
             f" (at most {largest:g}, one kernel group per {each}); lower the rate or skip the layer"
         )
-    return group * max(rows if balance == "filter" else 1, round(units / connectivity))
+    least = rows if balance == "filter" else 1
+    return group * block * max(least, round(units / connectivity))
 
 
 def _energy(weight: torch.Tensor, group: int, order: torch.Tensor | None = None) -> torch.Tensor:
@@ -187,6 +199,28 @@ def _count_groups(kept: int, group: int) -> int:
     return kept // group
 
 
+def select_blocks(
+    score: torch.Tensor, kept: int, group: int, balance: Balance = "layer", block: int = 1
+) -> torch.Tensor:
+    """Choose the kernel groups that survive, ``block`` neighbouring in_channels at once.
+
+    Parameters
+    ----------
+    score : Tensor ``[rows, in_channels]``
+        As for :func:`select_kernel_groups`.
+    kept : int
+        Kernels that survive; a multiple of ``group * block``.
+
+    Returns
+    -------
+    Tensor
+        Bool ``[rows, in_channels]``.
+    """
+    summed = score.unflatten(1, (-1, block)).sum(-1)
+    chosen = select_kernel_groups(summed, _count_groups(kept, group * block), balance)
+    return chosen.repeat_interleave(block, dim=1)
+
+
 def order_filters(
     weight: torch.Tensor, masks: torch.Tensor, kept: int, group: int
 ) -> torch.Tensor | None:
@@ -250,6 +284,7 @@ def project_connectivity(
     group: int = 1,
     balance: Balance = "layer",
     order: torch.Tensor | None = None,
+    block: int = 1,
 ) -> torch.Tensor:
     """Connectivity projection: exactly ``kept`` kernels of largest L2 norm.
 
@@ -260,8 +295,7 @@ def project_connectivity(
     """
     score = _energy(weight, group, order).sum(-1)
     _require_finite(score)
-    chosen = select_kernel_groups(score, _count_groups(kept, group), balance)
-    return spread(chosen, group, order)
+    return spread(select_blocks(score, kept, group, balance, block), group, order)
 
 
 def project_joint(
@@ -271,6 +305,7 @@ def project_joint(
     group: int = 1,
     balance: Balance = "layer",
     order: torch.Tensor | None = None,
+    block: int = 1,
 ) -> torch.Tensor:
     """Projection onto both constraints: one pattern per kernel and exactly ``kept`` kernels.
 
@@ -279,13 +314,15 @@ def project_joint(
     weight : Tensor ``[O, I, kh, kw]`` or ``[O, I]``
     masks : Tensor ``[num_patterns, kh, kw]``
     kept : int
-        Kernels that survive; a multiple of ``group``.
+        Kernels that survive; a multiple of ``group * block``.
     group : int
         Filters that share kernels and patterns.
     balance : {"layer", "filter"}
         See :func:`select_kernel_groups`.
     order : Tensor, optional
         Which filters share.
+    block : int
+        Neighbouring in_channels whose kernels survive together.
 
     Returns
     -------
@@ -293,7 +330,7 @@ def project_joint(
         ``pattern_id``, uint8 ``[O, I]``; 255 marks a removed kernel.
     """
     score, index = _best_pattern(_energy(weight, group, order), masks)
-    chosen = select_kernel_groups(score, _count_groups(kept, group), balance)
+    chosen = select_blocks(score, kept, group, balance, block)
     return spread(index.masked_fill_(~chosen, REMOVED), group, order)
 
 
