@@ -310,3 +310,44 @@ def test_wrong_bytes_are_found_by_the_check(monkeypatch) -> None:
     monkeypatch.setattr(plan.Int8Layer, "folded_bias", lambda *args: right(*args) + 3e5)
     with pytest.raises(VerificationError):
         tp.compile(mod, target=TARGET, num_threads=1)
+
+
+# Dense layers ------------------------------------------------------------------------------------
+
+
+def dense_network(rows: int, k: int, n: int, *, transposed: bool) -> tuple[tvm.IRModule, dict]:
+    """``relu(x)`` as bytes, flattened, times a matrix of bytes."""
+    rng = np.random.default_rng(3)
+    net = QdqNetwork(image(rows, 1, 1, k))
+    x = net.enter(0.02, 7)
+    real = net.emit(relax.op.reshape(net.dequantize(x), (rows, k)))
+    weight = rng.integers(-127, 128, (n, k)).astype(np.int8)
+    scales = rng.uniform(0.5, 1.5, n).astype(np.float32)
+    stored = weight if transposed else np.ascontiguousarray(weight.T)
+    zeros = relax.const(np.zeros(n, np.int8))
+    axis = 0 if transposed else 1
+    matrix = net.emit(relax.op.dequantize(relax.const(stored), relax.const(scales), zeros, axis))
+    if transposed:
+        matrix = net.emit(relax.op.permute_dims(matrix))
+    mod = net.module(net.emit(relax.op.matmul(real, matrix), "fc"))
+    sums = (x.values.reshape(rows, k).astype(np.int64) - 7) @ weight.T.astype(np.int64)
+    return mod, {"x": net.x, "want": sums * (scales * np.float64(0.02))}
+
+
+@pytest.mark.parametrize(
+    ("rows", "k", "n", "transposed"), [(1, 70, 100, True), (5, 9, 3, False), (2, 64, 64, True)]
+)
+def test_dense_layers(rows: int, k: int, n: int, transposed: bool) -> None:
+    mod, case = dense_network(rows, k, n, transposed=transposed)
+    assert rewritten(mod)[0].count(int8.MATVEC) == 1
+    (got,), report = run(mod, case["x"])
+    np.testing.assert_allclose(got, case["want"], rtol=1e-6, atol=1e-4)
+    assert [(r.op, r.dtype, r.taken) for r in report] == [("matmul", "int8", True)]
+
+
+def test_a_dense_layer_on_avx2() -> None:
+    needs("avx2")
+    mod, case = dense_network(3, 30, 20, transposed=True)
+    (got,), report = run(mod, case["x"], TARGETS["avx2"][0])
+    np.testing.assert_allclose(got, case["want"], rtol=1e-6, atol=1e-4)
+    assert report.rows[0].config == {"isa": "avx2"}

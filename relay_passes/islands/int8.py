@@ -6,6 +6,7 @@ marker                    tensors                                     parameters
 int8_conv2d, depthwise    planes, weight, scales, bias, kept[, added] layer, geometry, bounds, ...
 int8_add, int8_max_pool   planes[, planes]                            limits; window
 int8_global_pool          planes                                      keep_dims
+int8_matvec               rows, weight, scales                        layer
 int8_quantize, dequantize image; planes                               layout
 ========================= =========================================== =============================
 
@@ -23,12 +24,13 @@ from tvm.ir import Expr, GlobalVar, Var
 from topi_kernels.geometry import ConvGeometry
 from topi_kernels.layout import PlaneLayout
 from topi_kernels.schedules.cpu_int8 import planes
+from topi_kernels.schedules.cpu_int8.matvec import plan_int8_matvec
 from topi_kernels.schedules.cpu_int8.plan import (
     Int8Layer,
-    Quantisation,
     plan_int8_conv,
     plan_int8_depthwise,
 )
+from topi_kernels.schedules.cpu_int8.quantisation import Quantisation
 from topi_kernels.structure import Structure
 
 from ..dataflow import array_of, shape_of
@@ -38,6 +40,7 @@ from .scheduling import Scheduling
 
 CONV = "int8_conv2d"
 DEPTHWISE = "int8_depthwise"
+MATVEC = "int8_matvec"
 ADD = "int8_add"
 MAX_POOL = "int8_max_pool"
 GLOBAL_POOL = "int8_global_pool"
@@ -113,6 +116,24 @@ def lower_depthwise(
     return gv, [x, *(relax.const(array) for array in plan.arrays)]
 
 
+def lower_matvec(marker: Marker, _out: Var, scheduling: Scheduling) -> tuple[GlobalVar, list[Expr]]:
+    """The packed matrix."""
+    x, weight, scales = marker.tensors
+    backend = scheduling.backend
+    plan = plan_int8_matvec(
+        array_of(weight),
+        array_of(scales),
+        _sources(marker)[0],
+        shape_of(x)[0],
+        backend.int8,
+        backend.num_threads,
+    )
+    key = (MATVEC, plan.rows, plan.k, plan.n, plan.source, plan.isa)
+    gv = scheduling.function(key, plan.primfunc)
+    scheduling.report.update(marker.params["layer"], config={"isa": plan.isa})
+    return gv, [x, *(relax.const(array) for array in plan.arrays)]
+
+
 Make = Callable[[Marker, tuple[int, int], Any], tirx.PrimFunc]
 
 
@@ -168,6 +189,7 @@ def register(islands: Islands) -> None:
     """Add all of them."""
     islands.add(IslandOperator(CONV, lower_conv))
     islands.add(IslandOperator(DEPTHWISE, lower_depthwise))
+    islands.add(IslandOperator(MATVEC, lower_matvec))
     for name, make in (
         (ADD, _add),
         (MAX_POOL, _max_pool),

@@ -17,7 +17,8 @@ from topi_kernels.eligibility import is_depthwise
 from topi_kernels.geometry import ConvGeometry
 from topi_kernels.schedules.cpu_int8.isa import DotIsa
 from topi_kernels.schedules.cpu_int8.packing import check_sums
-from topi_kernels.schedules.cpu_int8.plan import Int8Layer, Quantisation, byte_limits
+from topi_kernels.schedules.cpu_int8.plan import Int8Layer
+from topi_kernels.schedules.cpu_int8.quantisation import Quantisation, byte_limits
 from topi_kernels.schedules.cpu_int8.workload import has_lines, has_windows
 from topi_kernels.structure import Structure, determine, over_all_channels
 
@@ -39,6 +40,7 @@ from .qdq import (
 )
 
 CONV = "relax.nn.conv2d"
+MATMUL = "relax.matmul"
 
 
 @dataclass
@@ -48,7 +50,7 @@ class Node:
     Parameters
     ----------
     kind : str
-        ``conv``, ``depthwise``, ``add``, ``max_pool`` or ``global_pool``.
+        ``conv``, ``depthwise``, ``add``, ``max_pool``, ``global_pool`` or ``matmul``.
     images : tuple of Var
         Quantised images that it reads.
     sources : tuple of Quantisation
@@ -71,6 +73,7 @@ class Node:
     conv: Call | None = None
     conv_var: Var | None = None
     layer: Int8Layer | None = None
+    weight: QuantisedWeight | None = None
 
     @property
     def byte_limits(self) -> tuple[int, int]:
@@ -134,6 +137,8 @@ class Matcher:
         try:
             if is_quantize(call):
                 return self._quantised(call)
+            if op_name(call) == MATMUL:
+                return self._matmul(call)
             return self._global_pool(call, var)
         except Unsupported as reason:
             conv = self._conv_behind(call)
@@ -223,6 +228,29 @@ class Matcher:
         if not seen or result != source or limits != Limits():
             return None
         return Node("max_pool", (var,), (source,), result, window=window)
+
+    def _matmul(self, call: Call) -> Node | None:
+        """A product of bytes in disguise with a constant matrix."""
+        source = self._disguised(call.args[0])
+        if source is None or static_shape(call.args[0], 2) is None:
+            return None
+        matrix, transposed = self.value(call.args[1]), False
+        if op_name(matrix) == "relax.permute_dims":
+            axes = matrix.attrs.axes
+            if axes is not None and [int(a) % 2 for a in axes] != [1, 0]:
+                return None
+            matrix, transposed = self.value(matrix.args[0]), True
+        if not is_dequantize(matrix) or static_shape(matrix, 2) is None:
+            return None
+        weight = weight_of(matrix, axis=0 if transposed else 1)
+        return Node("matmul", (), (source,), None, weight=weight)
+
+    def _disguised(self, expr: Any) -> Quantisation | None:
+        """How a real tensor came from bytes, if it was at most reshaped since."""
+        value = self.value(expr)
+        while op_name(value) in ("relax.reshape", "relax.flatten", "relax.squeeze"):
+            value = self.value(value.args[0])
+        return per_tensor(value) if is_dequantize(value) else None
 
     def _global_pool(self, call: Any, out: Var) -> Node | None:
         name = op_name(call)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tvm.ir import Call
 
-from topi_kernels.schedules.cpu_int8.plan import Quantisation
+from topi_kernels.schedules.cpu_int8.quantisation import Quantisation
 
 from ..dataflow import constant, op_name, scalar_constant
 
@@ -64,14 +64,20 @@ def per_tensor(call: Call) -> Quantisation:
 
 @dataclass(frozen=True, eq=False)
 class QuantisedWeight:
-    """int8 weights with one scale for each filter."""
+    """int8 weights, filters first, with one scale for each."""
 
     values: np.ndarray
     scale: np.ndarray
 
 
-def weight_of(call: Any) -> QuantisedWeight:
+def weight_of(call: Any, axis: int = 0) -> QuantisedWeight:
     """The weights that a ``dequantize`` holds.
+
+    Parameters
+    ----------
+    call : Call
+    axis : int
+        That of the filters; they come first in the result.
 
     Raises
     ------
@@ -89,16 +95,16 @@ def weight_of(call: Any) -> QuantisedWeight:
         raise Unsupported(
             "the weight is quantised with zero points that are not 0; expected symmetric int8"
         )
-    filters = values.shape[0]
-    if scale.size not in (1, filters) or (scale.size > 1 and int(call.attrs.axis) != 0):
+    filters, along = values.shape[axis], int(call.attrs.axis) % values.ndim
+    if scale.size not in (1, filters) or (scale.size > 1 and along != axis):
         raise Unsupported(
-            f"the weight has {scale.size} scales along axis {int(call.attrs.axis)}; expected one"
-            f" for each of {filters} filters"
+            f"the weight has {scale.size} scales along axis {along}; expected one for each of"
+            f" {filters} filters"
         )
     if not np.isfinite(scale).all() or not (scale > 0).all():
         raise Unsupported("the scales of the weight are not positive and finite")
     full = np.broadcast_to(scale.reshape(-1).astype(np.float32), (filters,)).copy()
-    return QuantisedWeight(values, full)
+    return QuantisedWeight(np.ascontiguousarray(np.moveaxis(values, axis, 0)), full)
 
 
 @dataclass(frozen=True)

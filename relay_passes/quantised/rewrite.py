@@ -19,6 +19,7 @@ from tvm.ir import Expr, Var
 
 from topi_kernels.backend import Backend
 from topi_kernels.layout import PlaneLayout
+from topi_kernels.report import LayerRow
 from topi_kernels.schedules.cpu_int8.byte_layout import byte_layout
 from topi_kernels.schedules.cpu_int8.isa import isa_named
 from topi_kernels.structure import Structure
@@ -77,8 +78,8 @@ class _Block:
                 continue
             if node.result is None or self._may_be_bytes(binding.var):
                 nodes[binding.var] = node
-        # Sums and pools alone gain nothing: an island has a convolution.
-        return nodes if any(node.layer is not None for node in nodes.values()) else {}
+        # Sums and pools alone gain nothing: an island has weights.
+        return nodes if any(node.layer or node.weight for node in nodes.values()) else {}
 
     def _images(self) -> set[Var]:
         """Quantised images that live as planes."""
@@ -89,6 +90,8 @@ class _Block:
         """Padding of the images of each size."""
         pads: dict[tuple[int, int], int] = {}
         for node in self.nodes.values():
+            if not node.images:
+                continue
             size = height_width(node.images[0])
             pads[size] = max(pads.get(size, 0), node.pad)
         return pads
@@ -102,7 +105,9 @@ class _Block:
         for binding in self.bindings:
             var = binding.var
             node = self.nodes.get(var)
-            if node is not None:
+            if node is not None and node.kind == "matmul":
+                self._emit_matmul(var, node, binding.value, report)
+            elif node is not None:
                 self._emit_node(var, node, report)
             elif var in self.images:
                 source = per_tensor(binding.value)
@@ -127,6 +132,28 @@ class _Block:
         planes = relax.DataflowVar(name, ty)
         self.result.append(relax.VarBinding(planes, marker.call(ty)))
         self.planes[var] = planes
+
+    def _emit_matmul(self, var: Var, node: Node, call: Any, report: ReportBuilder) -> None:
+        weight = node.weight
+        if weight is None:
+            raise ValueError("a node of the kind matmul has a weight")
+        rows, k = shape_of(call.args[0])
+        n = weight.values.shape[0]
+        gflop = 2e-9 * rows * n * k
+        row = LayerRow(
+            str(var.name),
+            "matmul",
+            taken=True,
+            in_shape=(rows, k),
+            out_shape=(rows, n),
+            dense_equivalent_gflop=gflop,
+            effective_gflop=gflop,
+            dtype="int8",
+        )
+        params = {"layer": report.add(row), "sources": [asdict(node.sources[0])]}
+        tensors = (call.args[0], relax.const(weight.values), relax.const(weight.scale))
+        marker = Marker(int8.MATVEC, tensors, params)
+        self.result.append(relax.VarBinding(var, marker.call(var.ty)))
 
     def _emit_node(self, var: Var, node: Node, report: ReportBuilder) -> None:
         params: dict[str, Any] = {

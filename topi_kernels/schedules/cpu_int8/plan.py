@@ -14,6 +14,7 @@ from .conv import schedule_int8_conv
 from .depthwise import schedule_int8_depthwise
 from .isa import DotIsa, for_weights, isa_named
 from .packing import PackedWeights, check_sums, chunk_words, pack, row_chunks
+from .quantisation import Quantisation, byte_limits
 from .requantise import ROUNDING
 from .tile_lines import tiling_of
 from .workload import (
@@ -24,28 +25,6 @@ from .workload import (
     has_lines,
     has_windows,
 )
-
-LEVELS = 255
-
-
-@dataclass(frozen=True)
-class Quantisation:
-    """``real = scale * (byte - zero_point)`` of a tensor of unsigned bytes.
-
-    Raises
-    ------
-    ValueError
-        If the scale is not positive and finite, or the zero point no byte.
-    """
-
-    scale: float
-    zero_point: int
-
-    def __post_init__(self) -> None:
-        if not (np.isfinite(self.scale) and self.scale > 0):
-            raise ValueError(f"a scale is positive and finite, got {self.scale}")
-        if not 0 <= self.zero_point <= LEVELS:
-            raise ValueError(f"a zero point is in 0..{LEVELS}, got {self.zero_point}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,15 +79,6 @@ class Int8Layer:
         if self.residual is None:
             return np.float32(0)
         return np.float32(self.residual.scale / self.result.scale)
-
-
-def byte_limits(result: Quantisation, low: float, high: float) -> tuple[int, int]:
-    """Bytes that stand for the limits of an activation."""
-
-    def byte(value: float) -> int:
-        return int(np.clip(np.rint(value / result.scale) + result.zero_point, 0, LEVELS))
-
-    return byte(low), byte(high)
 
 
 @dataclass(frozen=True, eq=False)

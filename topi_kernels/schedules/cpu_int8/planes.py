@@ -14,7 +14,7 @@ from ...plane_ops import PlaneTarget, for_each_plane, for_each_vector
 from ...primfunc import primfunc_builder
 from ...vector import shuffle
 from .borders import LARGEST, fill_plane_borders, fill_run
-from .plan import LEVELS, Quantisation
+from .quantisation import LEVELS, Quantisation
 from .requantise import ROUNDING, fma, rounded_bytes
 
 LANES = 16
@@ -64,6 +64,13 @@ def _shifted(value: Expression, zero_point: int, lanes: int) -> Expression:
     return T.Cast(_typed("float32", lanes), wide - _splat(T.int32(zero_point), lanes))
 
 
+def quantised_vector(value: Expression, result: Quantisation, lanes: int) -> Expression:
+    """``round(value / scale) + zero_point``, limited, of float32."""
+    ratio = value / _splat(T.float32(result.scale), lanes)
+    rounded = T.Bind(ratio + _rounding(lanes))
+    return _to_bytes(rounded, (0, LEVELS), result.zero_point, lanes)
+
+
 def quantise(
     batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget, result: Quantisation
 ) -> tirx.PrimFunc:
@@ -75,9 +82,7 @@ def quantise(
 
         def plane(n: Index, c: Index) -> None:
             def convert(y: Index, column: Index, lanes: int) -> None:
-                ratio = x[n, c, y, _ramp(column, lanes)] / _splat(T.float32(result.scale), lanes)
-                rounded = T.Bind(ratio + _rounding(lanes))
-                value = _to_bytes(rounded, (0, LEVELS), result.zero_point, lanes)
+                value = quantised_vector(x[n, c, y, _ramp(column, lanes)], result, lanes)
                 T.buffer_store(out, value, [n, c, _ramp(layout.offset(y, column), lanes)])
 
             with T.serial(0, layout.height) as y:
