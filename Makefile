@@ -9,6 +9,7 @@
 #   make golden  pins of the generated code written anew, to be reviewed as a diff
 #   make bench   layers and networks against other engines; results under benchmarks/results/
 #   make opencl-tools  PoCL and oclgrind, which run OpenCL on a CPU (`make test` does it too)
+#   make torch-ends  the tests that touch torch, with the oldest and the newest one supported (10 GB)
 #   make clean   remove everything that was built, the virtual environment included
 
 PYTHON ?= python3
@@ -38,8 +39,14 @@ OPENCL_HEADER := /usr/include/CL/cl.h
 OPENCL_VENDORS := /etc/OpenCL/vendors
 OPENCL_PACKAGES := g++ ocl-icd-libopencl1 opencl-headers pocl-opencl-icd oclgrind
 
-.PHONY: help demo test coverage docs docs-site faults fault-tools lint golden bench clean check-tools arm-tools \
-  opencl-tools
+# The range in pyproject.toml, and the tests whose code meets what changes between versions of torch.
+TORCH_ENDS ?= 2.11.0 2.15.0
+TORCH_TESTS := tests/test_operators.py tests/test_frontend.py tests/test_frontend_tensors.py \
+  tests/test_torch_backend.py tests/pruning/test_carried.py tests/pruning/test_projection.py \
+  tests/pruning/test_pruner.py tests/pruning/test_checkpoint.py tests/faults/test_exported_programs.py
+
+.PHONY: help demo test coverage docs docs-site faults fault-tools lint golden bench clean check-tools \
+  arm-tools opencl-tools torch-ends
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -104,6 +111,19 @@ opencl-tools:
 	echo "warning: could not install them; the tests of OpenCL will be skipped and say so. On Debian" \
 	  "and Ubuntu: sudo apt-get install $(OPENCL_PACKAGES)" >&2
 
+# pip's default torch brings CUDA along; where an index has CPU builds: TORCH_ENDS="2.15.0+cpu".
+torch-ends: $(TORCH_ENDS:%=.venv-torch-%/.stamp)
+	@set -e; for torch in $(TORCH_ENDS); do echo "torch $$torch"; \
+	  $(TEST_ENV) .venv-torch-$$torch/bin/python -m pytest -q $(XDIST) $(TORCH_TESTS) $(TEST_ARGS); done
+
+.venv-torch-%/.stamp: pyproject.toml constraints.txt | check-tools
+	@echo "installing torch $* into .venv-torch-$* (gigabytes with CUDA)"
+	@$(PYTHON) -m venv .venv-torch-$*
+	@grep -v -E '^(torch|torchao|setuptools)==' constraints.txt > .venv-torch-$*/constraints.txt
+	@.venv-torch-$*/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c .venv-torch-$*/constraints.txt 'torch==$*' -e '.[dev]'
+	@touch $@
+
 lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -137,5 +157,5 @@ check-tools:
 	  echo "error: no C or C++ compiler was found; TVM links compiled models with it. On Debian and Ubuntu: apt-get install gcc libc6-dev" >&2; exit 1; }
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache .cache
+	rm -rf $(VENV) .venv-torch-* build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache .cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

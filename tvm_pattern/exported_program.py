@@ -42,6 +42,12 @@ UNREADABLE = (
     SpecViolationError,
 )
 
+# torch 2.11 does not know the second kind.
+_OBJECTS = (
+    parts.CUSTOM_OBJ_FILENAME_PREFIX,
+    getattr(parts, "OPAQUE_OBJ_FILENAME_PREFIX", "opaque_obj_"),
+)
+
 
 class UntrustedFileError(ValueError):
     """Reading the file would run code from it, and nobody said that it is trusted."""
@@ -153,9 +159,7 @@ def _pickles(
         config = json.loads(archive.read_bytes(form.format(model)))["config"]
         for name, facts in config.items():
             record = str(facts["path_name"])
-            if record.startswith(
-                (parts.CUSTOM_OBJ_FILENAME_PREFIX, parts.OPAQUE_OBJ_FILENAME_PREFIX)
-            ):
+            if record.startswith(_OBJECTS):
                 refuse(f"a pickled object ({name})")
             if facts["use_pickle"]:
                 yield name, archive.read_bytes(os.path.join(folder, record))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import pickle
@@ -125,7 +126,7 @@ def test_the_attacks_are_real(attack, program, tmp_path):
     trap = _Writes(tmp_path / "owned")
     change, _ = ATTACKS[attack]
     evil = _rewrite(program, tmp_path / "evil.pt2", lambda n, d: change(n, d, trap))
-    with pytest.raises(ValueError, match="not a readable exported program"):
+    with contextlib.suppress(ValueError):  # most are no programs afterwards
         load_exported_program(evil, trust=True)
     assert trap.path.exists()
 
