@@ -8,6 +8,7 @@ TVM's own runtime has OpenCL where it is built for them, see ``docs/phones.md``.
 
 from .errors import OpenCLError
 from .facts import DeviceFacts, devices
+from .half_emulation import emulated_float16
 from .runtime import load_runtime
 
-__all__ = ["DeviceFacts", "OpenCLError", "devices", "load_runtime"]
+__all__ = ["DeviceFacts", "OpenCLError", "devices", "emulated_float16", "load_runtime"]

@@ -198,11 +198,15 @@ class OpenCLModule final : public ffi::ModuleObj {
     BuiltKernel& built = built_[{info.name, index}];
     if (built.kernel != nullptr) return built;
     const OpenCL& cl = Api();
-    const std::string source = SourceOf(info.name);
-    if (source.find("cl_khr_fp16") != std::string::npos && !device.HasExtension("cl_khr_fp16"))
-      TVM_PATTERN_FAIL() << "the kernel " << info.name << " computes in float16, which "
+    std::string source = SourceOf(info.name);
+    if (source.find("cl_khr_fp16") != std::string::npos && !device.HasExtension("cl_khr_fp16")) {
+      const auto emulate = ffi::Function::GetGlobal("tvm_pattern.opencl.without_half");
+      if (!emulate.has_value())
+        TVM_PATTERN_FAIL() << "the kernel " << info.name << " computes in float16, which "
                                   << device.Name()
                                   << " lacks (cl_khr_fp16); compile the model in float32";
+      source = (*emulate)(source).cast<ffi::String>();
+    }
     const char* text = source.data();
     const size_t size = source.size();
     cl_int code = CL_SUCCESS;
