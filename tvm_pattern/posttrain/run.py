@@ -7,7 +7,7 @@ import hashlib
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,11 +26,11 @@ from ..pruning.carried import forget_assignment
 from ..pruning.checkpoint import load_training, save_training
 from ..pruning.config import Library, PatternConfig, Rule
 from ..pruning.layers import LayerPlan, prepare_layers
-from ..pruning.modules import convolutions, unwrap
+from ..pruning.modules import convolutions, is_transposed, unwrap
 from ..pruning.report import PruneReport, build_report
 from ..pruning.sharing import Sharing
 from .fit import Fit, fit_layer
-from .statistics import Forward, Moments, inputs_from_the_start, layer_moments
+from .statistics import Forward, Moments, inputs_from_the_start, layer_moments, on_images
 from .walks import OtherOrder, Walks, fits, halts_itself
 
 # Of a batch norm's first statistics, in standard deviations; random batches of trained data are
@@ -170,7 +170,11 @@ frozen, rules
             )
     batches = _checked(calibration)
     inner = unwrap(model)
+    left = [name for name, layer in convolutions(inner).items() if is_transposed(layer)]
+    rules_of_left = tuple(Rule(name=name, skip=True) for name in left)
+    config = config.model_copy(update={"rules": (*config.rules, *rules_of_left)})
     plans, skipped = prepare_layers(inner, config)
+    skipped = [replace(s, reason=_TRANSPOSED) if s.name in left else s for s in skipped]
     run = _Run(inner, batches, forward or _forward, steps, damping, positions)
     with run.all_or_nothing():
         fits = run.fit_all(plans, checkpoint, Console(stderr=True), progress=progress)
@@ -183,6 +187,9 @@ frozen, rules
     report.method = "posttrain"
     rows = (LayerFit(name, fit.projected, fit.fitted, fit.patches) for name, fit in fits.items())
     return PosttrainReport(report, tuple(rows))
+
+
+_TRANSPOSED = "transposed: pruned by oneshot or a Pruner, not by pictures"
 
 
 def _assignment(plan: LayerPlan, fit: Fit) -> LayerAssignment:
@@ -294,10 +301,10 @@ class _Run:
                 f"{plan.name}: its inputs are not finite on the calibration data; look for NaN in"
                 " the pictures or the weights"
             )
-        return fit_layer(convs[0], plan, moments, self.steps, self.damping)
+        return fit_layer(on_images(convs[0]), plan, moments, self.steps, self.damping)
 
     def _moments(
-        self, name: str, convs: tuple[nn.Conv2d, nn.Conv2d], calls: dict[str, int]
+        self, name: str, convs: tuple[nn.Module, nn.Module], calls: dict[str, int]
     ) -> Moments:
         if self._walks is None and self._may_walk:
             self._begin_walks(name, calls)
@@ -343,7 +350,7 @@ class _Run:
     @torch.no_grad()
     def _set(self, name: str, fit: Fit) -> None:
         conv = convolutions(self.model)[name]
-        conv.weight.copy_(fit.weight)
+        conv.weight.copy_(fit.weight.reshape(conv.weight.shape))
         if conv.bias is not None and fit.bias is not None:
             conv.bias.copy_(fit.bias)
 

@@ -85,6 +85,29 @@ class Moments:
         self.power -= offset.square().reshape(-1)
 
 
+def on_images(conv: Any) -> nn.Conv2d:
+    """The layer itself, or a 1-D convolution as one of images of height 1 with the same weights."""
+    if isinstance(conv, nn.Conv2d):
+        return conv
+    padding = conv.padding if isinstance(conv.padding, str) else (0, *conv.padding)
+    lifted = nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        (1, *conv.kernel_size),
+        stride=(1, *conv.stride),
+        padding=padding,
+        dilation=(1, *conv.dilation),
+        groups=conv.groups,
+        bias=conv.bias is not None,
+        padding_mode=conv.padding_mode,
+        device="meta",
+    )
+    lifted.weight = nn.Parameter(conv.weight.detach()[:, :, None], requires_grad=False)
+    if conv.bias is not None:
+        lifted.bias = nn.Parameter(conv.bias.detach(), requires_grad=False)
+    return lifted
+
+
 def _padding(conv: nn.Conv2d) -> list[int]:
     """Padding as ``F.pad`` takes it: left, right, top, bottom."""
     if conv.padding == "valid":
@@ -150,7 +173,7 @@ def _run_to(
 @torch.no_grad()
 def inputs_from_the_start(
     pair: tuple[nn.Module, nn.Module],
-    convs: tuple[nn.Conv2d, nn.Conv2d],
+    convs: tuple[nn.Module, nn.Module],
     calls: int,
     batches: Iterable[Any],
     forward: Forward,
@@ -179,7 +202,7 @@ def inputs_from_the_start(
 
 @torch.no_grad()
 def layer_moments(
-    convs: tuple[nn.Conv2d, nn.Conv2d],
+    layers: tuple[nn.Module, nn.Module],
     inputs: Iterable[tuple[list[torch.Tensor], list[torch.Tensor]]],
     positions: int,
 ) -> Moments:
@@ -187,7 +210,7 @@ def layer_moments(
 
     Parameters
     ----------
-    convs : tuple of nn.Conv2d
+    layers : tuple of nn.Conv2d or nn.Conv1d
         The layer in the dense and in the pruned network.
     inputs : iterable
         What reaches it in each of them, batch by batch and call by call.
@@ -195,12 +218,15 @@ def layer_moments(
         Output positions to take per image and call, chosen evenly by a fixed seed; the same in
         both networks.
     """
+    convs = on_images(layers[0]), on_images(layers[1])
     moments = Moments.zeros(convs[0])
     weight = convs[0].weight.float()
     generator = torch.Generator().manual_seed(0)
     for pair in inputs:
         for dense, pruned in zip(*pair, strict=True):
             for before, now in zip(dense, pruned, strict=True):
+                if isinstance(layers[0], nn.Conv1d):
+                    before, now = before[:, None], now[:, None]
                 height, width = _output_size(convs[0], before)
                 chosen = None
                 if height * width > positions:

@@ -10,6 +10,7 @@ from torch import nn
 from topi_kernels.pattern import PatternSet
 
 from .carried import carry_assignment
+from .kernels import PLAIN, KernelView
 from .layers import LayerPlan
 from .modules import layers_of
 from .projection import (
@@ -34,12 +35,15 @@ class LayerAssignment:
         Filters that share kernels and patterns.
     connectivity : float
         Rate that was asked for.
+    view : KernelView
+        How the weight is kernels.
     """
 
     pattern_id: torch.Tensor
     pattern_set: PatternSet
     group: int = 1
     connectivity: float = 1.0
+    view: KernelView = PLAIN
 
     @property
     def kept(self) -> int:
@@ -59,14 +63,7 @@ class LayerAssignment:
         ValueError
             If the patterns are for another shape.
         """
-        removed = self.removed()
-        if weight.ndim == 2 and removed.shape == (*weight.shape, 1, 1):
-            removed = removed.view(weight.shape)
-        if removed.shape != weight.shape:
-            raise ValueError(
-                f"weight is {tuple(weight.shape)}, the patterns are for {tuple(removed.shape)}"
-            )
-        return removed.to(weight.device)
+        return self.view.weight(self.removed(), weight).to(weight.device)
 
     def nonzeros(self) -> int:
         """Weights that survive."""
@@ -81,7 +78,7 @@ def filter_order(weight: torch.Tensor, plan: LayerPlan) -> torch.Tensor | None:
     if plan.sharing == "neighbours":
         return None
     masks = pattern_masks(plan.pattern_set, weight.device)
-    return order_filters(weight, masks, plan.kept, plan.group)
+    return order_filters(plan.view.kernels(weight), masks, plan.kept, plan.group)
 
 
 def project_layer(
@@ -94,7 +91,8 @@ def project_layer(
 
     Parameters
     ----------
-    weight : Tensor ``[O, I, kh, kw]`` or ``[O, I]``
+    weight : Tensor
+        Of the layer's own shape.
     plan : LayerPlan
     kept : int, optional
         Kernels that survive; the plan's unless given.
@@ -110,7 +108,8 @@ def project_layer(
         order = filter_order(weight, plan)
     masks = pattern_masks(plan.pattern_set, weight.device)
     kept = plan.kept if kept is None else kept
-    return project_joint(weight, masks, kept, plan.group, plan.balance, order, plan.block)
+    kernels = plan.view.kernels(weight)
+    return project_joint(kernels, masks, kept, plan.group, plan.balance, order, plan.block)
 
 
 class SparsityError(RuntimeError):

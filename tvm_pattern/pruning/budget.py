@@ -21,7 +21,7 @@ from .assignment import apply_assignment
 from .batchnorm import recalibrate_bn
 from .config import ConfigError, PatternConfig, Rule
 from .layers import LayerPlan, prepare_layers, resolve_layers
-from .modules import convolutions, unwrap
+from .modules import CONVOLUTIONS, convolutions, is_transposed, unwrap
 from .oneshot import assign
 
 _BINS = 4096
@@ -100,13 +100,19 @@ def layer_macs(model: nn.Module, inputs: torch.Tensor) -> dict[str, int]:
 
     def count(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-            per_position = module.weight.numel() // module.weight.shape[0]
-            macs[name] = macs.get(name, 0) + per_position * output[0].numel()
+            # Every weight is used once per output position of a convolution; per input position of
+            # a transposed one.
+            image = args[0] if is_transposed(module) else output
+            channels = 1 if isinstance(module, nn.Linear) else image.shape[1]
+            positions = image[0].numel() // channels
+            if isinstance(module, nn.Linear):
+                positions //= module.out_features
+            macs[name] = macs.get(name, 0) + module.weight.numel() * positions
 
         return hook
 
     for name, module in inner.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
             handles.append(module.register_forward_hook(count(name)))
     mode = inner.training
     try:

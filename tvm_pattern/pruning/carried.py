@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from .modules import Layer, clean_name, unwrap
+from .modules import CONVOLUTIONS, Layer, clean_name, unwrap
 
 if TYPE_CHECKING:
     from .assignment import Assignment
@@ -29,7 +29,7 @@ def _layers(model: nn.Module) -> dict[str, Layer]:
     return {
         clean_name(name): module
         for name, module in unwrap(model).named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
+        if isinstance(module, (*CONVOLUTIONS, nn.Linear))
     }
 
 
@@ -57,7 +57,7 @@ def carried_layers(model: nn.Module) -> Assignment:
     return {
         name: getattr(module, ATTRIBUTE)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear) and hasattr(module, ATTRIBUTE)
+        if isinstance(module, (*CONVOLUTIONS, nn.Linear)) and hasattr(module, ATTRIBUTE)
     }
 
 

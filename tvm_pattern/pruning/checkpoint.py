@@ -21,6 +21,7 @@ from topi_kernels.pattern import PatternSet
 from ..atomic import new_file, sync_folder
 from .assignment import Assignment, LayerAssignment
 from .carried import carry_assignment
+from .kernels import KernelView
 from .modules import clean_name, layers_of, unwrap
 
 FORMAT_VERSION = 1
@@ -112,6 +113,7 @@ def save_pruned(path: str | Path, model: nn.Module, assignment: Assignment) -> N
             "pattern_set": pattern_sets.index(layer.pattern_set),
             "group": layer.group,
             "connectivity": layer.connectivity,
+            **_view_facts(layer.view),
         }
     content = {
         "version": FORMAT_VERSION,
@@ -120,6 +122,22 @@ def save_pruned(path: str | Path, model: nn.Module, assignment: Assignment) -> N
     }
     metadata = {"format": "pt", METADATA_KEY: json.dumps(content)}
     _replace_file(Path(path), lambda part: save_file(tensors, part, metadata))
+
+
+def _view_facts(view: KernelView) -> dict[str, Any]:
+    """What is stored of a transposed convolution; nothing of other layers."""
+    if view.stride is None:
+        return {}
+    return {"transposed_stride": list(view.stride), "groups": view.groups}
+
+
+def _read_view(facts: dict[str, Any]) -> KernelView:
+    if "transposed_stride" not in facts:
+        return KernelView()
+    rows, columns = map(int, facts["transposed_stride"])
+    if min(rows, columns, int(facts["groups"])) < 1:
+        raise ValueError(f"a transposed layer has {facts}")
+    return KernelView((rows, columns), int(facts["groups"]))
 
 
 def _check_layer(name: str, weight: torch.Tensor, layer: LayerAssignment) -> None:
@@ -200,7 +218,11 @@ def _read_assignment(
             if ids.dtype != torch.uint8 or ids.ndim != 2:
                 raise ValueError(f"pattern_id of {name} is {ids.dtype} {tuple(ids.shape)}")
             assignment[name] = LayerAssignment(
-                ids, sets[facts["pattern_set"]], int(facts["group"]), float(facts["connectivity"])
+                ids,
+                sets[facts["pattern_set"]],
+                int(facts["group"]),
+                float(facts["connectivity"]),
+                _read_view(facts),
             )
             _check_layer(name, tensors[f"{name}.weight"], assignment[name])
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:

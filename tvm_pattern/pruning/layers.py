@@ -17,11 +17,13 @@ from topi_kernels.pattern import PatternSet, builtin_pattern_set, dense_pattern
 
 from .carried import forget_assignment
 from .config import LINEAR_RATE, ConfigError, LibrarySpec, PatternConfig, Rule
-from .libraries import extract_library, initial_library
+from .kernels import PLAIN, KernelView, kernel_shape, kernels_of, why_no_kernels
+from .libraries import count_natural, extract_library, initial_library
 from .modules import (
+    CONVOLUTIONS,
     Layer,
     convolutions,
-    kernel_shape,
+    is_transposed,
     layer_kind,
     layers_of,
     refuse_lazy,
@@ -50,8 +52,7 @@ class LayerPlan:
         Name in the unwrapped model.
     kind : {"conv", "pointwise", "depthwise", "linear"}
     shape : tuple of int
-        ``[O, I, kh, kw]`` of the weight; ``I`` per convolution group. A linear layer's kernels are
-        1x1.
+        ``[O, I, kh, kw]`` of the kernels; ``I`` per convolution group. See ``view``.
     pattern_set : PatternSet
         Allowed patterns; the one full pattern for connectivity alone.
     kept : int
@@ -70,6 +71,8 @@ class LayerPlan:
         What differs from the configuration, for the report.
     bake : str
         How torch computes the weight (``weight_norm``, ...), when that has to be baked first.
+    view : KernelView
+        How the weight is kernels.
     """
 
     name: str
@@ -85,6 +88,7 @@ class LayerPlan:
     spec: LibrarySpec | None = None
     notes: tuple[str, ...] = ()
     bake: str = ""
+    view: KernelView = PLAIN
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,7 @@ def _within_groups(conv: Layer, settings: _Settings) -> _Settings:
     """Filters of different convolution groups see different inputs and share nothing."""
     if isinstance(conv, nn.Linear) or conv.groups == 1 or settings.group == 1:
         return settings
-    group = fitting_group(settings.group, conv.out_channels // conv.groups)
+    group = fitting_group(settings.group, kernel_shape(conv)[0] // conv.groups)
     return replace(settings, group=group, sharing="neighbours")
 
 
@@ -178,7 +182,7 @@ def considered_layers(model: nn.Module, config: PatternConfig) -> dict[str, Laye
 
 
 def _first_convolution(layers: dict[str, Layer]) -> str:
-    return next((name for name, layer in layers.items() if isinstance(layer, nn.Conv2d)), "")
+    return next((name for name, layer in layers.items() if isinstance(layer, CONVOLUTIONS)), "")
 
 
 def _reaches(rule: Rule, layer: Layer) -> bool:
@@ -215,13 +219,16 @@ def _reason_to_skip(conv: Layer, settings: _Settings, frozen: str) -> str | None
         return "its weight is frozen (requires_grad is False); frozen: prune includes it"
     if isinstance(conv, nn.Linear):
         return _reason_to_skip_linear(conv, settings)
-    dense = why_dense(tuple(conv.stride))
+    dense = "" if is_transposed(conv) else why_dense(tuple(conv.stride))
     if dense:
         return f"the compiler leaves it dense: {dense}"
+    several = why_no_kernels(conv)
+    if several:
+        return several
     kind = layer_kind(conv)
     if kind == "pointwise" and settings.connectivity == 1.0:
         return "1x1 convolution kept dense (connectivity 1)"
-    if kind == "depthwise" and tuple(conv.kernel_size) == (1, 1):
+    if kind == "depthwise" and kernel_shape(conv)[2:] == (1, 1):
         return "depthwise 1x1 has one weight per channel"
     return None
 
@@ -243,6 +250,8 @@ def _library_of(name: str, conv: Layer, settings: _Settings) -> PatternSet | Lib
         library = builtin_pattern_set(library)
     if isinstance(library, LibrarySpec):
         # Four taps are the meaning of a bare number for 3x3 kernels only.
+        if size != (3, 3) and settings.library_rule is None and not isinstance(conv, nn.Conv2d):
+            return _default_library(size)
         if size == (3, 3) or settings.library_rule is not None:
             if library.taps > size[0] * size[1]:
                 raise ConfigError(
@@ -252,10 +261,19 @@ def _library_of(name: str, conv: Layer, settings: _Settings) -> PatternSet | Lib
         return f"no library for {size[0]}x{size[1]} kernels; add a rule with kernel_size and taps"
     if library.kernel_size == size:
         return library
+    if not isinstance(conv, nn.Conv2d) and settings.library_rule is None:
+        return _default_library(size)
     message = f"library {library.name} has {library.kernel_size} patterns, the kernel is {size}"
     if settings.library_rule is not None:
         raise ConfigError(f"{name}: {message}; give a library of its size")
     return message + "; add a rule with a library of this size"
+
+
+def _default_library(size: tuple[int, int]) -> LibrarySpec:
+    """What layers get whose kernels are of another size than the built-in patterns: 2 of 3 taps, 3
+    of 5, 4 of 7 and of more, 2 of 2x2, the most frequent natural ones."""
+    taps = min(4, (size[0] * size[1] + 1) // 2)
+    return LibrarySpec(taps=taps, size=min(8, count_natural(size, taps)))
 
 
 @dataclass(frozen=True)
@@ -426,7 +444,7 @@ def _finish(
     for layer in chosen:
         if isinstance(layer.library, LibrarySpec):
             key = (layer.library, kernel_shape(convs[layer.name])[2:])
-            weights.setdefault(key, []).append(convs[layer.name].weight.detach())
+            weights.setdefault(key, []).append(kernels_of(convs[layer.name]).detach())
     extracted = {
         key: initial_library(key[0], w) if key[0].source == "phased" else extract_library(key[0], w)
         for key, w in weights.items()
@@ -465,6 +483,7 @@ def _finish(
                 spec=spec,
                 notes=layer.notes,
                 bake=layer.bake,
+                view=KernelView.of(conv),
             )
         )
     return plans

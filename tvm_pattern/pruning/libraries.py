@@ -76,7 +76,8 @@ def pattern_frequencies(weights: Iterable[torch.Tensor], taps: int = 4) -> dict[
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _count_natural(kernel_size: tuple[int, int], taps: int) -> int:
+def count_natural(kernel_size: tuple[int, int], taps: int) -> int:
+    """Natural patterns that kernels of a size have."""
     kh, kw = kernel_size
     centre = int(kh % 2 and kw % 2)
     return math.comb(kh * kw - centre, taps - centre)
@@ -133,7 +134,7 @@ def greedy_library(weights: Sequence[torch.Tensor], size: int = 8, taps: int = 4
     """
     kernel_size = _size_of(weights)
     _check_taps(taps, kernel_size)
-    if _count_natural(kernel_size, taps) <= MAX_CANDIDATES:
+    if count_natural(kernel_size, taps) <= MAX_CANDIDATES:
         candidates = list(_all_natural(kernel_size, taps))
     else:
         candidates = list(pattern_frequencies(weights, taps))[:MAX_CANDIDATES]

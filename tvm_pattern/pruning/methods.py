@@ -149,7 +149,8 @@ class PrunedLayer:
     def removed_by(self, pattern_id: torch.Tensor) -> torch.Tensor:
         """Removed positions in the memory format of the weight."""
         removed = torch.empty_like(self.weight, dtype=torch.bool)
-        return removed.copy_(removed_positions(pattern_id, self.masks()).view(removed.shape))
+        kernels = removed_positions(pattern_id, self.masks())
+        return removed.copy_(self.plan.view.weight(kernels, removed))
 
     def choose(self, pattern_id: torch.Tensor) -> None:
         """Make ``pattern_id`` the current choice and zero what it removes."""
@@ -167,7 +168,7 @@ class PrunedLayer:
         """Current choice, or the projection of the weights when nothing is chosen yet."""
         ids = self.pattern_id if self.pattern_id is not None else self.project(self.weight)
         plan = self.plan
-        return LayerAssignment(ids, plan.pattern_set, plan.group, plan.connectivity)
+        return LayerAssignment(ids, plan.pattern_set, plan.group, plan.connectivity, plan.view)
 
 
 Sync = Callable[[torch.Tensor], torch.Tensor]
@@ -279,19 +280,21 @@ class AdmmEngine(Engine):
     def _project_z(self, layer: PrunedLayer, target: torch.Tensor) -> torch.Tensor:
         """``target`` on the pattern set (separate) or on both constraints, in place."""
         if self.method.separate:
-            ids = project_pattern(target, layer.masks(), layer.plan.group, layer.order)
+            kernels = layer.plan.view.kernels(target)
+            ids = project_pattern(kernels, layer.masks(), layer.plan.group, layer.order)
         else:
             ids = layer.project(target)
         return target.masked_fill_(layer.removed_by(self.sync(ids)), 0)
 
     def _project_y(self, layer: PrunedLayer, target: torch.Tensor) -> torch.Tensor:
         plan = layer.plan
+        kernels = plan.view.kernels(target)
         alive = project_connectivity(
-            target, plan.kept, plan.group, plan.balance, layer.order, plan.block
+            kernels, plan.kept, plan.group, plan.balance, layer.order, plan.block
         )
         alive = self.sync(alive.to(torch.uint8)).bool()
-        dead = ~alive if target.ndim == 2 else ~alive[:, :, None, None]
-        return target.masked_fill_(dead, 0)
+        dead = (~alive)[:, :, None, None].expand(kernels.shape)
+        return target.masked_fill_(plan.view.weight(dead, target), 0)
 
     def start(self) -> None:
         self._settle_sharing()

@@ -32,31 +32,36 @@ def clean_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
-def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
-    """Every 2-D convolution by clean name, in the order of ``named_modules``."""
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
+"""Layers that are pruned as convolutions."""
+
+Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d
+Layer: TypeAlias = Convolution | nn.Linear
+
+
+def convolutions(model: nn.Module) -> dict[str, Convolution]:
+    """Every convolution by clean name, transposed ones too, in the order of ``named_modules``."""
     inner = unwrap(model)
-    found = {
+    found: dict[str, Convolution] = {
         clean_name(name): module
         for name, module in inner.named_modules()
-        if isinstance(module, nn.Conv2d)
+        if isinstance(module, CONVOLUTIONS)
     }
     if not found:
         raise ConfigError(
-            f"{type(inner).__name__} has no nn.Conv2d; give a model with convolutions"
+            f"{type(inner).__name__} has no nn.Conv2d, nn.Conv1d or transposed one; give a model"
+            " with convolutions"
         )
     return found
 
 
-Layer: TypeAlias = nn.Conv2d | nn.Linear
-
-
 def layers_of(model: nn.Module) -> dict[str, Layer]:
-    """Every 2-D convolution and linear layer by clean name, in the order of ``named_modules``."""
+    """Every convolution and linear layer by clean name, in the order of ``named_modules``."""
     inner = unwrap(model)
-    found = {
+    found: dict[str, Layer] = {
         clean_name(name): module
         for name, module in inner.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
+        if isinstance(module, (*CONVOLUTIONS, nn.Linear))
     }
     if not found:
         raise ConfigError(
@@ -64,6 +69,11 @@ def layers_of(model: nn.Module) -> dict[str, Layer]:
             " convolutions"
         )
     return found
+
+
+def is_transposed(layer: Layer) -> bool:
+    """Whether a layer is a transposed convolution."""
+    return isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d)
 
 
 def refuse_lazy(layers: dict[str, Layer]) -> None:
@@ -77,13 +87,6 @@ def refuse_lazy(layers: dict[str, Layer]) -> None:
     for name, layer in layers.items():
         if any(map(is_lazy, layer.parameters())):
             raise ConfigError(f"{name} is lazy and has no weight yet; run the model on an example")
-
-
-def kernel_shape(layer: Layer) -> tuple[int, int, int, int]:
-    """``(O, I, kh, kw)`` of a layer's weight; that of a linear layer is one of 1x1 kernels."""
-    out_channels, in_channels, *size = layer.weight.shape
-    kh, kw = size or (1, 1)
-    return out_channels, in_channels, kh, kw
 
 
 def refuse_unusable_model(model: nn.Module) -> None:
@@ -111,7 +114,7 @@ def refuse_unusable_model(model: nn.Module) -> None:
             raise ConfigError(
                 f"{clean_name(name)} is quantised to int8; prune the float model, then quantise it"
             )
-        if isinstance(module, nn.Conv2d) and any(map(is_lazy, module.parameters())):
+        if isinstance(module, CONVOLUTIONS) and any(map(is_lazy, module.parameters())):
             raise ConfigError(
                 f"{clean_name(name)} is lazy and has no weight yet; run the model on an example"
             )
@@ -145,4 +148,6 @@ def layer_kind(conv: Layer) -> str:
         return "linear"
     if is_depthwise(conv.groups, conv.in_channels):
         return "depthwise"
-    return "pointwise" if tuple(conv.kernel_size) == (1, 1) else "conv"
+    size = tuple(conv.kernel_size)
+    taps = [-(-k // s) for k, s in zip(size, conv.stride, strict=True)]
+    return "pointwise" if all(n == 1 for n in (taps if is_transposed(conv) else size)) else "conv"

@@ -27,6 +27,7 @@ def assign(model: nn.Module, plans: list[LayerPlan]) -> Assignment:
             plan.pattern_set,
             plan.group,
             plan.connectivity,
+            plan.view,
         )
         for plan in plans
     }
@@ -95,7 +96,7 @@ def oneshot(
         Neighbouring in_channels of a 1x1 convolution whose kernels survive together; 4 for int8.
     example_inputs : tensor or tuple of them, optional
         The model is run on them, and each pruned layer must convolve with its parameter itself.
-        Without them only layers that are no plain ``nn.Conv2d`` are looked at, one by one.
+        Without them only layers that are no plain convolutions of torch are looked at, one by one.
 
     Returns
     -------

@@ -14,6 +14,7 @@ from rich.table import Table
 from torch import nn
 
 from .assignment import Assignment
+from .kernels import kernel_shape
 from .layers import LayerPlan, SkippedLayer
 from .modules import layer_kind, layers_of
 
@@ -243,8 +244,9 @@ def build_report(
         if isinstance(conv, nn.Linear) and name not in known:
             continue  # the configuration did not speak of linear layers
         shape = tuple(conv.weight.shape)
+        grid = kernel_shape(conv)
         layer = assignment.get(ties.get(name, name))
-        kernels = shape[0] * shape[1]
+        kernels = grid[0] * grid[1]
         weights = conv.weight.numel()
         if layer is None and name not in reasons:
             reasons[name] = "not part of this assignment"

@@ -23,7 +23,16 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
 from .config import ConfigError
-from .modules import Layer, clean_name, convolutions, layers_of, unwrap
+from .modules import (
+    CONVOLUTIONS,
+    Convolution,
+    Layer,
+    clean_name,
+    convolutions,
+    is_transposed,
+    layers_of,
+    unwrap,
+)
 
 # What a forward that was not written for a probe raises.
 _FORWARD_ERRORS = (
@@ -37,8 +46,14 @@ _FORWARD_ERRORS = (
 )
 
 
+_OPERATORS = (
+    *(F.conv1d, F.conv2d, F.conv_transpose1d, F.conv_transpose2d),
+    *(torch.convolution, F.linear),
+)
+
+
 class _ConvCalls(TorchFunctionMode):
-    """Records the weight and bias of every 2-D convolution and linear layer that runs."""
+    """Records the weight and bias of every convolution and linear layer that runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +63,7 @@ class _ConvCalls(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in (F.conv2d, torch.convolution, F.linear):
+        if func in _OPERATORS:
             weight = args[1] if len(args) > 1 else kwargs["weight"]
             self.calls.append((weight, args[2] if len(args) > 2 else kwargs.get("bias")))
         return func(*args, **kwargs)
@@ -80,7 +95,7 @@ def _probe_input(conv: Layer, seed: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
         rows = torch.randn((2, conv.in_features), generator=generator)
         return rows.to(next(conv.parameters()))
-    weight = next(p for p in conv.parameters() if p.ndim == 4)
+    weight = next(p for p in conv.parameters() if p.ndim == 2 + len(conv.kernel_size))
     size = [
         max(8, d * (k - 1) + 1 + 2 * s)
         for d, k, s in zip(conv.dilation, conv.kernel_size, conv.stride, strict=True)
@@ -111,13 +126,17 @@ def recipe_of(conv: Layer) -> str:
     return ""
 
 
+def plain_type(layer: Layer) -> type[nn.Module]:
+    """torch's own class of a layer."""
+    return next(kind for kind in (*CONVOLUTIONS, nn.Linear) if isinstance(layer, kind))
+
+
 def _is_ordinary(conv: Layer) -> bool:
     """A layer as torch wrote it, without anything that runs before its forward."""
-    if isinstance(conv, nn.Conv2d):
-        own = type(conv)._conv_forward is nn.Conv2d._conv_forward
-        own = own and type(conv).forward is nn.Conv2d.forward
-    else:
-        own = type(conv).forward is nn.Linear.forward
+    plain: Any = plain_type(conv)
+    own = type(conv).forward is plain.forward
+    if hasattr(plain, "_conv_forward"):
+        own = own and type(conv)._conv_forward is plain._conv_forward
     return (
         own
         and not {"forward", "_conv_forward"} & set(vars(conv))
@@ -142,7 +161,7 @@ def why_not_own(conv: Layer) -> str:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         return f"the forward of {kind} could not be followed ({reason})"
     if not calls:
-        called = "linear" if isinstance(conv, nn.Linear) else "conv2d"
+        called = plain_type(conv).__name__.lower().replace("convt", "conv_t")
         return f"the forward of {kind} calls no {called}"
     if not any(_same(weight, conv.weight) for weight, _ in calls):
         return f"the forward of {kind} computes the weight"
@@ -190,8 +209,8 @@ def bake_weights(model: nn.Module, layers: Iterable[str] | None = None) -> dict[
 
     weight_norm, spectral_norm and the masks of ``torch.nn.utils.prune`` are removed and their
     result is kept; a convolution whose own forward computes the weight (weight standardisation)
-    becomes an ``nn.Conv2d`` with that weight. What trains afterwards is the plain weight, so build
-    the optimizer after this call.
+    becomes a plain one of torch with that weight. What trains afterwards is the plain weight, so
+    build the optimizer after this call.
 
     Parameters
     ----------
@@ -235,8 +254,8 @@ def bake_weights(model: nn.Module, layers: Iterable[str] | None = None) -> dict[
     return baked
 
 
-def _plain_copy(name: str, conv: nn.Conv2d, why: str) -> nn.Conv2d:
-    """An ``nn.Conv2d`` with the weight that the layer computes, checked to give its outputs."""
+def _plain_copy(name: str, conv: Convolution, why: str) -> Convolution:
+    """torch's own convolution with the weight that a layer computes, checked by its outputs."""
 
     def refuse(reason: str) -> ConfigError:
         return ConfigError(
@@ -253,18 +272,20 @@ def _plain_copy(name: str, conv: nn.Conv2d, why: str) -> nn.Conv2d:
     weight, bias = calls[0]
     if weight.shape != conv.weight.shape or not torch.equal(weight, again[0][0]):
         raise refuse("its weight depends on the input")
-    plain = nn.Conv2d(
+    kind: Any = plain_type(conv)
+    plain = kind(
         conv.in_channels,
         conv.out_channels,
         conv.kernel_size,
-        conv.stride,
-        conv.padding,
-        conv.dilation,
-        conv.groups,
+        stride=conv.stride,
+        padding=conv.padding,
+        dilation=conv.dilation,
+        groups=conv.groups,
         bias=bias is not None,
         padding_mode=conv.padding_mode,
         device=weight.device,
         dtype=weight.dtype,
+        **({"output_padding": conv.output_padding} if is_transposed(conv) else {}),
     )
     with torch.no_grad():
         plain.weight.copy_(weight)
