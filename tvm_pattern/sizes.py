@@ -1,8 +1,9 @@
 """One library for several sizes of the inputs: an entry for each, weights shared.
 
 Each size is imported and lowered by itself, since layouts and loops depend on it; then all are
-functions of one module. A packed weight only depends on how many filters share a list, so all sizes
-use one number for a layer, and constants of equal content are stored once.
+functions of one module. How a weight is packed depends on how many filters share a list, and for
+lists of taps on the blocks of in_channels, so all sizes use one packing for a layer, and constants
+of equal content are stored once.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from tvm.target import Target
 
 from topi_kernels.backend import Backend
 from topi_kernels.conv_task import ConvTask
+from topi_kernels.expected_gain import better_dense
+from topi_kernels.schedules.config import PATTERNS
 
 from .frontend import ImportedModel
 from .profiling import MAIN
@@ -123,8 +126,8 @@ def shared_configs(
     Returns
     -------
     list of callable
-        ``ConvTask -> config or None``. Where no number of filters that share is legal at all sizes,
-        each has its own choice.
+        ``ConvTask -> config or None``. Where no packing is legal at all sizes, each has its own
+        choice.
     """
     if len(models) == 1 or Backend.of(target, num_threads).why_not():
         return [records] * len(models)
@@ -148,31 +151,45 @@ def shared_configs(
 
 
 def _alike(tasks: Sequence[ConvTask], records: ConfigFor) -> list[Any]:
-    """Configurations of one layer at several sizes, of the cheapest group that all of them have."""
+    """Configurations of one layer at several sizes, of the cheapest packing that all have."""
     known = [records(task) for task in tasks]
     own = [config or task.default_config() for task, config in zip(tasks, known, strict=True)]
-    if len({config.group for config in own}) == 1:
-        return known
-    by_group: list[dict[int, Any]] = []
+    # Layers that are expected to lose by their sparsity are computed whole where no configuration
+    # is given: at all sizes, or at none.
+    whole = [None if config else better_dense(t) for t, config in zip(tasks, known, strict=True)]
+    if all(whole):
+        dense = {_packing(task.default_config()) for task in whole if task is not None}
+        if len(dense) == 1:
+            return known
+    if len(set(map(_packing, own))) == 1:
+        return own if any(whole) else known
+    by_packing: list[dict[Any, Any]] = []
     for task, config in zip(tasks, own, strict=True):
-        cheapest: dict[int, Any] = {}
+        cheapest: dict[Any, Any] = {}
         for other in task.configs():
-            best = cheapest.get(other.group)
+            best = cheapest.get(_packing(other))
             if best is None or task.cost(other) < task.cost(best):
-                cheapest[other.group] = other
-        by_group.append({**cheapest, config.group: config})
+                cheapest[_packing(other)] = other
+        by_packing.append({**cheapest, _packing(config): config})
 
-    def loss(group: int) -> float:
+    def loss(packing: Any) -> float:
         return sum(
-            task.cost(configs[group]) / task.cost(config)
-            for task, configs, config in zip(tasks, by_group, own, strict=True)
+            task.cost(configs[packing]) / task.cost(config)
+            for task, configs, config in zip(tasks, by_packing, own, strict=True)
         )
 
-    common = set.intersection(*(set(configs) for configs in by_group))
+    common = set.intersection(*(set(configs) for configs in by_packing))
     if not common:
-        return known
-    group = min(sorted(common), key=loss)
-    return [configs[group] for configs in by_group]
+        return own if any(whole) else known
+    packing = min(sorted(common), key=loss)
+    return [configs[packing] for configs in by_packing]
+
+
+def _packing(config: Any) -> tuple[Any, ...]:
+    """Equal for configurations under which weights are stored alike."""
+    if getattr(config, "body", PATTERNS) == PATTERNS:
+        return config.group, PATTERNS, 0
+    return config.group, config.body, config.channel_block
 
 
 @mutator

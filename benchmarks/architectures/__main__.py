@@ -7,19 +7,15 @@ stopped goes on where it was.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
-import multiprocessing
 import re
-import resource
-import warnings
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from .page import PAGE, render
-from .row import CONNECTIVITY, ERRORS, first_line, row_of
+from .process import row_in_process
+from .row import CONNECTIVITY
 from .zoo import SIZE, ZOO, Architecture
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "architectures.jsonl"
@@ -36,49 +32,6 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
                 continue
             rows[row["key"]] = row
     return list(rows.values())
-
-
-def run_row(architecture: Architecture, options: argparse.Namespace) -> dict[str, Any]:
-    """The row of an architecture, from a process of its own with its limits."""
-    failed = {"key": architecture.key, "size": architecture.size(options.size)}
-    receiver, sender = _context().Pipe(duplex=False)
-    arguments = (architecture, options.size, options.rounds, options.memory_gb << 30, sender)
-    process = _context().Process(target=_send_row, args=arguments)
-    process.start()
-    sender.close()
-    try:
-        if not receiver.poll(options.seconds):
-            return {**failed, "error": f"stopped after {options.seconds} s"}
-        return receiver.recv()
-    except EOFError:
-        process.join()
-        return {**failed, "error": f"its process ended with {process.exitcode}"}
-    finally:
-        process.kill()
-        process.join()
-        receiver.close()
-
-
-@functools.cache
-def _context() -> Any:
-    """Processes that begin with the slow imports done."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "onnx", "onnxruntime", "tvm_pattern"])
-    return context
-
-
-def _send_row(
-    architecture: Architecture, size: int, rounds: int, memory: int, sender: Connection
-) -> None:
-    """In the process of a row: its figures, or what stopped it, to ``sender``."""
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    warnings.simplefilter("ignore")
-    try:
-        row = row_of(architecture, size, rounds)
-    except (*ERRORS, ImportError, MemoryError) as error:
-        row = {"key": architecture.key, "size": architecture.size(size)}
-        row["error"] = f"{type(error).__name__}: {first_line(error)}"
-    sender.send(row)
 
 
 def run_missing(
@@ -124,7 +77,13 @@ def _options() -> argparse.Namespace:
 def main() -> None:
     options = _options()
     wanted = [a for a in ZOO if re.search(options.only, a.key)]
-    run_missing(wanted, options.json, lambda architecture: run_row(architecture, options))
+
+    def run(architecture: Architecture) -> dict[str, Any]:
+        return row_in_process(
+            architecture, options.size, options.rounds, options.seconds, options.memory_gb
+        )
+
+    run_missing(wanted, options.json, run)
     if options.write:
         PAGE.write_text(
             render(read_rows(options.json), options.note, options.json.name, CONNECTIVITY)
