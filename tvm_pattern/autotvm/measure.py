@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..rpc.client import TrackerClient
+from ..deploy import Device
 from ..tuning.measure import MeasureOptions
 from ..tuning.records import Record
 
@@ -126,11 +126,18 @@ def measure_option(
 def request_remote(
     device_key: str, host: str = "127.0.0.1", port: int = 9190, timeout: float = 60.0
 ) -> Any:
-    """A session of TVM's RPC on a free device.
+    """A free device, as old scripts use one: upload, load_module, cpu, cl, device.
+
+    Returns
+    -------
+    RemoteSession
 
     Raises
     ------
     tvm_pattern.rpc.client.RPCError
         If there is no tracker or device; within seconds.
     """
-    return TrackerClient(host, port).request(device_key, timeout)
+    from .remote import RemoteSession
+
+    device = Device.from_tracker(f"{host}:{port}", device_key, session_timeout=timeout)
+    return RemoteSession(device)

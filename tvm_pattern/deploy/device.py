@@ -335,6 +335,11 @@ class RemoteLibrary:
     def __init__(self, device: Device, vm: Any, manifest: Manifest, place: Any) -> None:
         self.device, self._vm, self.manifest, self._place = device, vm, manifest, place
 
+    @property
+    def place(self) -> Any:
+        """The ``tvm.runtime.Device`` over there that it runs on."""
+        return self._place
+
     def _translated(
         self, doing: str, size: Manifest | None = None
     ) -> contextlib.AbstractContextManager[None]:

@@ -15,7 +15,7 @@ What differs from Relay: ``mod`` is a Relax module, and ``params`` is empty beca
 constants of ``mod``.
 """
 
-from . import frontend, graph_executor, op
+from . import frontend, graph_executor, op, testing
 from .build import BuiltModule, build
 
-__all__ = ["BuiltModule", "build", "frontend", "graph_executor", "op"]
+__all__ = ["BuiltModule", "build", "frontend", "graph_executor", "op", "testing"]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import tvm
 from tvm import relax
+from tvm.support import cc as tvm_cc
+from tvm.support import ndk
 from tvm.target import Target
 
 from ..artifact import Library
 from ..compiler import compile as compile_library
+from ..crosscompile import NDK_VARIABLE
 from ..tuning.history import current_log
 from .graph_executor import ExecutorModule
 
@@ -30,8 +34,43 @@ class BuiltModule:
             raise KeyError(f"no function {name!r} in this library; expected {self._name!r}")
         return lambda device=None: ExecutorModule(self.library, device)
 
-    def export_library(self, file_name: str | os.PathLike, cc: str | None = None) -> None:
-        """Write the library and its manifest, see :meth:`tvm_pattern.Library.export`."""
+    def export_library(
+        self,
+        file_name: str | os.PathLike,
+        fcompile: str | Callable[..., Any] | None = None,
+        *,
+        cc: str | None = None,
+    ) -> None:
+        """Write the library and its manifest, see :meth:`tvm_pattern.Library.export`.
+
+        Parameters
+        ----------
+        file_name : str or os.PathLike
+        fcompile : callable or str, optional
+            ``tvm.support.ndk.create_shared`` links for Android by the compiler that ``TVM_NDK_CC``
+            names; ``tvm.support.cc.create_shared`` is the default. A text is the same as ``cc``.
+        cc : str, optional
+            Linker driver.
+
+        Raises
+        ------
+        TypeError
+            On another function.
+        RuntimeError
+            If ``TVM_NDK_CC`` is not set.
+        """
+        if fcompile is ndk.create_shared and not os.environ.get(NDK_VARIABLE):
+            raise RuntimeError(
+                f"ndk.create_shared needs the environment variable {NDK_VARIABLE}: the path of an"
+                " Android NDK's clang, such as .../bin/aarch64-linux-android24-clang"
+            )
+        if isinstance(fcompile, str):
+            fcompile, cc = None, fcompile
+        if fcompile not in (None, ndk.create_shared, tvm_cc.create_shared):
+            raise TypeError(
+                f"got fcompile={fcompile!r}, expected tvm.support.ndk.create_shared or none; name"
+                " another linker by cc="
+            )
         self.library.export(file_name, cc=cc)
 
 

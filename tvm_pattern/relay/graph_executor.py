@@ -14,7 +14,7 @@ from ..artifact import Library
 class ExecutorModule:
     """What ``lib["default"](device)`` returns; hand it to :class:`GraphModule`."""
 
-    def __init__(self, library: Library, device: Any = None) -> None:
+    def __init__(self, library: Library | Any, device: Any = None) -> None:
         own = library.device
         if device is not None and device.dlpack_device_type() != own.dlpack_device_type():
             raise ValueError(f"the library is compiled for {own}, got the device {device}")
