@@ -1,6 +1,7 @@
 """How many devices one computer keeps busy: a tracker and servers that answer with recorded times.
 
     python -m benchmarks.farm --devices 1,8,64 --seconds 10 --json benchmarks/results/farm.json
+    python -m benchmarks.farm --devices 8 --script hang,vanish,throttle,lie --repeat 2 --timeout 30
 
 The servers are this project's own, forked from one parent, and everything between them and the
 client is real: tracker, sessions, uploads, loading, the verified run. Only a timed run is played:
@@ -87,6 +88,10 @@ class Row:
         Largest resident memory of the client and its processes, and how many there were.
     lost : int
         Results that never came.
+    told_ms : list of float
+        What each device of ``bench`` answered, and each trial of ``tune``: medians.
+    errors : list of str
+        What came of the others, in their order.
     """
 
     command: str
@@ -102,6 +107,28 @@ class Row:
     client_mb: float
     client_processes: int
     bottleneck: str
+    told_ms: list[float]
+    errors: list[str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command got: medians in milliseconds, and errors."""
+
+    told_ms: list[float]
+    errors: list[str]
+
+
+@dataclass(frozen=True)
+class Job:
+    """How the commands are run: trials for each device, results for each of ``bench``, seconds of a
+    timed run, seconds until a device counts as hanging, and who misbehaves."""
+
+    rounds: int
+    repeat: int
+    seconds: float
+    timeout: float
+    script: tuple[str, ...]
 
 
 class Journal:
@@ -253,12 +280,19 @@ class ClientWatch:
         self._thread.join()
 
 
-def bench(farm: Farm, devices: int, results: int, library: Path) -> tuple[int, int]:
-    """One ``bench``: results that came, and devices that failed."""
-    image = np.zeros((1, 3, 8, 8), np.float32)
-    rows = run_everywhere(farm.client.address, KEY, library, [image], repeat=1, cool_down=0.0)
-    del results
-    return sum(not row.failed for row in rows), sum(row.failed for row in rows)
+def bench(farm: Farm, job: Job, _wanted: int, library: Path) -> Outcome:
+    """One ``bench``."""
+    rows = run_everywhere(
+        farm.client.address,
+        KEY,
+        library,
+        [np.zeros((1, 3, 8, 8), np.float32)],
+        repeat=job.repeat,
+        cool_down=0.01,  # Not none: with it, every result is a call of its own.
+        session_timeout=job.timeout,
+    )
+    good = [row.median_ms for row in rows if row.median_ms is not None]
+    return Outcome(good, [row.error for row in rows if row.failed])
 
 
 class RecordedBuilder(Measurer):
@@ -283,20 +317,20 @@ class RecordedBuilder(Measurer):
         return outcomes
 
 
-def tune(farm: Farm, devices: int, results: int, _library: Path) -> tuple[int, int]:
-    """Measure one batch of the tuner: results that came, and trials that failed."""
+def tune(farm: Farm, job: Job, wanted: int, _library: Path) -> Outcome:
+    """Measure one batch of the tuner."""
     target = resolve("pattern/native")
     spec = next(s for s in load_workloads()[0] if s.name == LAYER)
     task, weight = task_of(spec, 1, DEVICES.of(target).name)
     configs = Space(task, {}).configs
-    chosen = [configs[n % len(configs)] for n in range(results)]
-    options = MeasureOptions(tracker=farm.client.address, key=KEY, repeat=3, run_timeout=90.0)
+    chosen = [configs[n % len(configs)] for n in range(wanted)]
+    options = MeasureOptions(
+        tracker=farm.client.address, key=KEY, repeat=3, run_timeout=job.timeout
+    )
     with RecordedBuilder(target, 1, options) as measurer:
-        measurer.measure(task, weight, chosen[:1])
-        farm.journal.clear()
         outcomes = measurer.measure(task, weight, chosen)
-    good = sum(o.error_kind == "ok" for o in outcomes)
-    return good, len(outcomes) - good
+    good = [1e3 * float(np.median(o.times)) for o in outcomes if o.error_kind == "ok"]
+    return Outcome(good, [o.error_kind for o in outcomes if o.error_kind != "ok"])
 
 
 def bottleneck(busy: float, client: float, servers: float, cores: int) -> str:
@@ -308,15 +342,15 @@ def bottleneck(busy: float, client: float, servers: float, cores: int) -> str:
     return "waiting: the last devices of a batch, connections"
 
 
-def measure(command: str, devices: int, rounds: int, seconds: float, library: Path) -> Row:
+def measure(command: str, devices: int, job: Job, library: Path) -> Row:
     """Run one command on a farm of its own."""
-    farm = Farm(devices, seconds, ())
+    farm = Farm(devices, job.seconds, job.script)
     try:
-        wanted = devices if command == "bench" else devices * rounds
+        wanted = devices if command == "bench" else devices * job.rounds
         before, start = farm.processor_seconds(), time.monotonic()
         own = time.process_time()
         with ClientWatch(farm.pids) as watch:
-            good, failed = (bench if command == "bench" else tune)(farm, devices, wanted, library)
+            outcome = COMMANDS[command](farm, job, wanted, library)
         wall = time.monotonic() - start
         client, servers = time.process_time() - own, farm.processor_seconds() - before
         played = farm.journal.read()
@@ -324,11 +358,11 @@ def measure(command: str, devices: int, rounds: int, seconds: float, library: Pa
         farm.close()
     span = max(p.end for p in played) - min(p.start for p in played)
     busy = sum(p.end - p.start for p in played) / (devices * span)
-    cores = len(os.sched_getaffinity(0))
+    good, failed = len(outcome.told_ms), len(outcome.errors)
     return Row(
         command,
         devices,
-        seconds,
+        job.seconds,
         good,
         failed,
         wanted - good - failed,
@@ -338,8 +372,13 @@ def measure(command: str, devices: int, rounds: int, seconds: float, library: Pa
         servers / wall,
         watch.megabytes,
         watch.processes,
-        bottleneck(busy, client / wall, servers / wall, cores),
+        bottleneck(busy, client / wall, servers / wall, len(os.sched_getaffinity(0))),
+        outcome.told_ms,
+        outcome.errors,
     )
+
+
+COMMANDS = {"bench": bench, "tune": tune}
 
 
 @contextmanager
@@ -372,17 +411,30 @@ def table(rows: Sequence[Row]) -> str:
 
 def main(
     devices: Annotated[str, typer.Option(help="Numbers of devices, with commas.")] = "1,8,64",
+    commands: Annotated[str, typer.Option(help="Which, with commas.")] = "bench,tune",
     rounds: Annotated[int, typer.Option(help="Trials for each device of tune.")] = 3,
+    repeat: Annotated[int, typer.Option(help="Results for each device of bench.")] = 1,
     seconds: Annotated[float, typer.Option(help="Seconds of a timed run.")] = 10.0,
+    timeout: Annotated[float, typer.Option(help="Seconds of a session.")] = 90.0,
+    script: Annotated[
+        str, typer.Option(help="What the first devices do instead: hang, vanish, throttle, lie.")
+    ] = "",
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the rows there.")] = None,
 ) -> None:
     """Print how busy ``bench`` and ``tune`` keep simulated devices."""
+    behaviours = tuple(filter(None, script.split(",")))
+    unknown = sorted({*behaviours} - {*BEHAVIOURS} | {*commands.split(",")} - {*COMMANDS})
+    if unknown:
+        raise typer.BadParameter(
+            f"got {', '.join(unknown)}; expected {', '.join(BEHAVIOURS)} and {', '.join(COMMANDS)}"
+        )
+    job = Job(rounds, repeat, seconds, timeout, behaviours)
     rows = []
     with small_library() as library:
-        for command in ("bench", "tune"):
+        for command in commands.split(","):
             for count in map(int, devices.split(",")):
-                rows.append(measure(command, count, rounds, seconds, library))
-                print(rows[-1], flush=True)
+                rows.append(measure(command, count, job, library))
+                print(table(rows[-1:]).splitlines()[-1], flush=True)
     text = table(rows)
     print(text)
     if json_path is not None:

@@ -114,16 +114,22 @@ MEETING_SECONDS = 60.0
 
 
 def _in_process(work: _Work, numbers: range, meeting: str, parts: int) -> list[DeviceResult]:
-    """Some of the devices; none is given back before every process has its own, or has had the time
-    to get it: one that crashed must not hold up the others."""
-    deadline = time.monotonic() + work.wait + MEETING_SECONDS
+    """Some of the devices.
 
-    def meet() -> None:
-        Path(meeting, str(numbers.start)).touch()
-        while len(os.listdir(meeting)) < parts and time.monotonic() < deadline:
-            time.sleep(0.05)
+    None is requested before every process is there, and none given back before each has its own,
+    or has had the time for it: one that crashed must not hold up the others.
+    """
 
-    return work.on_devices(numbers, meet)
+    def meet(what: str) -> None:
+        deadline = time.monotonic() + work.wait + MEETING_SECONDS
+        Path(meeting, f"{what}-{numbers.start}").touch()
+        while time.monotonic() < deadline:
+            if sum(name.startswith(what) for name in os.listdir(meeting)) >= parts:
+                break
+            time.sleep(0.02)
+
+    meet("started")
+    return work.on_devices(numbers, lambda: meet("requested"))
 
 
 @dataclass(frozen=True)

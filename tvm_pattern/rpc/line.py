@@ -92,15 +92,19 @@ def _socket_of(file: int) -> Iterator[socket.socket | None]:
 
 def _lines(port: int) -> set[_Line]:
     """TCP connections of this process to a ``port``, of any machine, set up or on the way."""
-    found = set()
-    on_the_way = _connecting(port)
+    found, without_peer = set(), set()
     for name in os.listdir("/dev/fd"):
         with _socket_of(int(name)) as sock:
             if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
                 continue
-            inode = os.fstat(int(name)).st_ino
-            if inode in on_the_way or _port_there(sock) == port:
-                found.add(_Line(int(name), inode))
+            line, there = _Line(int(name), os.fstat(int(name)).st_ino), _port_there(sock)
+            if there == port:
+                found.add(line)
+            elif there is None:
+                without_peer.add(line)
+    if without_peer:  # The table of all connections of the machine takes milliseconds to read.
+        on_the_way = _connecting(port)
+        found |= {line for line in without_peer if line.inode in on_the_way}
     return found
 
 

@@ -7,6 +7,7 @@ crashes. Here connections are greeted all at once, each with a deadline; one ses
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import math
 import selectors
@@ -114,6 +115,9 @@ class Listener:
 
     def run(self) -> None:
         """Serve until the process ends."""
+        # Sessions are forks of this process: what it holds is not looked through there, which
+        # would copy it page by page.
+        gc.freeze()
         while True:
             self.step()
 
