@@ -17,7 +17,7 @@ from .geometry import ConvGeometry
 from .layout import PlaneLayout
 from .matvec import MatvecConfig
 from .plane_ops import PlaneTarget
-from .schedules.config import Family
+from .schedules.choose import vector_facts
 from .schedules.opencl import depthwise as opencl_depthwise
 from .schedules.opencl import matvec as opencl_matvec
 from .schedules.opencl import planes as opencl_planes
@@ -119,12 +119,8 @@ def depthwise_conv(
 
 def dense_config(rows: int, target: PlaneTarget) -> MatvecConfig:
     """The register tile of a dense product of ``rows`` rows."""
-    facts = DEVICES.facts(target.family)
-    return (
-        MatvecConfig.fitting(rows, facts.vector_registers)
-        if isinstance(facts, Family)
-        else MatvecConfig()
-    )
+    facts = vector_facts(DEVICES.facts(target.family))
+    return MatvecConfig.fitting(rows, facts.vector_registers) if facts else MatvecConfig()
 
 
 def matvec(

@@ -21,6 +21,7 @@ from .fkw import FKW, pack
 from .matvec import MatvecConfig
 from .plane_ops import PlaneTarget, load, store
 from .primfunc import primfunc_builder
+from .schedules.choose import vector_facts
 from .schedules.config import Family
 from .structure import Structure
 from .vector_math import broadcast
@@ -146,15 +147,15 @@ def choose(structure: Structure, rows: int, target: PlaneTarget) -> MatvecChoice
     target : PlaneTarget
     """
     n, k = structure.shape[:2]
-    device = DEVICES.named(target.family)
+    facts = vector_facts(DEVICES.named(target.family).facts)
     if structure.kept_weights == structure.kept.size:
         return MatvecChoice(None)
-    if not isinstance(device.facts, Family):
+    if facts is None:
         reason = f"no sparse product for the device {target.family!r}; multiplied densely"
         return MatvecChoice(None, reason=reason)
     itemsize = np.dtype(target.dtype).itemsize
-    dense = dense_cycles(rows, k, n, device.facts, itemsize)
-    cycles = {g: sparse_cycles(structure, rows, g, device.facts, itemsize) for g in GROUPS}
+    dense = dense_cycles(rows, k, n, facts, itemsize)
+    cycles = {g: sparse_cycles(structure, rows, g, facts, itemsize) for g in GROUPS}
     group = min(GROUPS, key=lambda g: cycles[g])
     gain = dense / cycles[group]
     if gain < MIN_GAIN:
@@ -162,8 +163,8 @@ def choose(structure: Structure, rows: int, target: PlaneTarget) -> MatvecChoice
             f"expected {gain:.2f}x of the dense product: at least {GROUPS[-1]} neighbouring outputs"
             " have to share their inputs; multiplied densely"
         )
-        return MatvecChoice(None, cost=dense * device.facts.fma_ports, reason=reason)
-    cost = cycles[group] * device.facts.fma_ports
+        return MatvecChoice(None, cost=dense * facts.fma_ports, reason=reason)
+    cost = cycles[group] * facts.fma_ports
     return MatvecChoice(SparseMatvecConfig.fitting(group, rows, target.lanes), gain, cost)
 
 

@@ -21,10 +21,11 @@ from . import code_cache
 from .assigned import warn_of_lost_pruning
 from .building import build
 from .compiled_graph import graph_of
+from .description import describe, describe_size
 from .devices import why_no_device
 from .frontend import ImportedModel, import_model, is_instance_of, output_specs
 from .layer_source import Sources, gpu_sources
-from .library import Library, describe, describe_size
+from .library import Library
 from .linking import CompiledCode
 from .machine import host_target, target_architecture, why_not_runnable
 from .profiling import with_steps

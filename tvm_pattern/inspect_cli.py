@@ -102,8 +102,8 @@ def _show_sources(library: Path, layer: str, json_output: bool) -> None:
         return
     import tvm
 
+    from .description import target_of
     from .layer_source import Sources
-    from .library import target_of
 
     compiled_by = manifest.versions.get("tvm")
     if compiled_by != tvm.__version__:

@@ -3,91 +3,37 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
-import platform
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import tvm
-from pydantic import TypeAdapter, ValidationError
 from tvm import relax
 from tvm.target import Target
 
-from topi_kernels.report import LayerRow, RewriteReport
-
-from . import __version__
+from .description import report_of, target_of
 from .devices import device_of, why_no_device
-from .frontend import TensorSpec
 from .layer_source import LayerSource, Sources
 from .linking import CompiledCode
-from .machine import required_features, target_architecture, why_not_runnable
+from .machine import why_not_runnable
 from .manifest import ArtifactError, Manifest, bad_field
 from .opencl.errors import explain, message_of
 from .profiling import MAIN, Profile, Step, check_timing, time_steps
 from .publish import publish
-from .tensors import as_array, no_such_size, spec_of, tensor_data
+from .tensors import as_array, no_such_size, spec_of
 from .threads import calls_at_once, check_num_threads, run_on
 from .vm_pool import VMPool
 
 SUFFIXES = (".so", ".tar")
-_ROWS = TypeAdapter(list[LayerRow])
 
 
 class Code(Protocol):
     """Where a library's functions come from."""
 
     def module(self) -> tvm.runtime.Module: ...
-
-
-def describe(
-    target: Target,
-    inputs: Sequence[TensorSpec],
-    outputs: Sequence[TensorSpec],
-    num_threads: int,
-    report: RewriteReport,
-    steps: Sequence[Step] = (),
-    launches: dict[str, list[list[int]]] | None = None,
-) -> Manifest:
-    """The manifest of a library that was compiled just now."""
-    return Manifest(
-        target=_plain(target.export()),
-        architecture=target_architecture(target),
-        cpu_features=required_features(target),
-        inputs=[tensor_data(spec) for spec in inputs],
-        outputs=[tensor_data(spec) for spec in outputs],
-        num_threads=num_threads,
-        versions={
-            "tvm_pattern": __version__,
-            "tvm": tvm.__version__,
-            "python": platform.python_version(),
-        },
-        report=[_plain(asdict(row)) for row in report.rows],
-        steps=[_plain(asdict(step)) for step in steps],
-        notes=list(report.notes),
-        launches=launches or {},
-    )
-
-
-def describe_size(
-    function: str,
-    inputs: Sequence[TensorSpec],
-    outputs: Sequence[TensorSpec],
-    report: RewriteReport,
-    steps: Sequence[Step],
-) -> Any:
-    """What the manifest says of a size beyond the first."""
-    return {
-        "function": function,
-        "inputs": [tensor_data(spec) for spec in inputs],
-        "outputs": [tensor_data(spec) for spec in outputs],
-        "report": [_plain(asdict(row)) for row in report.rows],
-        "steps": [_plain(asdict(step)) for step in steps],
-        "verification": {},
-    }
 
 
 class Library:
@@ -118,7 +64,7 @@ class Library:
         self.outputs = tuple(spec_of(data) for data in manifest.outputs)
         self._num_threads = manifest.num_threads
         self.target = target_of(manifest, origin)
-        self.report = _report_of(manifest, origin)
+        self.report = report_of(manifest, origin)
         self._device: tvm.runtime.Device | None = None
         # No reference back to the library: it is freed as soon as nobody has it any more.
         start = functools.partial(_start, code, manifest, self.target, origin)
@@ -144,7 +90,7 @@ class Library:
         if self._sizes:
             self._sizes[number].record_verification(verification)
         self.manifest = self.manifest.with_verification(number, verification)
-        self.report = _report_of(self.manifest, self._origin)
+        self.report = report_of(self.manifest, self._origin)
 
     def __repr__(self) -> str:
         inputs = ", ".join(map(str, self.inputs))
@@ -499,43 +445,6 @@ def _device_of(target: Target) -> tvm.runtime.Device:
     return device_of(target)
 
 
-def target_of(manifest: Manifest, origin: str) -> Target:
-    """The target that a manifest names.
-
-    Raises
-    ------
-    ArtifactError
-        If TVM knows no such target.
-    """
-    try:
-        return Target(manifest.target)
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[-1:]
-        raise bad_field(origin, "target", f"TVM knows no such target {reason}") from None
-
-
-def _report_of(manifest: Manifest, origin: str) -> RewriteReport:
-    text = json.dumps(manifest.report)
-    try:
-        _ROWS.validate_json(text, strict=True)
-        report = RewriteReport.from_json(text)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        place = ".".join(map(str, ("report", *problem["loc"])))
-        raise bad_field(origin, place, problem["msg"].lower()) from None
-    except (ValueError, TypeError, KeyError) as error:
-        raise bad_field(origin, "report", f"it is no report of convolutions ({error})") from None
-    summary = manifest.verification.get("summary")
-    if summary is not None and not isinstance(summary, str):
-        raise bad_field(origin, "verification", f"its summary is {summary!r}, expected a text")
-    notes = [*manifest.notes, *([summary] if summary else ())]
-    if manifest.sizes:
-        notes.append(
-            f"the first of {len(manifest.sizes) + 1} sizes; sizes[1].report, ...: the next"
-        )
-    return replace(report, notes=tuple(notes))
-
-
 @functools.cache
 def _for_tensors() -> tuple[Callable[..., None], Callable[..., Any]]:
     """What calls with tensors need of torch, which calls with arrays do not import."""
@@ -546,14 +455,3 @@ def _for_tensors() -> tuple[Callable[..., None], Callable[..., Any]]:
 
 def _as_numpy(value: tvm.runtime.Tensor) -> np.ndarray:
     return value.numpy()
-
-
-def _plain(value: Any) -> Any:
-    """TVM containers and integers as plain Python data."""
-    if isinstance(value, str | bool | int | float) or value is None:
-        return str(value) if isinstance(value, str) else value
-    if hasattr(value, "items"):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, tvm.tirx.IntImm):
-        return int(value)
-    return [_plain(v) for v in value]

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import tvm
 
+from .description import target_of
 from .devices import prepare
 from .layer_source import Sources
-from .library import Library, target_of
+from .library import Library
 from .linking import LoadedCode, link, open_module, private_folder, readable_errors
 from .machine import why_not_runnable
 from .manifest import ArtifactError, Manifest

@@ -83,3 +83,8 @@ OPENCL = ConvSchedules(
 def schedules_of(facts: Facts) -> ConvSchedules:
     """The schedules for a device with these facts."""
     return OPENCL if isinstance(facts, GpuFacts) else CPU
+
+
+def vector_facts(facts: Facts | None) -> Family | None:
+    """The facts of a processor's vector units; None on devices without."""
+    return facts if isinstance(facts, Family) else None

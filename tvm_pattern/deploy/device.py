@@ -21,8 +21,8 @@ from topi_kernels.report import RewriteReport
 
 from ..artifact import Manifest
 from ..crosscompile import read_elf
+from ..description import target_of
 from ..devices import device_of, why_not_there
-from ..library import target_of
 from ..profiling import Profile, Step, check_timing, time_steps
 from ..publish import copy_checked
 from ..rpc import line
