@@ -193,7 +193,7 @@ def test_neither_blocks_nor_threads_change_a_bit(block: int) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"body": "other"}, r"body 'other' is not one of \('patterns', 'taps'\)"),
+        ({"body": "other"}, r"body 'other' is not one of \('patterns', 'taps', 'copied'\)"),
         ({"prefetch": 1}, "works off one tap at a time"),
         ({"taps_per_step": 4}, "works off one tap at a time"),
         ({"filter_lanes": 2, "filter_vectors": 1}, "shift lanes and vectors of 8"),

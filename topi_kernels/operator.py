@@ -16,8 +16,9 @@ from .compute import naive_pattern_conv
 from .conv_task import ConvTask, check_weight
 from .fkw import FKW, pack, validate
 from .schedules.choose import Config
-from .schedules.config import TAPS
+from .schedules.config import COPIED
 from .schedules.tile import tiles_per_image
+from .schedules.tile_copy import copied_floats
 from .structure import Structure, determine
 from .tap_lists import TapCode, TapLists, pack_taps, validate_taps
 from .workload import ConvWorkload
@@ -97,7 +98,7 @@ def plan_conv(
         raise ValueError(f"config {config} is illegal here: {reason}")
     structure = structure or determine(weight)
     packed: FKW | TapLists
-    if getattr(config, "body", None) == TAPS:
+    if getattr(config, "has_lists", False):
         packed, facts = _packed_taps(task, weight, config, structure.kept)
     else:
         packed, facts = _packed_kernels(task, weight, config, structure.kept)
@@ -138,7 +139,11 @@ def _packed_taps(
     task: ConvTask, weight: np.ndarray, config: Config, kept: np.ndarray
 ) -> tuple[TapLists, dict[str, Any]]:
     """The layer as tap lists, and what its workload says of it."""
-    code = TapCode.of(task.geometry, task.in_layout, task.in_channels, config.channel_block)
+    if config.body == COPIED:
+        floats = copied_floats(config)
+        code = TapCode.of_copies(task.in_channels, config.channel_block, floats)
+    else:
+        code = TapCode.of(task.geometry, task.in_layout, task.in_channels, config.channel_block)
     lists = pack_taps(weight, config.group, code, kept, share_all=task.structure == "dense")
     validate_taps(lists)
     return lists, {

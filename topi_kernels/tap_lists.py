@@ -73,6 +73,12 @@ class TapCode:
         block = min(channel_block or in_channels, in_channels)
         return cls(geometry.kernel_size, in_channels, block, layout.size, starts, unit)
 
+    @classmethod
+    def of_copies(cls, in_channels: int, channel_block: int, floats: int) -> TapCode:
+        """The code for kernels of one tap whose inputs are copied, ``floats`` an in_channel."""
+        block = min(channel_block, in_channels)
+        return cls((1, 1), in_channels, block, floats, (0,), floats)
+
     @property
     def blocks(self) -> int:
         return -(-self.in_channels // self.channel_block)

@@ -83,7 +83,11 @@ def test_the_widths_of_a_space():
         kept_weights=task.kept_kernels,
     )
     space = Space(one_tap, {"taps_per_step": (2,)})
-    assert space.dropped["taps_per_step 2 exceeds the 1 taps of a kernel"] == len(space)
+    bodies = [config.body for config in space.configs]
+    assert set(bodies) == {"patterns", "copied"}
+    assert space.dropped["taps_per_step 2 exceeds the 1 taps of a kernel"] == bodies.count(
+        "patterns"
+    )
     with pytest.raises(ValueError, match=r"width of the space 'huge'; expected one of"):
         knobs_of("huge")
 

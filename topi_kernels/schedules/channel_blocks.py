@@ -15,10 +15,11 @@ from tvm.tirx.script import builder as T
 
 from ..vector import lanes
 from ..workload import ConvWorkload
-from .config import ConvConfig
+from .config import COPIED, ConvConfig
 from .kernel_loops import KernelLoops
 from .tap_loops import TapLoops
-from .tile import Buffers, Tile
+from .tile import Buffers, Place, Tile
+from .tile_copy import TileCopy
 
 # Groups between the prefetch of a kernel list and its use: a miss takes longer than one turn.
 TURNS_AHEAD = 3
@@ -32,6 +33,12 @@ class TapBlocks:
         self.count = -(-workload.in_channels // config.channel_block)
         self._sums = config.accumulators * config.vector_width
         self.partial = T.alloc_buffer((groups * self._sums,), workload.dtype, scope="global")
+        self.copy = TileCopy(workload, config) if config.body == COPIED else None
+
+    def begin(self, buffers: Buffers, place: Place, block: Any) -> None:
+        """What a block needs before its first filter_group."""
+        if self.copy is not None:
+            self.copy.fill(buffers, place, block)
 
     def _slots(self, tile: Tile, turn: Any) -> list[tuple[Any, Any]]:
         """``(accumulator, index of its partial sum)`` of the ``turn``-th group."""
@@ -53,7 +60,7 @@ class TapBlocks:
 
     def accumulate(self, buffers: Buffers, tile: Tile, block: Any, turn: Any) -> None:
         """Add the entries of one block of in_channels of the ``turn``-th group."""
-        TapLoops(self.workload, self.config, buffers, tile).block(block)
+        TapLoops(self.workload, self.config, buffers, tile, self.copy).block(block)
 
     def is_last(self, block: Any) -> Any:
         return block == tirx.const(self.count - 1, "int32")

@@ -10,8 +10,8 @@ import numpy as np
 
 LOOP_ORDERS = ("tile_outer", "filter_outer")
 SHIFTS = ("load", "rotate", "split", "lanes")
-BODIES = ("patterns", "taps")
-PATTERNS, TAPS = BODIES
+BODIES = ("patterns", "taps", "copied")
+PATTERNS, TAPS, COPIED = BODIES
 SPLIT_STRIDE = 2
 MAX_PREFETCH = 8
 MAX_CHANNEL_BLOCK = 1 << 16
@@ -65,6 +65,8 @@ class Family:
         otherwise: true where that was measured.
     tap_lists : bool
         Whether level 0 may choose the body of tap lists: true where it was measured.
+    copied_tiles : bool
+        The same of the body of copied tiles.
     nan_maximum : bool
         Whether maximum and minimum give NaN if either operand is NaN, as in torch.
     """
@@ -98,6 +100,7 @@ class Family:
     early_loads: bool = False
     interleaved_lanes: bool = False
     tap_lists: bool = False
+    copied_tiles: bool = False
     nan_maximum: bool = False
 
     def of_dtype(self, dtype: str) -> Family:
@@ -146,7 +149,8 @@ class ConvConfig:
     body : str
         One of :data:`BODIES`: ``patterns`` has one straight body per pattern, whose taps share
         loaded inputs; ``taps`` one loop over a flat list of (offset, weight), whatever the
-        patterns, see :mod:`topi_kernels.tap_lists`.
+        patterns, see :mod:`topi_kernels.tap_lists`; ``copied`` the same for kernels of one tap,
+        whose inputs of a tile and block are copied first, see :mod:`.tile_copy`.
     """
 
     vector_width: int
@@ -166,6 +170,11 @@ class ConvConfig:
     @property
     def pixel_lanes(self) -> int:
         return self.vector_width // self.filter_lanes
+
+    @property
+    def has_lists(self) -> bool:
+        """Whether the layer is stored as tap lists."""
+        return self.body != PATTERNS
 
     @property
     def column_step(self) -> int:
@@ -253,10 +262,15 @@ def taps_registers(config: ConvConfig) -> int:
 
 def _taps_reason(config: ConvConfig, stride_w: int) -> str | None:
     """Why a body of tap lists can't be used, or None."""
-    if config.filter_lanes != 1 or stride_w != 1 or config.shift not in ("load", "lanes"):
+    if config.filter_lanes != 1 or config.shift not in ("load", "lanes"):
+        return f"body {config.body} needs lanes over pixels, and shift load or lanes"
+    if config.body == COPIED:
+        if not config.channel_block:
+            return "body copied needs a channel_block, whose input is copied"
+    elif stride_w != 1:
         return "body taps needs lanes over pixels, stride 1, and shift load or lanes"
     if config.prefetch or config.taps_per_step != 1:
-        return "body taps works off one tap at a time and prefetches none"
+        return f"body {config.body} works off one tap at a time and prefetches none"
     return None
 
 
@@ -288,7 +302,7 @@ def illegal_reason(
         return f"loop_order {c.loop_order!r} is not one of {LOOP_ORDERS}"
     if c.body not in BODIES:
         return f"body {c.body!r} is not one of {BODIES}"
-    if c.body == TAPS and (reason := _taps_reason(c, stride_w)):
+    if c.has_lists and (reason := _taps_reason(c, stride_w)):
         return reason
     spare = family.temporaries if c.body == PATTERNS else taps_registers(c) - c.accumulators
     budget = family.vector_registers - spare

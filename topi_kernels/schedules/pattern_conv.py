@@ -24,7 +24,7 @@ from ..primfunc import primfunc_builder
 from ..vector import constant, lanes, shuffle, splat
 from ..workload import ConvWorkload
 from .channel_blocks import ChannelBlocks, TapBlocks
-from .config import TAPS, ConvConfig
+from .config import ConvConfig
 from .fetch_ahead import fetch_next_input, fetch_outputs
 from .input_geometry import SplitGeometry, input_geometry, separate_input
 from .kernel_loops import KernelLoops
@@ -98,7 +98,7 @@ def _loop_nest(
         if config.fetch_ahead:
             fetch_outputs(workload, config, buffers, tile)
         _start_accumulators(workload, config, buffers, tile)
-        if config.body == TAPS:
+        if config.has_lists:
             TapLoops(workload, config, buffers, tile).all_blocks()
         else:
             KernelLoops(workload, config, buffers, tile).all_kernels()
@@ -134,15 +134,17 @@ def _loop_nest(
         if config.fetch_ahead and tiles > 1 and config.shift != "split":  # just written, so near
             following = place_of(workload, config, T.Bind(T.min(task // blocks + 1, tiles - 1)))
         if config.channel_block:
-            kind = TapBlocks if config.body == TAPS else ChannelBlocks
+            kind = TapBlocks if config.has_lists else ChannelBlocks
             channels = kind(workload, config, share)
             turns = T.Bind(T.min(share, groups - first))
-            with T.serial(0, channels.count) as block, T.serial(0, turns) as turn:
-                if following is not None and config.body == TAPS:
-                    number = block * share + turn
-                    fetch = (number, channels.count * share)
-                    fetch_next_input(workload, config, buffers, following, fetch)
-                compute_block(place, channels, block, first + turn, turn)
+            with T.serial(0, channels.count) as block:
+                channels.begin(buffers, place, block)
+                with T.serial(0, turns) as turn:
+                    if following is not None and config.has_lists:
+                        number = block * share + turn
+                        fetch = (number, channels.count * share)
+                        fetch_next_input(workload, config, buffers, following, fetch)
+                    compute_block(place, channels, block, first + turn, turn)
             return
         with T.serial(first, T.min(first + share, groups)) as g:
             if following is not None:

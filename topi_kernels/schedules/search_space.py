@@ -14,11 +14,12 @@ from functools import lru_cache
 from ..layout import PlaneLayout
 from ..reorder import GROUP_SIZES
 from ..tap_lists import why_no_tap_lists
-from .config import MAX_PREFETCH, SHIFTS, TAPS, ConvConfig, Family, illegal_reason
+from .config import COPIED, MAX_PREFETCH, SHIFTS, TAPS, ConvConfig, Family, illegal_reason
 from .input_geometry import column_reach
 from .load_reuse import input_rows
 from .shape import ConvShape
-from .tap_space import tap_configs, taps_cost
+from .tap_space import copied_configs, tap_configs, taps_cost
+from .tile_copy import why_not_copied
 
 MIN_VECTOR_WIDTH = 4
 MAX_FILTER_VECTORS = 4
@@ -214,7 +215,7 @@ def estimate_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float
     tiles = tile_count(shape, config)
     groups = -(-shape.out_channels // config.group)
     work = float(groups * tiles)
-    if config.body == TAPS:
+    if config.has_lists:
         return work * (taps_cost(shape, config, family) + _tile_cost(shape, config, family))
     per_kernel = 0.0
     for pattern in shape.patterns:
@@ -260,9 +261,21 @@ def _filter_splits(family: Family, group: int) -> Iterator[tuple[int, int, int]]
 def search_space(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
     """All legal configurations of a convolution, in a fixed order."""
     yield from _pattern_configs(shape, family)
-    for config in tap_configs(shape, family):
-        if illegal_for(shape, config, family) is None:
-            yield config
+    for configs in (tap_configs, copied_configs):
+        yield from _legal(configs(shape, family), shape, family)
+
+
+def _legal(configs: Iterator[ConvConfig], shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
+    return (config for config in configs if illegal_for(shape, config, family) is None)
+
+
+def _default_space(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
+    """What the level-0 configuration is chosen from."""
+    yield from _pattern_configs(shape, family)
+    if family.tap_lists:
+        yield from _legal(tap_configs(shape, family), shape, family)
+    if family.copied_tiles:
+        yield from _legal(copied_configs(shape, family), shape, family)
 
 
 def _pattern_configs(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
@@ -318,8 +331,11 @@ def illegal_for(shape: ConvShape, config: ConvConfig, family: Family) -> str | N
             return reason
     elif config.shift == "lanes":
         return "shift lanes needs planes of interleaved lanes"
-    if config.body == TAPS:
-        reason = why_no_tap_lists(shape.geometry, shape.in_layout)
+    if config.has_lists:
+        why_not = why_not_copied(shape.geometry) if config.body == COPIED else None
+        if config.body == TAPS:
+            why_not = why_no_tap_lists(shape.geometry, shape.in_layout)
+        reason = why_not
         if reason is not None:
             return reason
     return illegal_reason(
@@ -396,8 +412,7 @@ def default_config(shape: ConvShape, family: Family) -> ConvConfig:
         If no configuration is legal.
     """
     best: tuple[float, ConvConfig] | None = None
-    space = search_space if family.tap_lists else _pattern_configs
-    for config in space(shape, family):
+    for config in _default_space(shape, family):
         cost = estimate_cost(shape, config, family)
         if best is None or cost < best[0]:
             best = (cost, config)

@@ -16,14 +16,21 @@ from ..vector import lanes, splat
 from ..workload import ConvWorkload
 from .config import ConvConfig
 from .tile import Buffers, Tile
+from .tile_copy import TileCopy
 
 
 class TapLoops:
     """Adds the entries of a tile's filter_group to its accumulators."""
 
     def __init__(
-        self, workload: ConvWorkload, config: ConvConfig, buffers: Buffers, tile: Tile
+        self,
+        workload: ConvWorkload,
+        config: ConvConfig,
+        buffers: Buffers,
+        tile: Tile,
+        copy: TileCopy | None = None,
     ) -> None:
+        self.copy = copy
         self.workload, self.config, self.buffers, self.tile = workload, config, buffers, tile
         if workload.tap_code is None:
             raise ValueError("the body 'taps' needs a layer stored as tap lists, got FKW")
@@ -50,8 +57,12 @@ class TapLoops:
         base = T.Bind(self.base + block * (code.channel_block * code.plane_size))
         begin, end = (T.Bind(self.buffers.list_start[number + i]) for i in (0, 1))
         with T.serial(begin, end) as k:
-            offset = T.Cast("int32", self.buffers.offset[k])
-            self._entry(T.Bind(base + offset * code.unit), k)
+            offset = self.buffers.offset[k]
+            if self.copy is not None:
+                start = self.copy.start(offset)
+            else:
+                start = base + T.Cast("int32", offset) * code.unit
+            self._entry(T.Bind(start), k)
 
     def _entry(self, start: Any, k: Any) -> None:
         config, geometry = self.config, self.buffers.geometry
@@ -59,6 +70,8 @@ class TapLoops:
         places = [(r, c) for r in range(config.tile_rows) for c in range(config.tile_cols)]
 
         def value(place: tuple[int, int]) -> Any:
+            if self.copy is not None:
+                return T.Bind(self.copy.vector(start, *place))
             row, col = place[0] * geometry.row_step, place[1] * width
             return T.Bind(self.buffers.x[lanes(start + row + col, width)])
 

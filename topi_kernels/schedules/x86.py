@@ -32,6 +32,7 @@ AVX512 = Family(
     store_cost=4.12,
     near_cache_floats=13_200,
     interleaved_lanes=True,
+    copied_tiles=True,
 )
 
 AVX2 = Family(
@@ -42,6 +43,7 @@ AVX2 = Family(
     prefetch=1,
     fetch_ahead=True,
     block_floats=8_000,
+    copied_tiles=True,
 )
 
 
