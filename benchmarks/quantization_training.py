@@ -145,11 +145,15 @@ def _finished(
 
 
 def trained(
-    seed: int, data: digits.Digits, folder: Path, settings: Settings = SETTINGS
+    seed: int,
+    data: digits.Digits,
+    folder: Path,
+    settings: Settings = SETTINGS,
+    kinds: tuple[Kind, ...] = KINDS,
 ) -> Iterator[tuple[Kind, nn.Sequential]]:
     """The networks of a seed, from ``folder`` where they were trained before."""
     starts: dict[str, nn.Sequential] = {}
-    for kind in KINDS:
+    for kind in kinds:
         path = folder / f"{kind.name.replace(' ', '-')}-{seed}.safetensors"
         model = fresh(kind)
         if path.exists():

@@ -13,9 +13,16 @@ from typing import Any
 from .errors import QuantizationError
 from .model import LayerQuantization, QuantizedModel
 
-_NAMES = {"quantize": "run"}
+_NAMES = {"FineTuning": "finetune", "finetuning": "finetune", "quantize": "run"}
 
-__all__ = ["LayerQuantization", "QuantizationError", "QuantizedModel", "quantize"]
+__all__ = [
+    "FineTuning",
+    "LayerQuantization",
+    "QuantizationError",
+    "QuantizedModel",
+    "finetuning",
+    "quantize",
+]
 
 
 def __getattr__(name: str) -> Any:

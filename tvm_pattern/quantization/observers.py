@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+from torchao.quantization.pt2e.fake_quantize import FakeQuantize
 from torchao.quantization.pt2e.observer import (
     HistogramObserver,
     MinMaxObserver,
@@ -129,6 +130,23 @@ def _scales(rows: torch.Tensor, steps: int, *, search: bool) -> torch.Tensor:
             better = found <= error
             error, best = torch.where(better, found, error), torch.where(better, scale[:, 0], best)
     return torch.where(best > torch.finfo(torch.float32).tiny, best, torch.ones_like(best))
+
+
+class SettledRange(FakeQuantize):
+    """Fake quantisation that first only looks, and once settled rounds by what it has seen."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.observer_enabled[0] == 1:
+            self.activation_post_process(x.detach())
+            return x
+        return super().forward(x)
+
+    def settle(self) -> None:
+        """Fix the range."""
+        scale, zero_point = self.calculate_qparams()
+        self.scale.copy_(scale)
+        self.zero_point.copy_(zero_point)
+        self.disable_observer()
 
 
 def activation_observer(calibration: Calibration, percentile: float) -> Any:

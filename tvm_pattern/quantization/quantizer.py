@@ -20,7 +20,7 @@ from torchao.quantization.pt2e.quantizer import (
     SharedQuantizationSpec,
 )
 
-from .observers import Calibration, Weights, activation_observer
+from .observers import Calibration, SettledRange, Weights, activation_observer
 
 aten = torch.ops.aten
 KEY = "quantization_annotation"
@@ -70,7 +70,7 @@ class PatternQuantizer(Quantizer):
         observer: Any = activation_observer(calibration, percentile)
         weights: Any = Weights.with_args(search=calibration == "mse" and not trainable)
         if trainable:
-            observer = FakeQuantize.with_args(observer=observer)
+            observer = SettledRange.with_args(observer=observer)
             weights = FakeQuantize.with_args(observer=weights)
         self._activation = QuantizationSpec(
             dtype=torch.uint8,

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from topi_kernels.structure import Structure, kept_by_zeros
@@ -178,16 +178,19 @@ class Prepared:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Weighted node -> its float weight."""
-        found = {}
-        for node in weighted_nodes(self.graph):
-            source = node.args[1]
-            while getattr(source, "op", "") == "call_module":  # its observer
-                source = source.args[0]
-            if getattr(source, "op", "") == "get_attr":
-                owner, _, name = source.target.rpartition(".")
-                value = getattr(self.graph.get_submodule(owner), name)
-                found[node.name] = value.detach().clone()
-        return found
+        found = {node.name: self.source_of(node) for node in weighted_nodes(self.graph)}
+        return {n: w.detach().clone() for n, w in found.items() if w is not None}
+
+    def source_of(self, node: Node) -> nn.Parameter | None:
+        """The weight of a weighted node, None where it is computed."""
+        source: Any = node.args[1]
+        while getattr(source, "op", "") == "call_module":  # its observer
+            source = source.args[0]
+        if getattr(source, "op", "") != "get_attr":
+            return None
+        owner, _, name = source.target.rpartition(".")
+        value: nn.Parameter = getattr(self.graph.get_submodule(owner), name)
+        return value
 
     def calibrate(self, data: Data) -> None:
         """Run the data through the observers.
@@ -216,8 +219,9 @@ class Prepared:
 
     def _where(self, observer: nn.Module) -> str:
         names = {id(m): n for n, m in self.graph.named_modules()}
+        name = names.get(id(observer), "").split(".")[0]  # or a part of its fake quantisation
         for node in self.graph.graph.nodes:
-            if node.op == "call_module" and node.target == names.get(id(observer)):
+            if node.op == "call_module" and node.target == name:
                 source = node.args[0]
                 return f"of {self.layers.get(source.name) or source.name!r}"
         return "of an activation"
