@@ -120,7 +120,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--seeds must be at least 1, got {options.seeds}")
     torch.set_num_threads(1)
     options.work.mkdir(parents=True, exist_ok=True)
-    settings, kinds, seeds = SETTINGS, KINDS, range(options.seeds)
+    settings, seeds = SETTINGS, range(options.seeds)
+    kinds: tuple[Kind, ...] = KINDS
     if options.quick:
         settings = replace(settings, pretrain_epochs=1, epochs=2, gradual_epochs=1, ramp_epochs=1)
         kinds, seeds = KINDS[:2], range(1)

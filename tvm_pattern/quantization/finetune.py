@@ -137,7 +137,7 @@ def finetuning(
             module.settle()
     for name, parameter in prepared.graph.named_parameters():
         if name.endswith("weight_bias"):  # of a batch norm that was folded
-            parameter.requires_grad_(True)
+            parameter.requires_grad = True
     settings = {
         "method": method,
         "percentile": percentile,
