@@ -67,6 +67,7 @@ class Row:
     peak_fraction: float | None = None
     max_abs_error: float | None = None
     note: str = ""
+    dtype: str = "float32"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
