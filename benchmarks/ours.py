@@ -160,6 +160,7 @@ def pruned(model: nn.Module, spec: NetworkSpec, group: int) -> nn.Module:
         model,
         connectivity=spec.connectivity,
         connectivity_1x1=spec.connectivity_1x1,
+        connectivity_linear=spec.connectivity_linear,
         group=group,
     )
     return model

@@ -86,6 +86,7 @@ class NetworkSpec:
     connectivity: float
     groups: tuple[int, ...]
     connectivity_1x1: float = 1.0
+    connectivity_linear: float = 1.0
     part: str = ""
 
     def build(self) -> nn.Module:

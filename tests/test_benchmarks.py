@@ -286,6 +286,8 @@ def test_workloads_file() -> None:
     assert by_name["1x1-7x7x2048-512"].out_size == (7, 7)
     assert by_name["56x56x256"].dense_flops == 2 * 56 * 56 * 256 * 256 * 9
     assert [spec.name for spec in networks][-1] == "mobilenet_v2"
+    rates = {spec.name: spec.connectivity_linear for spec in networks}
+    assert (rates["vgg16"], rates["vgg16-linear-4x"]) == (1.0, 4.0)
     for spec in layers:
         assert all(spec.out_channels % group == 0 for group in spec.groups)
 
@@ -599,3 +601,14 @@ def test_a_layer_from_end_to_end(tmp_path: Path) -> None:
         assert row["median_ms"] > 0
         assert row["max_abs_error"] <= 1e-3
     assert rows[1]["sparsity"] == pytest.approx(1 - 4 / 9 / 3.6, abs=1e-3)
+
+
+def test_networks_are_pruned_at_the_rates_of_their_rows() -> None:
+    spec = workloads.NetworkSpec("a", "vgg16", (1, 3, 8, 8), 3.6, (4,), connectivity_linear=4.0)
+    torch.manual_seed(0)
+    dense = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(288, 64)
+    )
+    model = ours.pruned(dense, spec, 4)
+    assert int(torch.count_nonzero(model[2].weight)) == 288 * 64 // 4
+    assert int(torch.count_nonzero(dense[2].weight)) == 288 * 64
