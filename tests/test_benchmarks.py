@@ -39,6 +39,7 @@ ROW_KEYS = [
     "peak_fraction",
     "max_abs_error",
     "note",
+    "dtype",
 ]
 
 
