@@ -67,7 +67,8 @@ faults: $(VENV)/.stamp-dev fault-tools
 	  $(TEST_ARGS)
 
 docs: $(VENV)/.stamp-dev arm-tools
-	TVM_PATTERN_DOCS=long $(TEST_ENV) $(BIN)/python -m pytest -q $(XDIST) tests/docs $(TEST_ARGS)
+	TVM_PATTERN_DOCS=long $(TEST_ENV) $(BIN)/python -m pytest -q $(XDIST) tests/docs \
+	  tests/test_examples.py $(TEST_ARGS)
 
 # A warning is an error: a link that leads nowhere, a page that no list has, a name that is not there.
 docs-site: $(VENV)/.stamp-docs
