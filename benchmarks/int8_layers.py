@@ -56,16 +56,8 @@ class DotPeak:
         source = Path(__file__).with_name("dot_peak.c")
         with tempfile.TemporaryDirectory() as folder:
             library = Path(folder) / "dot_peak.so"
-            command = [
-                "gcc",
-                "-O2",
-                "-march=native",
-                "-shared",
-                "-fPIC",
-                str(source),
-                "-o",
-                library,
-            ]
+            command = ["gcc", "-O2", "-march=native", "-shared", "-fPIC", str(source)]
+            command += ["-o", str(library)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise RuntimeError(f"gcc failed on {source.name}: {done.stderr}")
