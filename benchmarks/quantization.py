@@ -28,7 +28,7 @@ from tvm_pattern.quantization import QuantizedModel, finetuning, quantize
 
 CALIBRATION = 256
 TUNING_EPOCHS = 2
-TUNING_RATE = 0.003
+TUNING_RATE = 1e-4
 # Divides the test images, so that one exported batch size covers them.
 BATCH = 480
 METHODS = ("minmax", "percentile", "mse")

@@ -55,6 +55,10 @@ MOUNTED: dict[str, tuple[str, str]] = {
         "tvm_pattern.posttrain.cli",
         "Prune a trained model by some pictures: no labels, no training.",
     ),
+    "quantize": (
+        "tvm_pattern.quantization.cli",
+        "Quantise a trained network to int8 by some pictures: no labels, no training.",
+    ),
     "tune": (
         "tvm_pattern.tuning.cli",
         "Tune a model's convolutions by measuring, here or on devices over RPC.",

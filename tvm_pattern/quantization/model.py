@@ -21,6 +21,19 @@ EXTRA_FILE = "tvm_pattern.quantization.json"
 _VERSION = 1
 
 
+def check_name(path: Path) -> Path:
+    """A name that :meth:`QuantizedModel.save` takes.
+
+    Raises
+    ------
+    QuantizationError
+        If the suffix is another one.
+    """
+    if path.suffix not in (".pt2", ".onnx"):
+        raise QuantizationError(f"got {path}, expected a name ending in .pt2 or .onnx")
+    return path
+
+
 @dataclass(frozen=True)
 class LayerQuantization:
     """What became of one layer.
@@ -98,12 +111,10 @@ class QuantizedModel:
         ImportError
             For ``.onnx`` without ``onnxscript``.
         """
-        path = Path(path)
+        path = check_name(Path(path))
         if path.suffix == ".onnx":
             to_onnx(self.program, self.structures, path)
             return
-        if path.suffix != ".pt2":
-            raise QuantizationError(f"got {path}, expected a name ending in .pt2 or .onnx")
         facts = {
             "version": _VERSION,
             "structures": {name: s.to_plain() for name, s in self.structures.items()},
