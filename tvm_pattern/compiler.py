@@ -24,6 +24,8 @@ from .compiled_graph import graph_of
 from .description import describe, describe_size
 from .devices import why_no_device
 from .frontend import ImportedModel, import_model, is_instance_of, output_specs
+from .frontend.bfloat16 import NOTE as BFLOAT16
+from .frontend.bfloat16 import without_bfloat16
 from .layer_source import Sources, gpu_sources
 from .library import Library
 from .linking import CompiledCode
@@ -121,7 +123,7 @@ onnx.ModelProto | tvm.IRModule
     resolved = target_tags.resolve(target, host)
     if is_instance_of(model, "tvm_pattern.pruning", "OnnxNetwork"):
         model = model.to_onnx()
-    wanted = examples_of_sizes(example_inputs, sizes)
+    model, wanted, was_bfloat16 = without_bfloat16(model, examples_of_sizes(example_inputs, sizes))
     with stage("import of the model"):
         models = [import_model(model, examples) for examples in wanted]
     check_alike(models)
@@ -135,6 +137,8 @@ onnx.ModelProto | tvm.IRModule
         )
 
     library = _build(models, resolved, num_threads, tuning_log, interleaved_lanes=interleaved_lanes)
+    if was_bfloat16:
+        library.add_note(BFLOAT16)
     if models[0].layer_names:  # else the importer changed the convolutions, and names are unknown
         warn_of_lost_pruning(library.report, models[0].assigned)
     for number, (size, imported) in enumerate(zip(library.sizes, models, strict=True)):

@@ -85,6 +85,13 @@ class Library:
         """
         return self._sizes or (self,)
 
+    def add_note(self, note: str) -> None:
+        """Add a line to the report, which the manifest keeps."""
+        for size in self._sizes:
+            size.add_note(note)
+        self.manifest = replace(self.manifest, notes=[*self.manifest.notes, note])
+        self.report = _report_of(self.manifest, self._origin)
+
     def record_verification(self, verification: dict[str, Any], number: int = 0) -> None:
         """Keep what a check of a size found: in the manifest, and as a line of the report."""
         if self._sizes:

@@ -34,6 +34,8 @@ def as_array(value: Any, spec: TensorSpec) -> np.ndarray:
         If it is neither, or of another shape or dtype.
     """
     if hasattr(value, "detach"):
+        if str(value.dtype) == "torch.bfloat16" and spec.dtype == "float32":
+            value = value.float()  # every value is one of float32
         value = value.numpy(force=True)
     elif isinstance(value, tvm.runtime.Tensor):
         value = value.numpy()

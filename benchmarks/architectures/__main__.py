@@ -66,7 +66,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", default="", help="Regular expression of architectures.")
     parser.add_argument("--size", type=int, default=SIZE, help="Height and width of images.")
     parser.add_argument("--rounds", type=int, default=15, help="Timed runs of each engine.")
-    parser.add_argument("--seconds", type=int, default=900, help="Limit of a row.")
+    parser.add_argument("--seconds", type=int, default=1800, help="Limit of a row.")
     parser.add_argument("--memory-gb", type=int, default=16, help="Address space of a row.")
     parser.add_argument("--json", type=Path, default=RESULTS, help="File of the rows.")
     parser.add_argument("--write", action="store_true", help="Write the page, too.")

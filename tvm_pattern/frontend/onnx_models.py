@@ -28,6 +28,7 @@ from .shared import (
 )
 
 _LIMITS = ("Clip", "Max", "Min")
+_SIZED_BY_DATA = {"Compress", "NonMaxSuppression", "NonZero", "Unique"}
 
 
 def from_onnx_model(model: Any, example_inputs: Any) -> ImportedModel:
@@ -50,7 +51,8 @@ def from_onnx_model(model: Any, example_inputs: Any) -> ImportedModel:
             " re-export it"
         ) from error
     mod = relax.transform.BindParams("main", {})(mod)
-    finished = finish(mod, _layer_names(plain), _linear_names(plain))
+    output_names = [output.name for output in model.graph.output]
+    finished = finish(mod, _layer_names(plain), _linear_names(plain), output_names)
     return with_structures(finished, _structures(model))
 
 
@@ -84,6 +86,13 @@ def check_operators(model: Any) -> None:
     """
     from tvm.relax.frontend.onnx import onnx_frontend
 
+    sized = sorted({node.op_type for node in model.graph.node} & _SIZED_BY_DATA)
+    if sized:
+        raise ValueError(
+            f"the ONNX model has {', '.join(sized)}, whose result has as many entries as the data"
+            " say; expected fixed shapes: compile the network up to there"
+            " (onnx.utils.extract_model) and leave the selection to ONNX Runtime"
+        )
     known = {*onnx_frontend._get_convert_map(), "Constant", "If"}
     unknown: dict[str, Any] = {}
     for node in model.graph.node:

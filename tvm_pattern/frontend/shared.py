@@ -143,6 +143,7 @@ def finish(
     mod: tvm.IRModule,
     layer_names: Sequence[str | None],
     linear_names: Sequence[str | None] = (),
+    output_names: Sequence[str] = (),
 ) -> ImportedModel:
     """The imported model, with its layers under their own names.
 
@@ -153,20 +154,24 @@ def finish(
         Of the convolutions, in order.
     linear_names : sequence of str or None
         Of the products with a constant matrix, in order.
+    output_names : sequence of str
+        Of the outputs, where the model names them.
     """
     main = mod["main"]
     check_variances(main)
     inputs = tuple(_spec(p.name, p.ty, f"input {p.name!r}") for p in main.params)
-    outputs = output_specs(mod)
+    outputs = output_specs(mod, output_names)
     mod, names = _name_layers(mod, layer_names, linear_names)
     return ImportedModel(mod, inputs, outputs, names, covered=covering_structures(mod))
 
 
-def output_specs(mod: tvm.IRModule) -> tuple[TensorSpec, ...]:
-    """What ``main`` gives."""
+def output_specs(mod: tvm.IRModule, names: Sequence[str] = ()) -> tuple[TensorSpec, ...]:
+    """What ``main`` gives, under ``names`` if there is one for each."""
     result = mod["main"].ret_ty
     fields = list(result.fields) if hasattr(result, "fields") else [result]
-    return tuple(_spec(f"output{i}", f, f"output {i}") for i, f in enumerate(fields))
+    if len(names) != len(fields) or len(set(names)) != len(names) or not all(names):
+        names = [f"output{i}" for i in range(len(fields))]
+    return tuple(_spec(names[i], f, f"output {i}") for i, f in enumerate(fields))
 
 
 def _spec(name: str, ty: Any, what: str) -> TensorSpec:

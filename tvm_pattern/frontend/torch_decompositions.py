@@ -48,6 +48,9 @@ def decompositions(kept: Collection[str]) -> dict[Any, Callable[..., Any]]:
     table[aten.isfinite.default] = _is_finite
     table[aten.exp2.default] = _exp2
     table[aten.unfold.default] = _unfold
+    table[aten.col2im.default] = _col2im
+    table[aten.rrelu_with_noise.default] = _rrelu
+    table[aten.rrelu_with_noise_functional.default] = _rrelu_functional
     table[aten.fake_quantize_per_tensor_affine.default] = fake_per_tensor
     table[aten.fake_quantize_per_channel_affine.default] = fake_per_channel
     return table
@@ -110,6 +113,57 @@ def _unfold(x: Any, dim: int, size: int, step: int) -> Any:
     positions = (starts[:, None] + torch.arange(size)).flatten()
     windows = torch.index_select(x, dim, positions).unflatten(dim, (len(starts), size))
     return windows.movedim(dim + 1, -1)
+
+
+def _col2im(
+    x: Any, output_size: Any, kernel_size: Any, dilation: Any, padding: Any, stride: Any
+) -> Any:
+    """``F.fold``: a transposed convolution of each channel whose weights put a tap at its place."""
+    import torch
+
+    kh, kw = kernel_size
+    counts = [
+        (size + 2 * p - d * (k - 1) - 1) // s + 1
+        for size, p, d, k, s in zip(
+            output_size, padding, dilation, kernel_size, stride, strict=True
+        )
+    ]
+    beyond = [
+        size - ((n - 1) * s - 2 * p + d * (k - 1) + 1)
+        for size, n, p, d, k, s in zip(
+            output_size, counts, padding, dilation, kernel_size, stride, strict=True
+        )
+    ]
+    batched = x if x.dim() == 3 else x[None]
+    channels = batched.shape[1] // (kh * kw)
+    taps = torch.arange(kh * kw)
+    places = (taps[:, None] == taps).to(x.dtype).reshape(kh * kw, 1, kh, kw)
+    folded = torch.nn.functional.conv_transpose2d(
+        batched.reshape(batched.shape[0], -1, *counts),
+        places.repeat(channels, 1, 1, 1),
+        stride=stride,
+        padding=padding,
+        output_padding=beyond,
+        groups=channels,
+        dilation=dilation,
+    )
+    return folded if x.dim() == 3 else folded[0]
+
+
+def _rrelu_functional(
+    x: Any, noise: Any, lower: float = 1 / 8, upper: float = 1 / 3, *further: Any, **_: Any
+) -> Any:
+    """Evaluation mode: the slope is the mean of its bounds. ``further``: training, a generator."""
+    import torch
+
+    if any(further):
+        return NotImplemented
+    return torch.nn.functional.leaky_relu(x, (lower + upper) / 2), noise
+
+
+def _rrelu(*arguments: Any, **named: Any) -> Any:
+    found = _rrelu_functional(*arguments, **named)
+    return found if found is NotImplemented else found[0]
 
 
 def _clamp(x: Any, min: Any = None, max: Any = None) -> Any:

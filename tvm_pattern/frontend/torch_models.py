@@ -139,7 +139,7 @@ def from_program(program: Any, *, checked: bool = False) -> ImportedModel:
     is_half = _is_half(program)
     translated = converters()
     with quiet():
-        plain = _in_float32(program) if is_half else program
+        plain = in_float32(program) if is_half else program
         plain = plain.run_decompositions(decompositions(frozenset(translated)))
     note_stored_tensors(plain)
     check_operators(plain, {*ExportedProgramImporter().convert_map, *translated})
@@ -162,8 +162,33 @@ def from_program(program: Any, *, checked: bool = False) -> ImportedModel:
     if is_half:
         mod = tvm.transform.Sequential([ToFloat16()])(mod)
     return finish(
-        mod, _torch_layer_names(program, _CONVOLUTIONS), _torch_layer_names(program, ("linear",))
+        mod,
+        _torch_layer_names(program, _CONVOLUTIONS),
+        _torch_layer_names(program, ("linear",)),
+        _output_names(program),
     )
+
+
+def _output_names(program: Any) -> list[str]:
+    """Keys of a dict that a program returns, joined by dots where it is nested; else none."""
+    from torch.utils import _pytree as pytree
+
+    spec = program.call_spec.out_spec
+    if spec is None:
+        return []
+    whole = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+    paths = [path for path, _ in pytree.tree_flatten_with_path(whole)[0]]
+    if not any(isinstance(key, pytree.MappingKey | pytree.GetAttrKey) for p in paths for key in p):
+        return []
+    return [".".join(str(_key_of(key)) for key in path) for path in paths]
+
+
+def _key_of(entry: Any) -> Any:
+    """Key, attribute or position that an entry of a pytree's path stands for."""
+    for name in ("key", "name", "idx"):
+        if hasattr(entry, name):
+            return getattr(entry, name)
+    return entry
 
 
 def _is_half(program: Any) -> bool:
@@ -184,17 +209,20 @@ def _example_tensors(program: Any) -> list[Any]:
     return [value for value in _example_arguments(program) if isinstance(value, torch.Tensor)]
 
 
-def _in_float32(program: Any) -> Any:
-    """The program in float32, which TVM's importer takes; its values are exact there."""
+def in_float32(program: Any) -> Any:
+    """The program in float32, where values of 16 bits are exact."""
     import torch
 
     def widened(value: Any) -> Any:
-        is_half = isinstance(value, torch.Tensor) and value.dtype == torch.float16
-        return value.float() if is_half else value
+        is_short = isinstance(value, torch.Tensor) and value.dtype in (
+            torch.float16,
+            torch.bfloat16,
+        )
+        return value.float() if is_short else value
 
     if program.example_inputs is None:
         raise ValueError(
-            "a float16 ExportedProgram without example inputs cannot be converted; export the"
+            "an ExportedProgram of 16 bits without example inputs cannot be converted; export the"
             " module again, or pass the module itself"
         )
     arguments = tuple(widened(value) for value in _example_arguments(program))
