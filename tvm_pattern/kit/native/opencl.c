@@ -79,8 +79,8 @@ static int load(void) {
   size_t count = own != NULL ? 0 : sizeof LIBRARIES / sizeof *LIBRARIES;
   for (size_t i = 0; library == NULL && i < count; ++i) library = dlopen(LIBRARIES[i], RTLD_NOW);
   if (library == NULL) {
-    return pattern_fail("no OpenCL: %s; name the driver's library by the variable PATTERN_OPENCL",
-                        dlerror());
+    return pattern_fail("no OpenCL driver (%s); install it, or name its library by the variable"
+                        " PATTERN_OPENCL", dlerror());
   }
   for (size_t i = 0; i < sizeof FUNCTIONS / sizeof *FUNCTIONS; ++i) {
     void *function = dlsym(library, FUNCTIONS[i].name);
