@@ -286,6 +286,8 @@ def test_compile_checks_and_exports(tmp_path) -> None:
     loaded = tp.load(str(tmp_path / "net.so"))
     np.testing.assert_allclose(loaded(net.x), b.real, rtol=1e-6, atol=1e-9)
     assert [row.dtype for row in loaded.report] == ["int8", "int8"]
+    layers = [step.layer for step in loaded.profile(repeat=1, min_repeat_ms=0).steps]
+    assert layers == ["input", "a", "b", "after b"]
 
 
 def test_a_computer_without_the_instructions_is_refused_at_load(tmp_path, monkeypatch) -> None:

@@ -28,7 +28,7 @@ from topi_kernels.report_table import layer_table
 
 MAIN = "main"
 PREFIX = "step_"
-_FLOATS = ("float32", "float16")
+_DTYPES = ("float32", "float16", "uint8")
 # Names that TVM gives to values.
 _UNNAMED = re.compile(r"(lv|gv)\d*")
 
@@ -110,18 +110,18 @@ def with_steps(
     Returns
     -------
     tuple of (tvm.IRModule, tuple of Step)
-        Calls whose inputs or outputs are no float tensors of static shape have no step.
+        Calls whose inputs or outputs are no tensors of static shape have no step.
     """
     layer_of_value = LayerNamer(layer_names or {})
     result = mod.clone()
     steps: list[Step] = []
     for block in bindings_of(mod[MAIN]):
         for binding in block:
-            if op_name(binding.value) != "relax.call_tir" or not _is_float(binding.var):
+            if op_name(binding.value) != "relax.call_tir" or not _is_tensor(binding.var):
                 continue
             call = binding.value
             images = list(dict.fromkeys(a for a in call.args[1] if isinstance(a, Var)))
-            if len(call.args) > 2 or not all(map(_is_float, images)):
+            if len(call.args) > 2 or not all(map(_is_tensor, images)):
                 continue
             function = f"{prefix}{len(steps)}"
             result[function] = _step_function(function, call, images, binding.var)
@@ -154,8 +154,15 @@ class LayerNamer:
         return layer
 
 
-def _is_float(var: Var) -> bool:
-    return static_shape(var) is not None and str(var.ty.dtype) in _FLOATS
+def _is_tensor(var: Var) -> bool:
+    return static_shape(var) is not None and str(var.ty.dtype) in _DTYPES
+
+
+def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """An activation: normal floats, or bytes."""
+    if dtype == "uint8":
+        return rng.integers(0, 256, shape, np.uint8)
+    return rng.standard_normal(shape).astype(dtype)
 
 
 def _step_function(name: str, call: Call, images: Sequence[Var], out: Var) -> relax.Function:
@@ -226,7 +233,7 @@ def time_steps(
         # No two inputs of a call are one tensor: compiled code assumes that they do not overlap.
         key = (tuple(spec["shape"]), spec["dtype"], number)
         if key not in tensors:
-            array = rng.standard_normal(key[0]).astype(key[1])
+            array = _random(rng, *key[:2])
             tensors[key] = tvm.runtime.tensor(array, device)
         return tensors[key]
 

@@ -38,12 +38,11 @@ from ..dataflow import (
 )
 from ..islands import int8
 from ..markers import Marker, layout_to_list
+from ..name_layers import PLANES_SUFFIX
 from ..pattern_rewrite import describe
 from ..report import ReportBuilder
 from .match import CONV, Matcher, Node
 from .qdq import Unsupported, is_dequantize, is_quantize, per_tensor
-
-SUFFIX = "_bytes"
 
 
 class _Block:
@@ -128,7 +127,7 @@ class _Block:
     def _emit_planes(self, var: Var, marker: Marker) -> None:
         batch, channels = shape_of(var)[:2]
         ty = relax.TensorType((batch, channels, self.layout(var).size), "uint8")
-        name = marker.params.get("layer") or str(var.name) + SUFFIX
+        name = marker.params.get("layer") or str(var.name) + PLANES_SUFFIX
         planes = relax.DataflowVar(name, ty)
         self.result.append(relax.VarBinding(planes, marker.call(ty)))
         self.planes[var] = planes
