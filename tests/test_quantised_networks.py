@@ -347,6 +347,35 @@ def test_dense_layers(rows: int, k: int, n: int, transposed: bool) -> None:
     assert [(r.op, r.dtype, r.taken) for r in report] == [("matmul", "int8", True)]
 
 
+def test_a_dense_layer_whose_sums_may_overflow_is_left() -> None:
+    net = QdqNetwork(image(1, 1, 1, 70_000))
+    real = net.emit(relax.op.reshape(net.dequantize(net.enter()), (1, 70_000)))
+    weight = relax.const(np.full((70_000, 2), 127, np.int8))
+    scale, zero = relax.const(np.float32(1)), relax.const(np.int8(0))
+    matrix = net.emit(relax.op.dequantize(weight, scale, zero, axis=1))
+    names, notes = rewritten(net.module(net.emit(relax.op.matmul(real, matrix), "fc")))
+    assert int8.MATVEC not in names
+    assert "runs in float32: the sums of filter 0 may reach" in notes[0]
+
+
+@pytest.mark.parametrize("name", ["mobile", "dense"])
+def test_threads(name: str) -> None:
+    """Two threads give what one gives."""
+    needs(ISA)
+    if name == "dense":
+        mod, case = dense_network(3, 30, 200, transposed=True)
+        x = case["x"]
+    else:
+        net = QdqNetwork(image(2, 3, 9, 9))
+        a = net.conv(net.enter(), 6, kernel=1, name="a")
+        mod, x = net.module(net.conv(a, 6, groups=6, name="b")), net.x
+    results = []
+    for threads in (1, 2):
+        lowered, _ = pipeline.lower(mod, TARGET, num_threads=threads)
+        results += execute(tvm.compile(lowered, targets.resolve(TARGET)), x)
+    np.testing.assert_array_equal(*results)
+
+
 def test_a_dense_layer_on_avx2() -> None:
     needs("avx2")
     mod, case = dense_network(3, 30, 20, transposed=True)

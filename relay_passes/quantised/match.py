@@ -16,7 +16,7 @@ from tvm.ir import Call, Expr, Var
 from topi_kernels.eligibility import is_depthwise
 from topi_kernels.geometry import ConvGeometry
 from topi_kernels.schedules.cpu_int8.isa import DotIsa
-from topi_kernels.schedules.cpu_int8.packing import check_sums
+from topi_kernels.schedules.cpu_int8.packing import OverflowsInt32Error, check_sums
 from topi_kernels.schedules.cpu_int8.plan import Int8Layer
 from topi_kernels.schedules.cpu_int8.quantisation import Quantisation, byte_limits
 from topi_kernels.schedules.cpu_int8.workload import has_lines, has_windows
@@ -141,9 +141,9 @@ class Matcher:
                 return self._matmul(call)
             return self._global_pool(call, var)
         except Unsupported as reason:
-            conv = self._conv_behind(call)
-            if conv is not None:
-                self.reasons[conv] = str(reason)
+            left = var if op_name(call) == MATMUL else self._conv_behind(call)
+            if left is not None:
+                self.reasons[left] = str(reason)
             return None
 
     def _conv_behind(self, call: Any) -> Var | None:
@@ -243,6 +243,8 @@ class Matcher:
         if not is_dequantize(matrix) or static_shape(matrix, 2) is None:
             return None
         weight = weight_of(matrix, axis=0 if transposed else 1)
+        sums = weight.values.astype(np.int64).sum(axis=1)
+        _check_sums(weight.values, (source.zero_point - self.isa.flip) * sums)
         return Node("matmul", (), (source,), None, weight=weight)
 
     def _disguised(self, expr: Any) -> Quantisation | None:
@@ -379,11 +381,15 @@ class Matcher:
             high=limits.high,
             residual=None if residual is None else residual[1],
         )
-        try:
-            check_sums(layer.weight, layer.folded_bias(self.isa.flip))
-        except ValueError as error:
-            raise Unsupported(str(error)) from error
+        _check_sums(layer.weight, layer.folded_bias(self.isa.flip))
         return layer, max(padding)
+
+
+def _check_sums(weight: np.ndarray, start: np.ndarray) -> None:
+    try:
+        check_sums(weight, start)
+    except OverflowsInt32Error as error:
+        raise Unsupported(str(error)) from error
 
 
 def _along(values: np.ndarray, axis: int, ndim: int) -> np.ndarray:

@@ -41,7 +41,7 @@ from ..markers import Marker, layout_to_list
 from ..name_layers import PLANES_SUFFIX
 from ..pattern_rewrite import describe
 from ..report import ReportBuilder
-from .match import CONV, Matcher, Node
+from .match import CONV, MATMUL, Matcher, Node
 from .qdq import Unsupported, is_dequantize, is_quantize, per_tensor
 
 
@@ -263,14 +263,17 @@ class QuantisedIslands:
         return rebuild(func, blocks)
 
     def _note_others(self, uses: Uses, matcher: Matcher, taken: set[Any]) -> None:
-        """A line for each convolution with a quantised input or weight that stays in float32."""
+        """A line for each layer with a quantised input or weight that stays in float32."""
         for var, value in uses.value.items():
-            if op_name(value) != CONV or var in taken:
+            if var in taken or op_name(value) not in (CONV, MATMUL):
                 continue
-            if not any(is_dequantize(matcher.value(a)) for a in value.args[:2]):
-                continue
-            reason = matcher.reasons.get(var) or _why_left(value, matcher)
-            self.report.note(f"{var.name}: runs in float32: {reason}")
+            reason = matcher.reasons.get(var)
+            if op_name(value) == CONV and not reason:
+                if not any(is_dequantize(matcher.value(a)) for a in value.args[:2]):
+                    continue
+                reason = _why_left(value, matcher)
+            if reason:
+                self.report.note(f"{var.name}: runs in float32: {reason}")
 
 
 def _why_left(call: Any, matcher: Matcher) -> str:
