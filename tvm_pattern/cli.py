@@ -259,17 +259,29 @@ def run(
     ] = None,
     profile: ProfileOption = False,
     sort: Sort = False,
+    emulate: Annotated[
+        bool,
+        typer.Option(
+            "--emulate", help="Run a kit (tvm-pattern kit) of another processor here, by QEMU."
+        ),
+    ] = False,
     json_output: Json = False,
 ) -> None:
     """Run a compiled library once and time it: here, or on every device of a tracker's key.
 
-    Here its outputs are shown. With --tracker and --key there is one row per device.
+    Here its outputs are shown. With --tracker and --key there is one row per device. With
+    --emulate a kit for another processor is run once, its outputs held against the model's.
 
     Example: tvm-pattern run --tracker 127.0.0.1:9190 --key pi5 --lib m.so --expected y.npy
     """
     from .deploy.cli import check_place, run_on_devices
 
     path = _only_library(library, lib)
+    if emulate:
+        given = {"--tracker": tracker, "--output": output, "--expected": expected}
+        _refuse("--emulate", {**given, "--input": inputs or None, "--threads": threads})
+        _run_emulated(path, json_output)
+        return
     if check_place(tracker, key):
         _refuse("--tracker", {"--output": output, "--threads": threads})
         failed = run_on_devices(
@@ -286,6 +298,19 @@ def run(
         raise typer.Exit(1 if failed else 0)
     _refuse("a run on this machine", {"--expected": expected})
     _run_here(path, inputs, output, repeat, threads, seed, size, profile, sort, json_output)
+
+
+def _run_emulated(kit: Path, json_output: bool) -> None:
+    from .kit.emulate import emulate
+
+    result = emulate(kit)
+    rows = {row["engine"]: row["max_abs_error"] for row in result.rows}
+    if json_output:
+        print_json({"kit": result.kit, "max_abs_error": rows})
+        return
+    for engine, error in rows.items():
+        print_lines(f"{engine}: right, the largest error is {error:.3g}")
+    print_lines("under emulation; how long it takes there says nothing")
 
 
 def _run_here(

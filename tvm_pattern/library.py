@@ -90,7 +90,7 @@ class Library:
         for size in self._sizes:
             size.add_note(note)
         self.manifest = replace(self.manifest, notes=[*self.manifest.notes, note])
-        self.report = _report_of(self.manifest, self._origin)
+        self.report = report_of(self.manifest, self._origin)
 
     def record_verification(self, verification: dict[str, Any], number: int = 0) -> None:
         """Keep what a check of a size found: in the manifest, and as a line of the report."""

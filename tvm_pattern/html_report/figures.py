@@ -16,7 +16,7 @@ from .data import LayerFacts
 
 # Layers that a picture shows at most; of more, the slowest or those that lost most.
 _BARS = 40
-_CURVES = 12
+_CURVES = 10
 #: Kernels of a layer that are drawn, filters x in_channels.
 _KERNELS = 8
 
@@ -106,7 +106,7 @@ def kernels(before: np.ndarray | None, after: np.ndarray) -> Figure:
     """
     pictures = [("before", before), ("after", after)] if before is not None else [("", after)]
     top = max(float(np.abs(weight).max()) for _, weight in pictures) or 1.0
-    figure = Figure(figsize=(4.2 * len(pictures), 4.3), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(pictures), 4.8), layout="constrained")
     for position, (title, weight) in enumerate(pictures):
         axes = figure.add_subplot(1, len(pictures), position + 1)
         axes.imshow(_mosaic(np.abs(weight)), cmap="Blues", vmin=0, vmax=top)
