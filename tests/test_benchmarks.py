@@ -17,7 +17,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import device, harness, ours, peak, results, session, workloads
+import tvm_pattern.pruning
+from benchmarks import accuracy_linear, device, harness, ours, peak, results, session, workloads
 from benchmarks.harness import OURS, Budget, Contender, Row, Selection, interleave
 from benchmarks.peers import PEERS, Peer
 from benchmarks.peers.tflite_writer import to_tflite
@@ -613,3 +614,12 @@ def test_networks_are_pruned_at_the_rates_of_their_rows() -> None:
     model = ours.pruned(dense, spec, 4)
     assert int(torch.count_nonzero(model[2].weight)) == 288 * 64 // 4
     assert int(torch.count_nonzero(dense[2].weight)) == 288 * 64
+
+
+def test_the_study_of_linear_layers_prunes_two_of_three() -> None:
+    model = accuracy_linear.network()
+    config = accuracy_linear.config_of(4.0, 8)
+    report = tvm_pattern.pruning.Pruner(model, config, "oneshot").report()
+    pruned = {row.name: row.group for row in report.pruned}
+    assert pruned == {"15": 8, "17": 8}
+    assert [row.name for row in report.rows if row.kind == "linear"] == ["15", "17", "19"]
