@@ -68,10 +68,20 @@ def row(case: Case, folder: Path | None) -> dict[str, Any]:
         "note": KIND,
     }
     if folder is not None:
-        executed = case.executed(folder / f"{case.device}-{case.group}-{case.layer.size}")
-        result["executed"] = asdict(executed)
-        result["executed"]["over_kept"] = executed.multiply_adds / case.kept_multiply_adds()
+        result["executed"] = executed(case, folder)
     return result
+
+
+def executed(case: Case, folder: Path) -> dict[str, Any]:
+    """What the first filters execute, pruned and with all of their weights by the same tile."""
+    name = f"{case.device}-{case.group}-{case.layer.size}"
+    pruned, dense = case.executed(folder / name), case.executed_dense(folder / f"{name}-dense")
+    return {
+        **asdict(pruned),
+        "over_kept": pruned.multiply_adds / case.kept_multiply_adds(),
+        "dense_total": dense.total,
+        "dense_over_pruned": dense.total / pruned.total,
+    }
 
 
 def rows(
@@ -82,7 +92,7 @@ def rows(
         for device in DEVICES:
             for dtype in dtypes:
                 for case in cases(layer, device, dtype):
-                    counts = dtype == "float32" and layer in counted
+                    counts = dtype == "float32" and layer in counted and case.group > 0
                     yield row(case, folder if counts else None)
 
 
@@ -147,11 +157,8 @@ def _network_table(networks: Sequence[dict[str, Any]]) -> list[str]:
 def _executed_table(counted: Sequence[dict[str, Any]]) -> list[str]:
     head = (
         "layer", "device", "weights", "million instructions", "multiply-adds / kept",
-        "loads / 4 multiply-adds", "dense / this",
+        "loads / 4 multiply-adds", "dense with this tile, million", "dense / this",
     )  # fmt: skip
-    dense = {
-        (r["workload"], r["device"]): r["executed"]["total"] for r in counted if not r["group"]
-    }
     lines = []
     for r in counted:
         x = r["executed"]
@@ -159,7 +166,8 @@ def _executed_table(counted: Sequence[dict[str, Any]]) -> list[str]:
             f"{x['total'] / 1e6:.2f}",
             f"{x['over_kept']:.2f}",
             f"{4 * x['global_loads'] / x['multiply_adds']:.2f}",
-            f"{dense[r['workload'], r['device']] / x['total']:.1f}",
+            f"{x['dense_total'] / 1e6:.2f}",
+            f"{x['dense_over_pruned']:.1f}",
         )
         lines.append([r["workload"], r["device"], _name(r["group"]), *figures])
     return _table(head, lines)

@@ -115,6 +115,14 @@ class Case:
         """Instructions of the first filters, counted; float32 only, which the simulator has."""
         return count(self.bundle(folder))
 
+    def executed_dense(self, folder: Path) -> Executed:
+        """The same of all weights of these filters, computed by the same tile."""
+        dense = Case(self.layer, 0, self.device, self.dtype)
+        some = np.ascontiguousarray(dense.weight[:COUNTED_FILTERS])
+        target = targets.resolve(f"pattern/{self.device}")
+        task = self.task_of(some)
+        return count(write_bundle(folder, task, some, target, configs=[self.config]))
+
     def kept_multiply_adds(self) -> int:
         """Multiply-adds of the kept weights of the first filters."""
         kept = int(np.count_nonzero(self.weight[:COUNTED_FILTERS]))

@@ -37,6 +37,8 @@ class Backend:
         Whether tensors may have interleaved lanes, see :mod:`topi_kernels.layout`.
     int8 : str
         Name of the instructions that multiply bytes; empty if the device has none.
+    max_work_items : int
+        Work_items that a GPU's work_groups may have; 0 for as many as the device's facts allow.
     """
 
     device: Device
@@ -44,6 +46,7 @@ class Backend:
     no_float16: str = ""
     interleaved_lanes: bool = False
     int8: str = ""
+    max_work_items: int = 0
 
     @classmethod
     def of(
@@ -73,7 +76,8 @@ class Backend:
         if interleaved_lanes is None:
             interleaved_lanes = isinstance(device.facts, Family) and device.facts.interleaved_lanes
         int8 = "" if device.int8 is None else device.int8(target)
-        return cls(device, threads, why_no_float16(device, target), interleaved_lanes, int8)
+        most = int(target.attrs.get("max_num_threads", 0)) if device.kind == "opencl" else 0
+        return cls(device, threads, why_no_float16(device, target), interleaved_lanes, int8, most)
 
     @classmethod
     def named(cls, name: str, num_threads: int = 1) -> Backend:
@@ -157,6 +161,8 @@ class Backend:
         structure: Structure | None = None,
     ) -> ConvPlan:
         """The planned convolution, see :func:`~topi_kernels.operator.plan_conv`."""
+        if self.max_work_items and isinstance(self.facts, GpuFacts):
+            config = (config or task.default_config()).within(self.max_work_items)
         return plan_conv(task, weight, config, self.num_threads, structure)
 
     def space(self, task: ConvTask) -> Iterator[Config]:

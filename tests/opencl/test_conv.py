@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conv_cases import pattern_weights
+from tvm.target import Target
 
+from relay_passes.targets import resolve
 from topi_kernels.backend import Backend
 from topi_kernels.conv_task import ConvTask
 from topi_kernels.geometry import ConvGeometry
@@ -138,6 +140,17 @@ def test_level_0_is_the_cheapest_of_the_space_and_records_hold_it(family, dtype)
     assert chosen.vector_width >= min(4, max(c.vector_width for c in good))
     assert GpuConfig.from_dict(chosen.as_dict()) == chosen
     assert schedules_of(example.machine).config is GpuConfig
+
+
+def test_a_target_may_allow_smaller_work_groups():
+    """As few work_items as the GPU at hand may have, in the same tiles."""
+    target = dict(resolve("pattern/mali").export(), tag="", max_num_threads=48)
+    few, any_number = Backend.of(Target(target)), Backend.of(resolve("pattern/mali"))
+    config = GpuConfig(4, 4, 1, 1, 4, 32, 4)
+    assert any_number.plan(task(), SHARED, config).config == config
+    assert few.plan(task(), SHARED, config).config == replace(config, tiles_per_group=12)
+    assert few.plan(task(), SHARED).config.work_items <= 48
+    assert config.within(3) == replace(config, tiles_per_group=1, filter_groups_per_group=3)
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,14 @@ class GpuConfig:
         """Work_items of a work_group."""
         return self.tiles_per_group * self.filter_groups_per_group
 
+    def within(self, most: int) -> GpuConfig:
+        """The same register_tiles in work_groups of at most ``most`` work_items."""
+        if self.work_items <= most:
+            return self
+        across = min(self.filter_groups_per_group, most)
+        tiles = min(self.tiles_per_group, most // across)
+        return replace(self, tiles_per_group=tiles, filter_groups_per_group=across)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
         return asdict(self)

@@ -204,7 +204,8 @@ class OpenCLModule final : public ffi::ModuleObj {
       if (!emulate.has_value())
         TVM_PATTERN_FAIL() << "the kernel " << info.name << " computes in float16, which "
                                   << device.Name()
-                                  << " lacks (cl_khr_fp16); compile the model in float32";
+                                  << " lacks (cl_khr_fp16); compile the model in float32, or emulate the"
+                                     " type (tvm_pattern.opencl.emulated_float16)";
       source = (*emulate)(source).cast<ffi::String>();
     }
     const char* text = source.data();
