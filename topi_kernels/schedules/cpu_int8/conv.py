@@ -119,13 +119,35 @@ def _accumulate(
                     cell = acc[f][vector]
                     T.buffer_store(cell, isa.dot(cell[lanes], values, words[f]), [lanes])
 
-    if tiling.unrolled:
-        for chunk in range(chunks):
-            add_chunk(chunk)
-    else:
-        with T.serial(0, chunks) as chunk:
-            add_chunk(chunk)
+    if workload.by_rows:
+        _add_rows(workload, isa, tiling, b, source, acc, group)
+        return acc
+    with T.serial(0, chunks) as chunk:
+        add_chunk(chunk)
     return acc
+
+
+def _add_rows(
+    workload: Int8Workload,
+    isa: DotIsa,
+    tiling: Tiling,
+    b: Buffers,
+    source: tuple[Any, Any],
+    acc: list[list[Any]],
+    group: Index,
+) -> None:
+    """Add all chunks of all in_channels, which weights filed by rows have."""
+    lanes, filters = T.ramp(0, 1, isa.pixels), workload.group
+    first = T.Bind(b.group_start[group])
+    picks = tiling.load_picks(b.picks, 0)
+    with T.serial(0, workload.units) as unit:
+        for chunk in range(len(workload.chunks)):
+            place = T.Bind((first + chunk * workload.units + unit) * filters)
+            words = [T.Bind(isa.word(b.words[place + f])) for f in range(filters)]
+            for vector, values in tiling.tuples(Source(b.x, *source, chunk), unit, picks):
+                for f in range(filters):
+                    cell = acc[f][vector]
+                    T.buffer_store(cell, isa.dot(cell[lanes], values, words[f]), [lanes])
 
 
 def _residual(tiling: Tiling, isa: DotIsa, b: Buffers, place: Any, out_channel: Index) -> list[Any]:

@@ -29,7 +29,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Source:
-    """Where the bytes of a tile come from; ``chunk`` is a number where chunks are unrolled."""
+    """Where the bytes of a tile come from."""
 
     x: Any
     lines: Any
@@ -38,12 +38,8 @@ class Source:
 
 
 class Tiling(Protocol):
-    """What the operator asks of the form of its tiles.
+    """What the operator asks of the form of its tiles."""
 
-    ``unrolled`` says that the code of chunks differs.
-    """
-
-    unrolled: bool
     vectors: int
     tiles: tuple[int, int]
     scratch: int
@@ -85,8 +81,6 @@ def _limited(value: Index, limit: int) -> Index:
 
 class LineTiling:
     """Tiles of lines: ``strips`` below each other, each of ``beside`` vectors."""
-
-    unrolled = False
 
     def __init__(self, workload: Int8Workload, config: Int8Config, isa: DotIsa) -> None:
         line = shape_of_form(config.form, workload.geometry, isa)
@@ -246,8 +240,6 @@ class LineTiling:
 class RunTiling:
     """Tiles of a 1x1 convolution: vectors of neighbouring bytes, four in_channels interleaved."""
 
-    unrolled = False
-
     def __init__(self, workload: Int8Workload, config: Int8Config, isa: DotIsa) -> None:
         if workload.pointwise and max(workload.geometry.padding) > 0:
             raise ValueError("a 1x1 convolution of bytes has no padding")
@@ -342,8 +334,6 @@ class WindowTiling(RunTiling):
 
     For kernels that reach further than a line, and for depthwise ones, whose bytes are used once.
     """
-
-    unrolled = True
 
     def __init__(self, workload: Int8Workload, config: Int8Config, isa: DotIsa) -> None:
         super().__init__(workload, config, isa)
