@@ -6,11 +6,9 @@ import contextlib
 import os
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from tvm.support.popen_pool import PopenPoolExecutor
 
 from ..profiling import Profile
 from ..rpc.client import SESSIONS_PER_PROCESS, RPCError, TrackerClient, parse_address
+from ..rpc.gate import meet
 from .device import SESSION_TIMEOUT, Device
 
 #: Seconds to wait for devices that others use.
@@ -119,17 +118,11 @@ def _in_process(work: _Work, numbers: range, meeting: str, parts: int) -> list[D
     None is requested before every process is there, and none given back before each has its own,
     or has had the time for it: one that crashed must not hold up the others.
     """
-
-    def meet(what: str) -> None:
-        deadline = time.monotonic() + work.wait + MEETING_SECONDS
-        Path(meeting, f"{what}-{numbers.start}").touch()
-        while time.monotonic() < deadline:
-            if sum(name.startswith(what) for name in os.listdir(meeting)) >= parts:
-                break
-            time.sleep(0.02)
-
-    meet("started")
-    return work.on_devices(numbers, lambda: meet("requested"))
+    seconds = work.wait + MEETING_SECONDS
+    meet(meeting, "started", numbers.start, parts, seconds)
+    return work.on_devices(
+        numbers, lambda: meet(meeting, "requested", numbers.start, parts, seconds)
+    )
 
 
 @dataclass(frozen=True)

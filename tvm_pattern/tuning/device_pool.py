@@ -8,6 +8,7 @@ of this process, or of a few where TVM has no room for that many sessions in one
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,11 @@ from tvm.support.popen_pool import PopenPoolExecutor
 
 from ..rpc import line
 from ..rpc.client import SESSIONS_PER_PROCESS, RPCError, TrackerClient
+from ..rpc.gate import Gate, meet
 from . import worker
+
+#: What processes may take to start.
+START_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -66,15 +71,15 @@ class Devices:
     allocate: Callable[..., Any]
     evaluator: Any
 
-    def measure(self, job: Job) -> Answer:
-        """Measure on the next free device."""
+    def measure(self, job: Job, gate: Gate) -> Answer:
+        """Measure on the next free device, which is set up when the gate lets it."""
         client = TrackerClient(self.host, self.port)
         try:
             session = client.request(self.key, self.run_timeout + self.cooldown)
         except (RuntimeError, OSError, ValueError) as error:
             return Answer(error_msg=_text(error))
         try:
-            return Answer(self._on(session, job))
+            return Answer(self._on(session, job, gate))
         except (RuntimeError, OSError, ValueError, TypeError, AttributeError) as error:
             text = _text(error)
             if line.was_cut(session) or line.is_over(session):
@@ -84,20 +89,22 @@ class Devices:
             # What the session still holds is freed there with it, not message by message.
             line.cut(session)
 
-    def _on(self, session: Any, job: Job) -> tuple[float, ...]:
-        device = session.device(job.device_kind, 0)
-        remote = Path(job.library).name
-        session.upload(job.library, remote)
-        module = session.load_module(remote)
-        cases = self.allocate(session, device, job.arguments, 1)
+    def _on(self, session: Any, job: Job, gate: Gate) -> tuple[float, ...]:
+        with gate.pass_through():
+            device = session.device(job.device_kind, 0)
+            remote = Path(job.library).name
+            session.upload(job.library, remote)
+            module = session.load_module(remote)
+            cases = self.allocate(session, device, job.arguments, 1)
         time.sleep(self.cooldown)
         return tuple(worker.evaluate(session, module, device, self.evaluator, cases))
 
 
 def measure_all(devices: Devices, jobs: Sequence[Job], at_once: int) -> list[Answer]:
     """Outcome of every job, in order, ``at_once`` at a time; the fastest devices do most."""
+    gate = Gate()
     with ThreadPoolExecutor(at_once, "tvm-pattern-device") as pool:
-        return list(pool.map(devices.measure, jobs))
+        return list(pool.map(lambda job: devices.measure(job, gate), jobs))
 
 
 class DevicePool:
@@ -152,6 +159,14 @@ class DevicePool:
         if self._processes is None or self._process_count < count:
             self.close()
             self._processes, self._process_count = PopenPoolExecutor(max_workers=count), count
+            with tempfile.TemporaryDirectory(prefix="tvm-pattern-") as folder:
+                # They take seconds to start, and shall not begin one after the other.
+                futures = [
+                    self._processes.submit(meet, folder, "started", n, count, START_SECONDS)
+                    for n in range(count)
+                ]
+                for future in futures:
+                    future.result()
         return self._processes
 
 
