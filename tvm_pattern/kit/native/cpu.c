@@ -8,7 +8,7 @@
 #include <string.h>
 
 /* Turns of waiting before a thread sleeps: between two layers it should not. */
-enum { SPINS = 4000, TENSOR_ARGUMENT = 7, ALIGNMENT = 64 };
+enum { SPINS = 30000, TENSOR_ARGUMENT = 7, ALIGNMENT = 64 };
 
 typedef struct { void *sync; int32_t num_task; } ParallelEnv;
 typedef int (*ParallelBody)(int, ParallelEnv *, void *);
