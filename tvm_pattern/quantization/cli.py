@@ -73,8 +73,7 @@ def quantize_command(
 
     Patterns of pruned weights stay. The result goes to compile, tune and torch.
 
-    Example: tvm-pattern quantize resnet50 --weights pruned.safetensors --calibration photos/
-    -o r50.pt2
+    Example: tvm-pattern quantize resnet50 --weights w.safetensors --data photos/ -o r50.pt2
     """
     from ..posttrain import calibration_batches
     from ..sources import open_model
