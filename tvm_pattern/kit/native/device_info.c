@@ -65,28 +65,35 @@ void read_cpus(CpuInfo *info) {
   read_parts(info);
 }
 
-int choose_cores(const char *which) {
+static int by_speed(const void *a, const void *b) {
+  long x = *(const long *)a, y = *(const long *)b;
+  return (x < y) - (x > y);
+}
+
+int choose_cores(const char *which, int least) {
   CpuInfo info;
   read_cpus(&info);
-  int is_big = strcmp(which, "big") == 0, is_little = strcmp(which, "little") == 0;
+  int is_big = strcmp(which, "big") == 0, is_little = strcmp(which, "little") == 0, count = 0;
   if (!is_big && !is_little && strcmp(which, "all") != 0) return -1;
-  long wanted = -1;
+  long speeds[MAX_CPUS];
   for (int i = 0; i < info.count; ++i) {
-    long khz = info.cpus[i].max_khz;
-    if (!info.cpus[i].is_used) continue;
-    if (wanted < 0 || (is_big && khz > wanted) || (is_little && khz < wanted)) wanted = khz;
+    if (info.cpus[i].is_used) speeds[count++] = info.cpus[i].max_khz;
   }
+  if (count == 0 || (!is_big && !is_little)) return count;
+  qsort(speeds, (size_t)count, sizeof *speeds, by_speed);
+  int last = (least < count ? least : count) - 1;
+  long limit = speeds[is_big ? last : count - 1 - last];
   cpu_set_t chosen;
   CPU_ZERO(&chosen);
-  int count = 0;
+  count = 0;
   for (int i = 0; i < info.count; ++i) {
-    int is_wanted = (!is_big && !is_little) || info.cpus[i].max_khz == wanted;
-    if (info.cpus[i].is_used && is_wanted) {
+    long khz = info.cpus[i].max_khz;
+    if (info.cpus[i].is_used && (is_big ? khz >= limit : khz <= limit)) {
       CPU_SET(i, &chosen);
       ++count;
     }
   }
-  if (count > 0 && (is_big || is_little)) sched_setaffinity(0, sizeof chosen, &chosen);
+  sched_setaffinity(0, sizeof chosen, &chosen);
   return count;
 }
 

@@ -12,9 +12,9 @@ typedef struct {
 } CpuInfo;
 
 void read_cpus(CpuInfo *info);
-/* Binds the process to the fastest cores ("big"), the slowest ("little") or leaves it ("all"); the
- * number of cores that it may use, or -1. */
-int choose_cores(const char *which);
+/* Binds the process to the fastest cores ("big") or the slowest ("little"), `least` of them and those
+ * that are as fast, or leaves it ("all"); the number of cores that it may use, or -1. */
+int choose_cores(const char *which, int least);
 /* Degrees Celsius of the warmest sensor; 0 if none can be read. */
 double temperature(void);
 void write_json_text(FILE *file, const char *text);

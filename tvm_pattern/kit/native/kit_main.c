@@ -316,7 +316,7 @@ static int run_kit(void) {
     return pattern_fail("the kit is made for %d threads, got --threads %d; make it with --threads",
                         kit_threads, options.threads);
   }
-  int cores = choose_cores(options.cores);
+  int cores = choose_cores(options.cores, options.threads);
   if (cores < 0) return pattern_fail("got --cores %s, expected big, little or all", options.cores);
   printf("%s for %s on %d of %d cores (%s), %d thread(s)\n", kit_name, target, options.threads,
          cores, options.cores, options.threads);
