@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from .pruning import OnnxNetwork, PruneReport, oneshot
+from .quantization.model import QuantizedModel
 
 # Overloads of a 2-D convolution in an exported program; the weight is the second argument.
 _CONVOLUTIONS = ("conv2d.default", "conv2d.padding", "convolution.default")
@@ -51,8 +52,14 @@ def prune_at_once(
     Raises
     ------
     ValueError
-        If there is nothing to prune, or as :func:`tvm_pattern.pruning.oneshot`.
+        If there is nothing to prune, the model is quantised, or as
+        :func:`tvm_pattern.pruning.oneshot`.
     """
+    if isinstance(model, QuantizedModel):
+        raise ValueError(
+            "the network is quantised, and its weights are integers; prune it before it is"
+            " quantised"
+        )
     settings = {
         "connectivity": connectivity,
         "connectivity_1x1": connectivity_1x1,

@@ -16,6 +16,7 @@ from topi_kernels.structure import ASSIGNMENT, METADATA, Structure
 from tvm_pattern.frontend import import_model
 from tvm_pattern.quantization import QuantizationError, QuantizedModel
 from tvm_pattern.quantization.onnx_export import to_onnx
+from tvm_pattern.sources import pruned_at_once
 
 from .test_import import IMAGE, Quantized, exported, pruned_weight
 
@@ -99,3 +100,9 @@ def test_networks_that_torch_cannot_export_are_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ImportError, match="onnxscript, which is not installed"):
         to_onnx(exported(Quantized()), {}, tmp_path / "network.onnx")
+
+
+def test_what_is_quantised_is_not_pruned_any_more():
+    quantized = QuantizedModel(exported(Quantized()), {"conv": KEPT})
+    with pytest.raises(ValueError, match="prune it before it is quantised"):
+        pruned_at_once(quantized, 2.0, None, None)
