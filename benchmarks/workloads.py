@@ -15,6 +15,8 @@ import tvm_pattern.models
 from topi_kernels.geometry import ConvGeometry
 from topi_kernels.pattern import fixed8_patterns
 
+from . import sequences
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -78,7 +80,7 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """One network of :mod:`tvm_pattern.models`, or the submodule ``part`` of it."""
+    """One network of :mod:`tvm_pattern.models` or :mod:`.sequences`, or its submodule ``part``."""
 
     name: str
     model: str
@@ -91,7 +93,8 @@ class NetworkSpec:
 
     def build(self) -> nn.Module:
         """The dense network; the same random weights at every call."""
-        model = getattr(tvm_pattern.models, self.model)()
+        owner = sequences if hasattr(sequences, self.model) else tvm_pattern.models
+        model = getattr(owner, self.model)()
         return (model.get_submodule(self.part) if self.part else model).eval()
 
     def example(self, seed: int = 0) -> torch.Tensor:
@@ -189,7 +192,7 @@ def network_flops(model: nn.Module, example: torch.Tensor) -> tuple[int, int, fl
         nonlocal dense, effective, weights, kept
         total = module.weight.numel()
         nonzero = int(torch.count_nonzero(module.weight))
-        uses = output[0, 0].numel() if isinstance(module, nn.Conv2d) else 1
+        uses = 1 if isinstance(module, nn.Linear) else output[0, 0].numel()
         dense += 2 * total * uses * len(output)
         effective += 2 * nonzero * uses * len(output)
         weights += total
@@ -198,7 +201,7 @@ def network_flops(model: nn.Module, example: torch.Tensor) -> tuple[int, int, fl
     hooks = [
         module.register_forward_hook(count)
         for module in model.modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear)
     ]
     try:
         with torch.inference_mode():

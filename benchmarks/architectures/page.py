@@ -22,8 +22,12 @@ network, and the four are timed in turns in one process.
 {machine}
 
 **{rows} architectures: {equal} dense and {pruned} pruned equal torch; {refused} are refused or
-failed, for the reason below; {differ} differ.** The pruned ones take {ratio} of ONNX Runtime's time
-(geometric mean of p10), the dense ones {dense_ratio}.
+failed, for the reason below; {differ} differ.**
+"""
+
+_TIMES = """
+The pruned ones take {ratio} of ONNX Runtime's time (geometric mean of p10), the dense ones
+{dense_ratio}.
 """
 
 _HEAD = (
@@ -57,6 +61,8 @@ def render(rows: Sequence[Mapping[str, Any]], machine: str, file: str, connectiv
         "dense_ratio": _mean_ratio(ordered, "dense"),
     }
     head = _INTRODUCTION.format(machine=machine, file=file, connectivity=connectivity, **counts)
+    if counts["ratio"] != "-":
+        head += _TIMES.format(**counts)
     lines = [head, _HEAD, *map(_line, ordered)]
     notes = [_note(row) for row in ordered]
     text = "\n".join(lines) + "\n"
