@@ -69,7 +69,8 @@ def int8_instructions(target: Target) -> str:
         return "avx512-vnni"
     if _has(target, "avxvnni") or _has(target, "avx512vnni", "avx512vl"):
         return "avx-vnni"
-    return "avx2"
+    # With 512-bit float32 vectors the 256-bit products of pairs would lose.
+    return "" if is_avx512(target) else "avx2"
 
 
 def _config(mcpu: str) -> dict[str, Any]:
