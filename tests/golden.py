@@ -28,12 +28,15 @@ from topi_kernels.backend import default_layout
 from topi_kernels.conv_task import ConvTask
 from topi_kernels.devices import DEVICES
 from topi_kernels.geometry import ConvGeometry
+from topi_kernels.layout import PlaneLayout
+from topi_kernels.layout_choice import ConvNeed, choose_lane_order
 from topi_kernels.matvec import MatvecConfig
 from topi_kernels.operator import plan_conv
 from topi_kernels.pattern import fixed8_patterns
 from topi_kernels.plane_ops import PlaneTarget
 from topi_kernels.plane_windows import DepthwiseConfig
 from topi_kernels.schedules.config import Family
+from topi_kernels.structure import determine
 from topi_kernels.workload import Epilogue
 
 PATH = Path(__file__).with_suffix(".json")
@@ -112,18 +115,21 @@ LAYERS = {
     "mobile-1x1-7": Layer(320, 1280, 7, 1, activation="relu6"),
 }
 
+#: What stands before a layer whose planes have the interleaved lanes that it would choose itself.
+LANES = "lanes-"
+
 #: Family -> dtype -> ``layer/group[/threads]``.
 CONVOLUTIONS = {
     "x86-avx512": {
         "float32": "vgg-first/1 vgg-224/1 vgg-112/2 vgg-56/1 vgg-56/4 vgg-28/8 vgg-14/1 vgg-14/16"
         " vgg-14-dense/1 res-first/1 res-56/1 res-28/2/4 res-7/4 res-7-dilated/1 res-56-s2/1"
         " res-14-s2/4 res-1x1-56/1 res-1x1-14/4 res-1x1-28-s2/1 narrow-32-s2/1 mobile-first/1"
-        " mobile-1x1-7/1"
+        " mobile-1x1-7/1 lanes-vgg-56/1 lanes-vgg-28/2 lanes-vgg-14/1"
     },
     "x86-avx2": {
         "float32": "vgg-first/1 vgg-112/1 vgg-56/4 vgg-28/1 vgg-14/2 res-first/1 res-56/8 res-7/1"
         " res-14-s2/1 narrow-32-s2/1 res-1x1-56-narrow/1 res-1x1-14/2 res-1x1-7/16 mobile-first/1"
-        " mobile-1x1-112/1 mobile-1x1-14/1/4"
+        " mobile-1x1-112/1 mobile-1x1-14/1/4 lanes-vgg-224/1 lanes-vgg-56/2 lanes-vgg-28/1"
     },
     "arm-neon": {
         "float32": "vgg-first/1 vgg-56/1 vgg-28/2 vgg-14/4 vgg-14-dense/1 res-56/1 res-14/8"
@@ -241,13 +247,16 @@ def plan_of(name: str) -> tuple[dict[str, Any], tirx.PrimFunc]:
         # GPUs have one schedule of each of these operators, without knobs.
         config = config if isinstance(DEVICES.facts(family), Family) else None
         return asdict(config) if config else {}, make(PlaneTarget(family, 1, dtype))
-    layer, (group, threads, *_) = LAYERS[what], [*map(int, rest), 1]
+    layer, (group, threads, *_) = LAYERS[what.removeprefix(LANES)], [*map(int, rest), 1]
     sizes = [(layer.size, layer.padding), (layer.out_size, 1), (layer.out_size, 0)]
     layouts = [default_layout(n, n, pad, family, dtype) for n, pad in sizes]
     weight, moves = layer.weight(group, dtype), (layer.kernel, layer.stride, layer.padding)
+    geometry = ConvGeometry(*((n, n) for n in (*moves, layer.dilation)))
+    if what.startswith(LANES):
+        layouts[:2] = [_interleaved(layer, weight, geometry, family)] * 2
     task = ConvTask.from_weight(
         weight,
-        ConvGeometry(*((n, n) for n in (*moves, layer.dilation))),
+        geometry,
         layouts[0],
         layouts[1],
         family=family,
@@ -256,6 +265,18 @@ def plan_of(name: str) -> tuple[dict[str, Any], tirx.PrimFunc]:
     )
     plan = plan_conv(task, weight, num_threads=threads)
     return plan.config.as_dict(), plan.primfunc()
+
+
+def _interleaved(
+    layer: Layer, weight: np.ndarray, geometry: ConvGeometry, family: str
+) -> PlaneLayout:
+    """The order of pixels that a network of such layers would get."""
+    need = ConvNeed(geometry, weight.shape[:2], determine(weight), layer.padding)
+    size = (layer.size, layer.size)
+    order = choose_lane_order([need], size, layer.padding, 0, family, str(weight.dtype))
+    if order is None:
+        raise ValueError(f"{layer} keeps plain rows on {family}; pin it without {LANES!r}")
+    return order.layout(*size, layer.padding, need.reach)
 
 
 def pin(name: str) -> Pin:

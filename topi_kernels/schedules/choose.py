@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from . import legality
 from . import search_space as cpu
 from .config import ConvConfig, Family
 from .opencl import cost as opencl_cost
@@ -64,7 +65,7 @@ CPU = ConvSchedules(
     cpu.search_space,
     cpu.default_config,
     cpu.estimate_cost,
-    cpu.illegal_for,
+    legality.illegal_for,
     schedule_pattern_conv,
     lambda facts: 1.0 / (NOMINAL_HZ * facts.fma_ports),
     lambda facts: {"fetch_ahead": facts.fetch_ahead},

@@ -45,6 +45,9 @@ class Family:
         What one vector load, one load that crosses a cache line, one cache line of input from L2,
         and one of weights (these stream in order, which hardware prefetches) add to the FMAs, in
         FMA slots. Costs only rank configurations.
+    row_line_share : float
+        Of ``line_cost``, what a line of interleaved lanes costs: these rows are read whole, and in
+        the order in which they lie.
     shuffle_cost, deinterleave_cost, loop_cost, tile_cost, store_cost : float
         The same for one shuffle, every second element of two vectors, one loop iteration, one
         accumulator's start and one stored piece.
@@ -63,10 +66,11 @@ class Family:
     interleaved_lanes : bool
         Whether tensors get interleaved lanes where the cost model expects a gain, unless asked
         otherwise: true where that was measured.
-    tap_lists : bool
-        Whether level 0 may choose the body of tap lists: true where it was measured.
+    tap_filters : int
+        Filters that share, at most, where level 0 may choose the body of tap lists; 0 where it was
+        not measured to pay.
     copied_tiles : bool
-        The same of the body of copied tiles.
+        Whether level 0 may choose the body of copied tiles: true where it was measured.
     nan_maximum : bool
         Whether maximum and minimum give NaN if either operand is NaN, as in torch.
     """
@@ -86,6 +90,7 @@ class Family:
     split_cost: float = 0.8
     line_cost: float = 2.7
     weight_line_cost: float = 1.0
+    row_line_share: float = 1.0
     shuffle_cost: float = 0.3
     deinterleave_cost: float = 1.0
     loop_cost: float = 4.0
@@ -99,7 +104,7 @@ class Family:
     isa: str = "any"
     early_loads: bool = False
     interleaved_lanes: bool = False
-    tap_lists: bool = False
+    tap_filters: int = 0
     copied_tiles: bool = False
     nan_maximum: bool = False
 

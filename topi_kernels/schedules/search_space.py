@@ -13,18 +13,17 @@ from functools import lru_cache
 
 from ..layout import PlaneLayout
 from ..reorder import GROUP_SIZES
-from ..tap_lists import why_no_tap_lists
-from .config import COPIED, MAX_PREFETCH, SHIFTS, TAPS, ConvConfig, Family, illegal_reason
-from .input_geometry import column_reach
+from .config import MAX_PREFETCH, SHIFTS, ConvConfig, Family
+from .legality import illegal_for
 from .load_reuse import input_rows
 from .shape import ConvShape
-from .tap_space import copied_configs, tap_configs, taps_cost
-from .tile_copy import why_not_copied
+from .tap_space import copied_configs, level_0_takes_taps, tap_configs, taps_cost
 
 MIN_VECTOR_WIDTH = 4
 MAX_FILTER_VECTORS = 4
 MIN_LIST = 4
 MISSING_CHAIN_COST = 0.01
+ONE_STEP_TAPS = 4
 # Dense kernels take several steps; LLVM starts the next step's loads early, which needs registers.
 MULTI_STEP_ACCUMULATORS = 0.5
 
@@ -166,6 +165,11 @@ def _interleaved_loads(layout: PlaneLayout, vectors: set[int]) -> tuple[int, int
     return beyond, len({v % layout.columns for v in vectors})
 
 
+def _row_line_share(shape: ConvShape, family: Family) -> float:
+    """See ``Family``; what was measured are kernels of one step, dense ones take several."""
+    return family.row_line_share if max(len(p) for p in shape.patterns) <= ONE_STEP_TAPS else 1.0
+
+
 def _step_cost(
     shape: ConvShape, config: ConvConfig, family: Family, taps: Sequence[tuple[int, int]]
 ) -> float:
@@ -180,7 +184,7 @@ def _step_cost(
             moved, count = _interleaved_loads(shape.in_layout, {c // width for c in columns})
             loads += count
             shuffles += moved
-            lines += count * width / line
+            lines += count * width / line * _row_line_share(shape, family)
             continue
         if config.shift == "rotate":
             vectors = {v for col in columns for v in (col // width, -(-col // width))}
@@ -272,7 +276,7 @@ def _legal(configs: Iterator[ConvConfig], shape: ConvShape, family: Family) -> I
 def _default_space(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
     """What the level-0 configuration is chosen from."""
     yield from _pattern_configs(shape, family)
-    if family.tap_lists:
+    if level_0_takes_taps(shape, family):
         yield from _legal(tap_configs(shape, family), shape, family)
     if family.copied_tiles:
         yield from _legal(copied_configs(shape, family), shape, family)
@@ -322,33 +326,6 @@ def _pattern_configs(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
                                 yield replace(config, channel_block=block, prefetch=0)
 
 
-def illegal_for(shape: ConvShape, config: ConvConfig, family: Family) -> str | None:
-    """Why ``config`` can't be used for a convolution, or None when it can."""
-    layout = shape.out_layout
-    if layout.is_interleaved or shape.in_layout.is_interleaved:
-        reason = _interleaved_reason(shape, config)
-        if reason is not None:
-            return reason
-    elif config.shift == "lanes":
-        return "shift lanes needs planes of interleaved lanes"
-    if config.has_lists:
-        why_not = why_not_copied(shape.geometry) if config.body == COPIED else None
-        if config.body == TAPS:
-            why_not = why_no_tap_lists(shape.geometry, shape.in_layout)
-        reason = why_not
-        if reason is not None:
-            return reason
-    return illegal_reason(
-        config,
-        family,
-        out_height=layout.band_height,
-        out_width=layout.columns * layout.lanes if layout.is_interleaved else layout.width,
-        in_row_stride=shape.in_layout.row_stride,
-        out_row_stride=shape.out_layout.row_stride,
-        stride_w=shape.geometry.stride[1],
-    )
-
-
 def _interleaved_registers(shape: ConvShape, config: ConvConfig, family: Family) -> str | None:
     """Why the inputs of a row and the weights do not fit beside the accumulators, or None."""
     kw = shape.patterns[0].kernel_size[1]
@@ -357,21 +334,6 @@ def _interleaved_registers(shape: ConvShape, config: ConvConfig, family: Family)
     if need <= family.vector_registers:
         return None
     return f"{need} registers are wanted, there are {family.vector_registers}"
-
-
-def _interleaved_reason(shape: ConvShape, config: ConvConfig) -> str | None:
-    """Why ``config`` can't be used on interleaved lanes, or None."""
-    source, layout = shape.in_layout, shape.out_layout
-    if source.same_lanes != layout.same_lanes or shape.geometry.stride != (1, 1):
-        return "input and output with interleaved lanes hold the same pixels in the same lanes"
-    if config.shift != "lanes" or config.filter_lanes != 1 or config.vector_width != layout.lanes:
-        return f"interleaved lanes need shift lanes and vectors of {layout.lanes} pixels"
-    reach = column_reach(shape.patterns, shape.geometry)
-    if config.tile_cols < layout.columns and reach > 0 and source.border < reach:
-        return f"a tile of part of a row needs {reach} vectors stored beside the row"
-    if source.border and source.border < reach:
-        return f"the input stores {source.border} vectors beside a row, {reach} are read"
-    return None
 
 
 def _why_not(shape: ConvShape, config: ConvConfig, family: Family) -> str | None:
@@ -386,6 +348,9 @@ def _why_not(shape: ConvShape, config: ConvConfig, family: Family) -> str | None
     if family.early_loads and _live_early(shape, config) > family.vector_registers:
         return "the inputs and weights of a step do not fit beside the accumulators"
     extra = weight_loads(config, config.taps_per_step)
+    halved = config.taps_per_step < min(4, max(len(p) for p in shape.patterns))
+    if config.shift == "lanes" and halved and config.filter_vectors == 1:
+        return "the inputs of a single filter would be loaded twice"
     if config.shift == "rotate":
         extra += 2 * config.tile_cols
     if config.shift == "lanes":  # a row that goes in a circle is held while it is used

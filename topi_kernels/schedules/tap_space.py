@@ -7,6 +7,7 @@ go through L2, and so does the part of a block's input that the nearest cache do
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from ..tap_lists import why_no_tap_lists
@@ -16,6 +17,9 @@ from .tile_copy import why_not_copied
 
 # Slots of an entry beyond what its ports allow, measured with everything in L1.
 ENTRY_OVERHEAD = 1.25
+# Parts of what fetching lines costs that out-of-order execution and prefetching leave: lines of a
+# block that does not stay near, and lines of the next block.
+MISSED_LINES, FETCHED_LINES = 0.6, 0.3
 # Tiles with fewer accumulators than this share of the best are not tried.
 LEAST_TILE = 0.6
 LEAST_COPY = 0.25
@@ -38,8 +42,10 @@ def _channel_floats(
     interleaved, line = shape.in_layout.is_interleaved, family.cache_line_floats
     step = shape.in_layout.lanes if interleaved else 1
     columns = cols * width + (kw - 1) * dw * step
-    lines = -(-columns // line) + (0 if interleaved else 1)
-    return (rows + (kh - 1) * dh) * lines * line
+    # A row that starts anywhere in a line touches one more; half a line further, every other time.
+    if not interleaved or width % line:
+        columns += line // 2 if interleaved else line
+    return (rows + (kh - 1) * dh) * max(columns, line)
 
 
 def channel_block(
@@ -100,6 +106,12 @@ def _list_configs(shape: ConvShape, family: Family, body: str) -> Iterator[ConvC
         filters *= 2
 
 
+def level_0_takes_taps(shape: ConvShape, family: Family) -> bool:
+    """Whether the estimate was held against measurements: interleaved lanes, pruned kernels."""
+    pruned = max(len(p) for p in shape.patterns) < math.prod(shape.geometry.kernel_size)
+    return shape.in_layout.is_interleaved and pruned and shape.max_group <= family.tap_filters
+
+
 def taps_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
     """Estimated slots of one filter_group at one tile, its start and stores left out."""
     inputs, filters = config.tile_rows * config.tile_cols, config.filter_vectors
@@ -118,10 +130,12 @@ def taps_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
     floats = block * _channel_floats(shape, *tile, family, config.body)
     lines_per_vector = config.vector_width / family.cache_line_floats
     missing = max(0.0, 1.0 - family.block_floats / floats)
+    missing *= MISSED_LINES if config.body == TAPS else 1.0
     entry += missing * inputs * lines_per_vector * family.line_cost
     groups = -(-shape.out_channels // config.group)
     # Every block of input comes from beyond once per tile, for all groups together.
-    fetched = blocks * floats / family.cache_line_floats * family.line_cost / groups
+    share = FETCHED_LINES if config.body == TAPS else 1.0
+    fetched = share * blocks * floats / family.cache_line_floats * family.line_cost / groups
     if config.body == COPIED:
         fetched += COPY_COST * shape.in_channels * inputs / groups
     sums = 2 * config.accumulators * lines_per_vector * family.line_cost

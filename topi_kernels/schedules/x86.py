@@ -25,6 +25,7 @@ AVX512 = Family(
     load_cost=0.086,
     split_cost=0.727,
     line_cost=2.086,
+    row_line_share=0.4,
     weight_line_cost=2.152,
     shuffle_cost=0.546,
     deinterleave_cost=1.227,
@@ -44,6 +45,9 @@ AVX2 = Family(
     fetch_ahead=True,
     block_floats=8_000,
     copied_tiles=True,
+    row_line_share=0.7,
+    tap_filters=1,
+    interleaved_lanes=True,
 )
 
 

@@ -17,7 +17,7 @@ from topi_kernels.conv_task import ConvTask
 from topi_kernels.geometry import ConvGeometry
 from topi_kernels.pattern import Pattern
 from topi_kernels.schedules.choose import Config
-from topi_kernels.schedules.config import ConvConfig, register_need
+from topi_kernels.schedules.config import TAPS, ConvConfig, register_need
 from topi_kernels.schedules.load_reuse import input_rows
 from topi_kernels.schedules.opencl.config import GpuConfig
 from topi_kernels.schedules.search_space import tile_count
@@ -125,6 +125,8 @@ def _cpu_features(task: ConvTask, config: ConvConfig, estimate: float) -> np.nda
     # Of all knobs only these say what is loaded; one answer serves every value of the others.
     tile = ConvConfig(c.vector_width, c.filter_lanes, 1, c.tile_rows, c.tile_cols, shift=c.shift)
     loads = _input_loads(task.geometry, task.patterns, tile)
+    if c.body == TAPS:  # no entry of a list shares an input with another
+        loads = taps * c.tile_rows * c.tile_cols
     (sh, sw), (kh, kw) = task.geometry.stride, task.geometry.kernel_size
     if sw > 1 and pixels > 1 and c.shift != "split":
         loads *= 2  # neighbouring outputs have their inputs in two vectors
