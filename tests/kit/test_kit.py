@@ -84,6 +84,7 @@ def test_nan_is_wrong(copy_of, tmp_path):
         ("kit.txt", "end", "", "kit.txt is damaged or of another version"),
         ("sparse/plan.txt", "plan 1", "plan 2", "plan.txt is damaged: it begins with another"),
         ("sparse/plan.txt", "end", "", "plan.txt is damaged: it is cut off"),
+        ("sparse/plan.txt", "end", "weights 0\nend", "plan.txt is damaged: the weights come after"),
         ("sparse/plan.txt", "tensor input 0", "tensor input 7", "missing or out of range"),
         ("sparse/plan.txt", "tensor input 0", "tensor nowhere 0", "no tensor lies in nowhere"),
         ("sparse/plan.txt", "weights ", "weights 1", "has another size than"),

@@ -173,7 +173,10 @@ static int read_statement(pattern_model *m, FILE *file, const char *word) {
   if (strcmp(word, "kernel") == 0) return read_step(m, file, 1);
   if (strcmp(word, "program") == 0) return read_program(m, file);
   if (strcmp(word, "output") == 0) return read_output(m, file);
-  if (strcmp(word, "weights") == 0) return size_of(file, &m->weights_bytes);
+  if (strcmp(word, "weights") == 0) {
+    if (m->tensor_count > 0) return pattern_fail("the weights come after tensors");
+    return size_of(file, &m->weights_bytes);
+  }
   if (strcmp(word, "half") == 0) return integer(file, 0, 1, &m->needs_half);
   if (strcmp(word, "device") == 0) {
     if (name_of(file, name) != 0) return -1;
