@@ -20,8 +20,10 @@ from typer.testing import CliRunner
 
 import tvm_pattern
 from relay_passes.targets import resolve
+from topi_kernels.backend import default_layout
 from topi_kernels.conv_task import ConvTask
 from topi_kernels.devices import DEVICES
+from topi_kernels.geometry import ConvGeometry
 from tvm_pattern.locks import LockError, locked
 from tvm_pattern.tuning import cli, logs_cli, show
 from tvm_pattern.tuning.environment import device_name, target_dict
@@ -255,6 +257,32 @@ def test_a_device_of_the_same_target_comes_before_one_of_the_family():
     assert ConfigLookup(records, 1, None, target_dict(a72)).find(task).device == "pi"
     x1 = target_dict(resolve("pattern/cortex-x1"))
     assert ConfigLookup(records, 1, None, x1).find(task).device == "pi"
+
+
+def test_records_from_before_a_knob_give_way_to_it():
+    """A 1x1 layer of AVX2 that level 0 computes on copied tiles, which old searches did not try."""
+    layout = default_layout(7, 7, 0, "x86-avx2")
+    kept = np.random.default_rng(0).random((256, 512, 1, 1)) < 0.3
+    task = ConvTask.from_weight(
+        kept.astype(np.float32), ConvGeometry((1, 1)), layout, layout, family="x86-avx2"
+    )
+    best = task.default_config()
+    assert best.body == "copied"
+    patterns = [config for config in task.configs() if config.body == "patterns"]
+    config = min(patterns, key=task.cost)
+    assert task.cost(best) < 0.97 * task.cost(config)
+    new = record_of(task, config, device="elsewhere")
+    old = replace(new, config={k: v for k, v in config.as_dict().items() if k != "body"})
+
+    def lookup(record, device):
+        found = ConfigLookup([record], 1, device)
+        return found(task), found.notes()
+
+    assert lookup(new, "here")[0] == config
+    assert lookup(old, "elsewhere") == (config, ())
+    chosen, (note,) = lookup(old, "here")
+    assert chosen is None
+    assert "1 convolutions do without records of elsewhere, which came before a knob" in note
 
 
 def test_whose_device_a_target_means():

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 #: How far the number of kept weights may differ for a record of another layer of the same shape.
 DENSITY_TOLERANCE = 0.25
+#: Level 0 must be expected to take this share of the time of another device's record.
+LEAST_GAIN = 0.97
 
 
 def config_of(record: Record) -> Config:
@@ -101,7 +103,8 @@ class ConfigLookup:
     Of a device's records one of the same task wins, preferably of as many threads. Otherwise one
     serves that was measured on the same shape with about as many weights, which is what retraining
     or pruning the same network again gives. A record that this version cannot use, because knobs or
-    what is legal changed since, is passed over with a warning that says why.
+    what is legal changed since, is passed over with a warning that says why. So is another device's
+    that came before a knob of which the level-0 choice makes use, where the model expects a gain.
 
     Parameters
     ----------
@@ -124,6 +127,7 @@ class ConfigLookup:
         self.device = device
         self.lost: tuple[BadLine, ...] = ()
         self._borrowed: Counter[str] = Counter()
+        self._outdated: Counter[str] = Counter()
         by_device: dict[str, list[Record]] = {}
         # All of them: the fastest may be one that cannot be used any more.
         for record in best_records(records, keep=None):
@@ -149,6 +153,9 @@ class ConfigLookup:
         for reason, count in Counter(found.skipped).items():
             logger.warning("%d records of %s are not usable: %s", count, task.label, reason)
         if found.config is not None and self.device is not None and found.device != self.device:
+            if _is_outdated(task, found):
+                self._outdated[found.device] += 1
+                return None
             self._borrowed[found.device] += 1
         return found.config
 
@@ -159,6 +166,12 @@ class ConfigLookup:
             lines.append(
                 f"tuning: {count} convolutions use records of {device or 'an unnamed device'}, not"
                 f" of this device ({self.device}); tune here for its own"
+            )
+        for device, count in self._outdated.items():
+            lines.append(
+                f"tuning: {count} convolutions do without records of"
+                f" {device or 'an unnamed device'}, which came before a knob that is expected to be"
+                " faster here; tune here to measure it"
             )
         if self._borrowed and self._left_out:
             lines.append(
@@ -179,6 +192,15 @@ class ConfigLookup:
 
     def _ranked(self, task: ConvTask) -> list[Record]:
         return [r for _, index in self._sources for r in index.ranked(task, self.num_threads)]
+
+
+def _is_outdated(task: ConvTask, found: Found) -> bool:
+    """Whether level 0 is expected to be faster by a knob that the record's search did not know."""
+    if found.config is None or not found.later_knobs:
+        return False
+    level_0 = task.default_config()
+    gains = any(getattr(level_0, k) != getattr(found.config, k) for k in found.later_knobs)
+    return gains and task.cost(level_0) < LEAST_GAIN * task.cost(found.config)
 
 
 def _same_target(records: list[Record], target: dict[str, Any] | None) -> bool:
