@@ -8,8 +8,9 @@ searches the same space by measuring.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 from ..layout import PlaneLayout
 from ..reorder import GROUP_SIZES
@@ -170,21 +171,53 @@ def _row_line_share(shape: ConvShape, family: Family) -> float:
     return family.row_line_share if max(len(p) for p in shape.patterns) <= ONE_STEP_TAPS else 1.0
 
 
-def _step_cost(
+@dataclass(frozen=True)
+class _Inputs:
+    """What loading the inputs of a step takes: vectors, lines of the cache, work on lanes."""
+
+    loads: float = 0.0
+    splits: float = 0.0
+    shuffles: float = 0.0
+    lines: float = 0.0
+    deinterleaves: int = 0
+
+
+#: By all that decides them, since many layers and configurations have them in common.
+_inputs: dict[tuple[Any, ...], _Inputs] = {}
+_MOST_INPUTS = 1 << 16
+
+
+def _inputs_of_step(
     shape: ConvShape, config: ConvConfig, family: Family, taps: Sequence[tuple[int, int]]
-) -> float:
-    """Cost of one kernel's step in FMA slots."""
-    line = family.cache_line_floats
+) -> _Inputs:
+    layout, share = shape.in_layout, 1.0
+    place: tuple[Any, ...] = ()
+    if config.shift == "lanes":
+        share = _row_line_share(shape, family)
+        place = (layout.border, layout.columns, share)
+    elif config.shift == "rotate":
+        place = (config.tile_cols * config.vector_width == layout.row_stride,)
+    tile = (config.tile_rows, config.tile_cols, config.vector_width, config.filter_lanes)
+    key = (shape.geometry, tile, config.shift, config.isa, family.cache_line_floats, place, taps)
+    found = _inputs.get(key)
+    if found is None:
+        if len(_inputs) >= _MOST_INPUTS:
+            _inputs.clear()
+        found = _inputs[key] = _count_inputs(shape, config, family.cache_line_floats, share, taps)
+    return found
+
+
+def _count_inputs(
+    shape: ConvShape, config: ConvConfig, line: int, share: float, taps: Sequence[tuple[int, int]]
+) -> _Inputs:
     width, pixels = config.vector_width, config.pixel_lanes
-    weights = weight_loads(config, len(taps))
-    loads, splits, shuffles = float(weights), 0.0, 0.0
-    lines, deinterleaves = 0.0, 0
+    loads, splits, shuffles, lines, deinterleaves = 0.0, 0.0, 0.0, 0.0, 0
     for columns in _rows_of_step(shape, config, taps):
         if config.shift == "lanes":
             moved, count = _interleaved_loads(shape.in_layout, {c // width for c in columns})
             loads += count
             shuffles += moved
-            lines += count * width / line * _row_line_share(shape, family)
+            lines += count * width / line * share
             continue
         if config.shift == "rotate":
             vectors = {v for col in columns for v in (col // width, -(-col // width))}
@@ -202,6 +235,18 @@ def _step_cost(
         splits += sum(crossing for col in columns if pixels > 1 and col % pixels)
         span = max(columns) + pixels * _column_step(shape, config) - min(columns)
         lines += (span - 1) / line + 1
+    return _Inputs(loads, splits, shuffles, lines, deinterleaves)
+
+
+def _step_cost(
+    shape: ConvShape, config: ConvConfig, family: Family, taps: Sequence[tuple[int, int]]
+) -> float:
+    """Cost of one kernel's step in FMA slots."""
+    line, width = family.cache_line_floats, config.vector_width
+    weights = weight_loads(config, len(taps))
+    found = _inputs_of_step(shape, config, family, taps)
+    loads, shuffles, lines = weights + found.loads, found.shuffles, found.lines
+    splits, deinterleaves = found.splits, found.deinterleaves
     if 1 < config.filter_lanes < width:
         shuffles += weights
     lines *= _miss_share(shape, config, family)
@@ -295,6 +340,8 @@ def _pattern_configs(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
     distance = family.prefetch if most_taps > 1 else MAX_PREFETCH * (family.prefetch > 0)
     if most_taps > 4:
         distance = 0
+    interleaved = layout.is_interleaved or shape.in_layout.is_interleaved
+    shifts = [shift for shift in SHIFTS if (shift == "lanes") == interleaved]
     for group in GROUP_SIZES:
         if group > shape.max_group or (group > shape.out_channels and group > 1):
             continue
@@ -316,7 +363,7 @@ def _pattern_configs(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
                         isa=family.isa if width == family.vector_width else "any",
                     )
                     for step in steps:
-                        for shift in SHIFTS:
+                        for shift in shifts:
                             config = replace(base, taps_per_step=step, shift=shift)
                             if _why_not(shape, config, family) is not None:
                                 continue
