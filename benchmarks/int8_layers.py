@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import importlib.util
 import json
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -154,19 +155,22 @@ def qdq_model(spec: LayerSpec, layer: Int8Layer) -> bytes:
     return helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
 
 
-def peers(model: bytes, x: np.ndarray) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Dense engines on the layer, one thread."""
-    runtime = importlib.import_module("onnxruntime")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    yield "onnxruntime", lambda: session.run(None, {"x": x})
-    openvino = importlib.import_module("openvino")
-    core = openvino.Core()
+PEERS = ("onnxruntime", "openvino")
+
+
+def peer(name: str, model: bytes, x: np.ndarray) -> Callable[[], Any]:
+    """A dense engine on the layer, one thread."""
+    engine = importlib.import_module(name)
+    if name == "onnxruntime":
+        options = engine.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = engine.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return lambda: session.run(None, {"x": x})
+    core = engine.Core()
     settings = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
     request = core.compile_model(core.read_model(model), "CPU", settings).create_infer_request()
-    request.set_input_tensor(openvino.Tensor(x, shared_memory=True))
-    yield "openvino", request.infer
+    request.set_input_tensor(engine.Tensor(x, shared_memory=True))
+    return request.infer
 
 
 def rows_of(spec: LayerSpec, select: Selection, budget: Budget, peak: DotPeak) -> list[Row]:
@@ -186,10 +190,11 @@ def rows_of(spec: LayerSpec, select: Selection, budget: Budget, peak: DotPeak) -
             )
             calls[f"{OURS}/{group}"] = ours.run
     x = np.random.default_rng(1).integers(0, 256, (1, spec.in_channels, *spec.size), np.uint8)
-    for name, call in peers(qdq_model(spec, layer_of(spec, None)), x):
-        if select(spec.name, name):
+    model = qdq_model(spec, layer_of(spec, None))
+    for name in PEERS:
+        if select(spec.name, name) and importlib.util.find_spec(name):
             contenders.append(Contender(spec.name, name, None, dense, dense))
-            calls[name] = call
+            calls[name] = peer(name, model, x)
     timings = interleave(calls, budget, each_round=peak.sample)
     rows = []
     for contender, timing in zip(contenders, timings.values(), strict=True):
@@ -218,11 +223,12 @@ def main(
     cores = device_info.pin(1, None)
     select = Selection(only)
     layers, _ = load_workloads()
+    missing = [name for name in PEERS if not importlib.util.find_spec(name)]
+    for name in missing:
+        console.print(f"{name} is not installed (pip install 'tvm-pattern[bench]')", markup=False)
     rows: list[Row] = []
     for spec in layers:
-        if spec.name not in LAYERS or not any(
-            select(spec.name, name) for name in (OURS, "onnxruntime", "openvino")
-        ):
+        if spec.name not in LAYERS or not any(select(spec.name, name) for name in (OURS, *PEERS)):
             continue
         measured = rows_of(spec, select, budget, peak)
         rows += measured
@@ -231,6 +237,7 @@ def main(
         result = {
             "device": device_info.describe(1, cores, {}),
             "dot_peak_gops": peak.gops,
+            "unavailable": missing,
             "rows": [row.as_dict() for row in rows],
         }
         write_file(json_path, (json.dumps(result, indent=1) + "\n").encode())

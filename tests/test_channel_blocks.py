@@ -14,7 +14,7 @@ from topi_kernels.backend import default_layout
 from topi_kernels.schedules.config import ConvConfig
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     data=st.data(),
     kernel=st.sampled_from([(1, 1), (3, 3)]),

@@ -16,7 +16,7 @@ from topi_kernels.schedules.input_geometry import plain_geometry, split_geometry
 from topi_kernels.schedules.search_space import search_space
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     data=st.data(),
     kernel=st.sampled_from([(1, 1), (3, 3), (5, 5), (1, 3), (2, 2)]),

@@ -63,7 +63,7 @@ def test_half_models_of_torch(model):
     of_module, of_program = import_model(half, (image,)), import_model(program)
     tvm.ir.assert_structural_equal(of_module.mod, of_program.mod)
     assert [spec.dtype for spec in (*of_module.inputs, *of_module.outputs)] == ["float16"] * 3
-    assert list(of_module.layer_names.values()) == ["conv"]
+    assert list(of_module.layer_names.values()) == ["conv", "head"]
 
 
 def test_float16_program_without_example_inputs(model):

@@ -85,7 +85,8 @@ def test_a_library_of_several_sizes(farm, model, tmp_path):
         with pytest.raises(ValueError, match="expected the dtypes"):
             remote.run(wide.astype("float64"))
     place = ("--tracker", farm.address, "--key", KEY, "--lib", path)
-    result = CliRunner().invoke(main_app, [str(a) for a in ("bench", *place, "--json")])
+    options = ("--repeat", "2", "--cool-down", "0", "--json")
+    result = CliRunner().invoke(main_app, [str(a) for a in ("bench", *place, *options)])
     rows = json.loads(result.stdout)
     assert {row["device"].partition(", ")[2] for row in rows} == {"1x3x10x12", "2x3x10x16"}
     assert not any(row["error"] for row in rows)

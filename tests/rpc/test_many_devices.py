@@ -22,7 +22,7 @@ def rows(tmp_path_factory):
     options = ["--devices", str(DEVICES), "--script", SCRIPT, "--seconds", "0.2", "--repeat", "2"]
     command = [sys.executable, "-m", "benchmarks.farm", *options, "--rounds", "1"]
     done = subprocess.run(
-        [*command, "--timeout", "25", "--json", str(path)],
+        [*command, "--timeout", "12", "--json", str(path)],
         cwd=ROOT,
         capture_output=True,
         text=True,
