@@ -180,6 +180,19 @@ def test_without_onnx_runtime_computed_shapes_name_it(monkeypatch):
     assert import_model(plain, weight(3, 2)).outputs[0].shape == (3, 2)
 
 
+def test_operators_that_onnx_runtime_writes_out_are_folded_too():
+    """It has no GroupNormalization of this opset, and puts the specification's definition there."""
+    proto = model(
+        [helper.make_node("GroupNormalization", ["x", "scale", "bias"], ["y"], num_groups=2)],
+        {"x": (2, 4, 5, 6)},
+        stored={name: weight(2) for name in ("scale", "bias")},
+        opset=20,
+    )
+    x = weight(2, 4, 5, 6)
+    got = run_relax(import_model(proto, x), x)
+    np.testing.assert_allclose(got, reference(proto, x), rtol=0, atol=1e-5)
+
+
 def test_float16_stays_float16():
     graph = helper.make_graph(
         [helper.make_node("Relu", ["x"], ["y"])],

@@ -38,14 +38,20 @@ def simplified(model: Any) -> Any:
     if _is_half(model):
         return model
     if importlib.util.find_spec("onnxruntime") is None:
-        shaped = sorted({n.op_type for n in model.graph.node} & _SHAPE_NODES)
+        shaped = sorted(_shape_nodes(model))
         if shaped:
             raise ImportError(
                 f"the ONNX model computes shapes ({', '.join(shaped)}), which ONNX Runtime folds,"
                 " and it is not installed; pip install 'tvm-pattern[onnx]'"
             )
         return model
-    return _by_onnx_runtime(model)
+    plain = _by_onnx_runtime(model)
+    # Operators that the specification defines by others are written out last, unfolded.
+    return _by_onnx_runtime(plain) if _shape_nodes(plain) - _shape_nodes(model) else plain
+
+
+def _shape_nodes(model: Any) -> set[str]:
+    return {node.op_type for node in model.graph.node} & _SHAPE_NODES
 
 
 def _by_onnx_runtime(model: Any) -> Any:
