@@ -185,9 +185,9 @@ def test_run_on_a_tracker(farm, exported, expected, tmp_path):
     assert [row["device"] for row in rows] == ["board 0", "board 1"]
     assert all(row["verified"] and row["median_ms"] > 0 for row in rows)
     np.savez(tmp_path / "y.npz", expected + 1)
-    code, output, _ = in_words("run", *where, *data, "--repeat", 0)
-    assert code == 1
-    assert output.count("NO") == 2
+    code, output, errors = in_words("run", *where, *data, "--repeat", 0)
+    assert code == 1, errors
+    assert output.count("NO") == 2, errors
 
 
 def test_bench_on_a_tracker(farm, exported):
