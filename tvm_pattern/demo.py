@@ -338,7 +338,7 @@ def resnet_part(
         seconds = time.perf_counter() - start
     with torch.no_grad():
         want = model(image).numpy()
-        difference = float(np.abs(library(image) - want).max() / np.abs(want).max())
+        difference = float(np.abs(library(image.numpy()) - want).max() / np.abs(want).max())
         if difference > TOLERANCE:
             raise RuntimeError(f"differs from torch by {difference:.1e} of the output's scale")
         array = image.numpy()
