@@ -21,6 +21,7 @@ import typer
 
 import tvm_pattern
 from topi_kernels.schedules.config import knobs_of
+from tvm_pattern import model_options
 from tvm_pattern.tuning import arguments as args
 from tvm_pattern.tuning.measure import MeasureOptions
 from tvm_pattern.tuning.records import TuningLog
@@ -57,7 +58,7 @@ def main(
     network: Annotated[str, typer.Argument(help="A network of workloads.toml.")],
     log: Annotated[Path, typer.Option(help="Records; continued if the file exists.")],
     group: Annotated[int, typer.Option(help="Filters that share kernels and patterns.")] = 1,
-    target: args.Target = "pattern/native",
+    target: model_options.Target = "pattern/native",
     trials: args.Trials = 500,
     batch: args.Batch = 8,
     tuner: args.Tuner = "xgb",

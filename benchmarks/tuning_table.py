@@ -32,6 +32,7 @@ from topi_kernels.conv_task import ConvTask
 from topi_kernels.devices import DEVICES
 from topi_kernels.schedules.config import ConvConfig, knobs_of
 from topi_kernels.workload import Epilogue
+from tvm_pattern import model_options
 from tvm_pattern.tuning import arguments as args
 from tvm_pattern.tuning.environment import device_name, tool_versions
 from tvm_pattern.tuning.lookup import config_of, why_unusable
@@ -167,7 +168,7 @@ def main(
     group: Annotated[list[int] | None, typer.Option(help="Default: 1 and 4.")] = None,
     log: Annotated[Path | None, typer.Option(help="Default: build/tuning/...jsonl")] = None,
     out: Annotated[Path | None, typer.Option(help="Default: among the results, .jsonl.gz")] = None,
-    target: args.Target = "pattern/x86-avx512",
+    target: model_options.Target = "pattern/x86-avx512",
     space: args.Width = "schedule",
     most: Annotated[int, typer.Option(help="Points of a layer; larger spaces are sampled.")] = MOST,
     minutes: Annotated[float, typer.Option(help="Stop after so long.")] = float("inf"),

@@ -9,18 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
+from . import model_options as options
 from .lanes import Lanes, LanesOption
 from .terminal import Json, open_console, print_json, print_report
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-Host = Annotated[
-    str | None,
-    typer.Option(help="The CPU beside a GPU target: native, cortex-a76, ... Default: 64-bit ARM."),
-]
-Trust = Annotated[
-    bool, typer.Option("--trust", help="Let code that a .pt2 file holds run while it is read.")
-]
 
 
 @app.command("compile")
@@ -40,25 +33,16 @@ def compile_command(
             " further size that the library shall take."
         ),
     ] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="Pruned weights (.safetensors) for the network.")
-    ] = None,
-    target: Annotated[str, typer.Option(help="See the command targets.")] = "pattern/native",
-    host: Host = None,
-    tuning_log: Annotated[Path | None, typer.Option(help="Records of the command tune.")] = None,
+    weights: options.Weights = None,
+    target: options.Target = "pattern/native",
+    host: options.Host = None,
+    tuning_log: options.TuningLog = None,
     threads: Annotated[int | None, typer.Option(help="Threads of a run.")] = None,
-    connectivity: Annotated[
-        float | None,
-        typer.Option(help="Prune the weights at once, without training: kernels / kept kernels."),
-    ] = None,
-    connectivity_1x1: Annotated[
-        float | None, typer.Option(help="The same for 1x1 kernels; default 1, all of them stay.")
-    ] = None,
-    group: Annotated[
-        int | None, typer.Option(help="Filters sharing kernels, with --connectivity; default 1.")
-    ] = None,
+    connectivity: options.Connectivity = None,
+    connectivity_1x1: options.Connectivity1x1 = None,
+    group: options.Group = None,
     lanes: LanesOption = Lanes.AUTO,
-    trust: Trust = False,
+    trust: options.Trust = False,
     bundles: Annotated[
         Path | None,
         typer.Option(

@@ -25,6 +25,6 @@ LanesOption = Annotated[
     Lanes,
     typer.Option(
         help="Order of pixels: plain rows, interleaved lanes where the cost model expects a gain,"
-        " or auto: interleaved where that was measured (AVX-512)."
+        " or auto: interleaved where that was measured (x86)."
     ),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -398,6 +399,30 @@ def test_a_session_leads_to_its_own_machine():
         assert found.leads_to("127.0.0.2")
         assert not found.leads_to("127.0.0.1")
         assert not found.leads_to("host.invalid")
+
+
+def test_a_connection_that_another_thread_closes_meanwhile_is_none(monkeypatch):
+    """TVM closes its sockets whenever it likes, also while they are looked through."""
+    status = os.fstat
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as there,
+        socket.create_connection(there.getsockname()) as sock,
+    ):
+        port, file = there.getsockname()[1], sock.fileno()
+        [found] = line._lines(port)
+
+        def closed(number: int) -> os.stat_result:
+            if number == file:
+                raise OSError(errno.EBADF, "Bad file descriptor")
+            return status(number)
+
+        monkeypatch.setattr(line.os, "fstat", closed)
+        assert line._lines(port) == set()
+        found.cut()  # it is another's by now
+        monkeypatch.undo()
+        assert line._lines(port) == {found}
+        assert sock.send(b"x") == 1
 
 
 def run_on(device: Device, path: Path, expected: np.ndarray) -> None:

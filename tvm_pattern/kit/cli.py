@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
-from ..compile_cli import Host, Trust
+from .. import model_options as options
 from ..lanes import Lanes, LanesOption
 from ..terminal import Json, open_console, print_json, print_report
 
@@ -49,24 +49,16 @@ def make(
     shape: Annotated[
         list[str] | None, typer.Option(help="Shape of an input, such as 1x3x224x224.")
     ] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="Pruned weights (.safetensors) for the network.")
-    ] = None,
-    target: Annotated[str, typer.Option(help="See the command targets.")] = "pattern/native",
-    host: Host = None,
-    tuning_log: Annotated[Path | None, typer.Option(help="Records of the command tune.")] = None,
+    weights: options.Weights = None,
+    target: options.Target = "pattern/native",
+    host: options.Host = None,
+    tuning_log: options.TuningLog = None,
     threads: Annotated[int, typer.Option(min=1, help="Most threads of a run.")] = 1,
-    connectivity: Annotated[
-        float | None, typer.Option(help="Prune the weights at once: kernels / kept kernels.")
-    ] = None,
-    connectivity_1x1: Annotated[
-        float | None, typer.Option(help="The same for 1x1 kernels; default 1, all of them stay.")
-    ] = None,
-    group: Annotated[
-        int | None, typer.Option(help="Filters sharing kernels, with --connectivity; default 1.")
-    ] = None,
+    connectivity: options.Connectivity = None,
+    connectivity_1x1: options.Connectivity1x1 = None,
+    group: options.Group = None,
     lanes: LanesOption = Lanes.AUTO,
-    trust: Trust = False,
+    trust: options.Trust = False,
     json_output: Json = False,
 ) -> None:
     """Write a network, its dense build, an input, the expected output and a runner as one folder.

@@ -100,6 +100,30 @@ class EpochPruning:
         return self.pruner
 
 
+class PruningCallback:
+    """What the callbacks of all trainers are made of; parameters as for :class:`EpochPruning`."""
+
+    def __init__(
+        self,
+        config: PatternConfig | None = None,
+        method: Method | str | dict[str, Any] = "gradual",
+        output: str | Path | None = None,
+        example_inputs: Any = None,
+        module: str = "",
+    ) -> None:
+        self._run = EpochPruning(config, method, output, example_inputs, module)
+
+    @property
+    def pruner(self) -> Any:
+        """The :class:`Pruner`, None before the training begins."""
+        return self._run.pruner
+
+    @property
+    def report(self) -> Any:
+        """The :class:`PruneReport`, None before the training ends."""
+        return self._run.report
+
+
 def missing(package: str, error: ImportError) -> ImportError:
     """The error for a callback of a package that is not installed."""
     return ImportError(f"this callback is for {package}, which is not installed: {error}")

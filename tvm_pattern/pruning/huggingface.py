@@ -18,9 +18,7 @@ from typing import Any
 
 import torch
 
-from .config import PatternConfig
-from .epochs import EpochPruning, missing
-from .methods import Method
+from .epochs import PruningCallback, missing
 
 try:
     from transformers import TrainerCallback
@@ -31,7 +29,7 @@ except ImportError as error:
 STATE = "pattern_pruning.pt"
 
 
-class PatternPruning(TrainerCallback):
+class PatternPruning(PruningCallback, TrainerCallback):
     """Prunes the model's convolutions while ``Trainer`` trains it.
 
     The pruner's state is saved into the folders of checkpoints, so that
@@ -42,26 +40,6 @@ class PatternPruning(TrainerCallback):
     config, method, output, example_inputs, module
         As for :class:`tvm_pattern.pruning.epochs.EpochPruning`.
     """
-
-    def __init__(
-        self,
-        config: PatternConfig | None = None,
-        method: Method | str | dict[str, Any] = "gradual",
-        output: str | Path | None = None,
-        example_inputs: Any = None,
-        module: str = "",
-    ) -> None:
-        self._run = EpochPruning(config, method, output, example_inputs, module)
-
-    @property
-    def pruner(self) -> Any:
-        """The :class:`Pruner`, None before the training begins."""
-        return self._run.pruner
-
-    @property
-    def report(self) -> Any:
-        """The :class:`PruneReport`, None before the training ends."""
-        return self._run.report
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Choose the layers, go on from a checkpoint's state, hook into the optimizer."""

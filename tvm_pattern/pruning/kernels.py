@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from .modules import Layer, is_transposed
 
@@ -71,7 +70,8 @@ class KernelView:
         shape = self.shape(tuple(weight.shape))
         if self.stride is None:
             return weight.reshape(shape)
-        return self._split(weight).permute(0, 2, 4, 6, 1, 3, 5).flip(5, 6).reshape(shape)
+        split = self._split(weight, self.stride)
+        return split.permute(0, 2, 4, 6, 1, 3, 5).flip(5, 6).reshape(shape)
 
     def weight(self, kernels: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """Inverse of :meth:`kernels`: what is said of kernels, in the shape of ``like``.
@@ -89,17 +89,16 @@ class KernelView:
             )
         if self.stride is None:
             return kernels.reshape(like.shape)
-        split = self._split(like)
+        split = self._split(like, self.stride)
         groups, inputs, outputs, th, sh, tw, sw = split.shape
         apart = kernels.reshape(groups, outputs, sh, sw, inputs, th, tw).flip(5, 6)
         return apart.permute(0, 4, 1, 5, 2, 6, 3).reshape(like.shape)
 
-    def _split(self, weight: torch.Tensor) -> torch.Tensor:
+    def _split(self, weight: torch.Tensor, stride: tuple[int, int]) -> torch.Tensor:
         """``[groups, inputs, outputs, taps, phases, taps, phases]`` of a transposed weight."""
-        assert self.stride is not None
         first, second, *size = weight.shape
         kh, kw = (1, 1, *size)[-2:]
-        (sh, sw), groups = self.stride, self.groups
+        (sh, sw), groups = stride, self.groups
         return weight.reshape(groups, first // groups, second, kh // sh, sh, kw // sw, sw)
 
 
@@ -127,7 +126,6 @@ def why_no_kernels(layer: Layer) -> str:
     """Why a layer's weight is no grid of kernels of one size; empty if it is."""
     if not is_transposed(layer):
         return ""
-    assert not isinstance(layer, nn.Linear)
     if any(k % s for k, s in zip(layer.kernel_size, layer.stride, strict=True)):
         return (
             f"transposed: kernel {tuple(layer.kernel_size)} is no multiple of stride"

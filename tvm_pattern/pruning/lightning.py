@@ -10,12 +10,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from .config import PatternConfig
-from .epochs import EpochPruning, missing
-from .methods import Method
+from .epochs import PruningCallback, missing
 
 try:
     from lightning.pytorch import Callback
@@ -26,7 +23,7 @@ except ImportError:
         raise missing("Lightning (pip install lightning)", error) from None
 
 
-class PatternPruning(Callback):
+class PatternPruning(PruningCallback, Callback):
     """Prunes the module's convolutions while Lightning trains it.
 
     Checkpoints hold the pruner's state, so that ``fit(ckpt_path=...)`` goes on as if it had not
@@ -37,26 +34,6 @@ class PatternPruning(Callback):
     config, method, output, example_inputs, module
         As for :class:`tvm_pattern.pruning.epochs.EpochPruning`.
     """
-
-    def __init__(
-        self,
-        config: PatternConfig | None = None,
-        method: Method | str | dict[str, Any] = "gradual",
-        output: str | Path | None = None,
-        example_inputs: Any = None,
-        module: str = "",
-    ) -> None:
-        self._run = EpochPruning(config, method, output, example_inputs, module)
-
-    @property
-    def pruner(self) -> Any:
-        """The :class:`Pruner`, None before the training begins."""
-        return self._run.pruner
-
-    @property
-    def report(self) -> Any:
-        """The :class:`PruneReport`, None before the training ends."""
-        return self._run.report
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Choose the layers, before a checkpoint is loaded."""

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from ..threads import available_cpus
+
 #: Share of the processors that is idle where they are not what is waited for.
 IDLE = 0.3
 #: Seconds between two looks at that share.
@@ -29,7 +31,7 @@ class Gate:
     """
 
     def __init__(self, at_once: int | None = None) -> None:
-        self._at_once = at_once or max(1, len(psutil.Process().cpu_affinity() or [0]))
+        self._at_once = at_once or len(available_cpus())
         self._changed = threading.Condition()
         self._inside = 0
         self._looked = time.monotonic()

@@ -53,7 +53,7 @@ class _Line:
 
     def cut(self) -> None:
         with _socket_of(self.file) as sock:
-            if sock is not None and os.fstat(self.file).st_ino == self.inode:
+            if sock is not None and _line_of(self.file) == self:
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
 
@@ -90,6 +90,14 @@ def _socket_of(file: int) -> Iterator[socket.socket | None]:
         sock.detach()
 
 
+def _line_of(file: int) -> _Line | None:
+    """What has that number now; None if another thread has closed it meanwhile."""
+    try:
+        return _Line(file, os.fstat(file).st_ino)
+    except OSError:
+        return None
+
+
 def _lines(port: int) -> set[_Line]:
     """TCP connections of this process to a ``port``, of any machine, set up or on the way."""
     found, without_peer = set(), set()
@@ -97,7 +105,9 @@ def _lines(port: int) -> set[_Line]:
         with _socket_of(int(name)) as sock:
             if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
                 continue
-            line, there = _Line(int(name), os.fstat(int(name)).st_ino), _port_there(sock)
+            line, there = _line_of(int(name)), _port_there(sock)
+            if line is None:
+                continue
             if there == port:
                 found.add(line)
             elif there is None:

@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-Target = Annotated[str, typer.Option(help="See the command targets.")]
-Host = Annotated[str | None, typer.Option(help="The CPU beside a GPU target, as for compile.")]
 Tuner = Annotated[str, typer.Option(help="xgb, random, grid or genetic.")]
 Trials = Annotated[int, typer.Option(min=1, help="Measurements over all layers.")]
 Batch = Annotated[int, typer.Option(min=1, help="Measurements per round.")]

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .. import model_options as options
 from ..lanes import Lanes, LanesOption
 from ..terminal import escape, message
 from . import arguments as args
@@ -24,19 +25,13 @@ def default_log(target: str, model: str) -> Path:
 @app.command()
 def tune(
     model: Annotated[str, typer.Option(help="As for the command compile.")],
-    target: args.Target = "pattern/native",
-    host: args.Host = None,
+    target: options.Target = "pattern/native",
+    host: options.Host = None,
     shape: Annotated[list[str] | None, typer.Option(help="Input shape, 1x3x224x224.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="Pruned weights (.safetensors).")] = None,
-    connectivity: Annotated[
-        float | None, typer.Option(help="Prune at once, without training, to this rate.")
-    ] = None,
-    connectivity_1x1: Annotated[
-        float | None, typer.Option(help="The same for 1x1 kernels; default 1, all of them stay.")
-    ] = None,
-    group: Annotated[
-        int | None, typer.Option(help="Filters sharing kernels, with --connectivity; default 1.")
-    ] = None,
+    weights: options.Weights = None,
+    connectivity: options.Connectivity = None,
+    connectivity_1x1: options.Connectivity1x1 = None,
+    group: options.Group = None,
     lanes: LanesOption = Lanes.AUTO,
     log: Annotated[
         Path | None, typer.Option(help="Default: tuning_logs/TARGET/MODEL.jsonl")
@@ -87,7 +82,7 @@ def tune(
         key=key,
         cpu=cpu,
     )
-    options = TuneOptions(
+    settings = TuneOptions(
         trials=trials,
         tuner=tuner,
         batch=batch,
@@ -109,7 +104,7 @@ def tune(
             examples,
             resolved,
             path,
-            options,
+            settings,
             threads,
             plot,
             json_output=json_output,

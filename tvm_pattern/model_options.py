@@ -1,0 +1,31 @@
+"""Command line options on the network and its target that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Weights = Annotated[
+    Path | None, typer.Option(help="Pruned weights (.safetensors) for the network.")
+]
+Target = Annotated[str, typer.Option(help="See the command targets.")]
+Host = Annotated[
+    str | None,
+    typer.Option(help="The CPU beside a GPU target: native, cortex-a76, ... Default: 64-bit ARM."),
+]
+TuningLog = Annotated[Path | None, typer.Option(help="Records of the command tune.")]
+Connectivity = Annotated[
+    float | None,
+    typer.Option(help="Prune the weights at once, without training: kernels / kept kernels."),
+]
+Connectivity1x1 = Annotated[
+    float | None, typer.Option(help="The same for 1x1 kernels; default 1, all of them stay.")
+]
+Group = Annotated[
+    int | None, typer.Option(help="Filters sharing kernels, with --connectivity; default 1.")
+]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Let code that a .pt2 file holds run while it is read.")
+]
