@@ -83,6 +83,12 @@ class ConvParams:
     out_layout: PlaneLayout | None = None
     residual_layout: PlaneLayout | None = None
 
+    @property
+    def pad(self) -> tuple[int, int]:
+        """Rows and columns around the image that the convolution reads."""
+        (top, left), (bottom, right) = self.geometry.padding, self.end_padding
+        return max(top, bottom), max(left, right)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a marker."""
         data = asdict(self)

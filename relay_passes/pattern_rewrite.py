@@ -252,11 +252,10 @@ class PatternRewrite:
         params = ConvParams.from_dict(marker.params)
         x, weight = marker.tensors[0], array_of(marker.tensors[1])
         dtype = str(weight.dtype)
-        pad = max(*params.geometry.padding, *params.end_padding)
         task = ConvTask.from_weight(
             weight,
             params.geometry,
-            self.backend.layout_for(*height_width(x), pad, dtype),
+            self.backend.layout_for(*height_width(x), params.pad, dtype),
             self.backend.layout_for(*height_width(binding.var), 0, dtype),
             family=self.backend.name,
             batch=shape_of(x)[0],

@@ -72,12 +72,13 @@ class _Block:
                 ops[binding.var] = op
         return ops
 
-    def _pads(self) -> dict[Expr, int]:
-        """Padding of every tensor that lives as planes."""
-        pads: dict[Expr, int] = {var: 0 for var, op in self.ops.items() if op.makes_plane}
+    def _pads(self) -> dict[Expr, tuple[int, int]]:
+        """Rows and columns of padding of every tensor that lives as planes."""
+        pads = {var: (0, 0) for var, op in self.ops.items() if op.makes_plane}
         for op in self.ops.values():
-            for image, pad in op.padded_images():
-                pads[image] = max(pads.get(image, 0), pad)
+            for image, (rows, columns) in op.padded_images():
+                most = pads.get(image, (0, 0))
+                pads[image] = max(most[0], rows), max(most[1], columns)
         return pads
 
     def _connected(self) -> list[list[Expr]]:
@@ -107,7 +108,7 @@ class _Block:
             order = self.choose_lanes(
                 needs,
                 height_width(members[0]),
-                max(self.pads[member] for member in members),
+                max(self.pads[member][0] for member in members),
                 changed,
                 dtype=str(members[0].ty.dtype),
             )
@@ -129,7 +130,7 @@ class _Block:
         order, pad = self.orders[image], self.pads[image]
         if order is None:
             return self._plain_layout(image)
-        return order.layout(*height_width(image), pad, self._border(image))
+        return order.layout(*height_width(image), pad[0], self._border(image))
 
     def _plain_layout(self, image: Expr) -> Layout:
         return self.choose(*height_width(image), self.pads[image], dtype=str(image.ty.dtype))

@@ -16,7 +16,8 @@ def layouts(draw: st.DrawFn, lanes: tuple[int, ...] = (4, 8, 16)) -> PlaneLayout
     height, width = draw(st.integers(1, 40)), draw(st.integers(1, 130))
     pad = draw(st.integers(0, 2))
     if draw(st.booleans()):
-        return PlaneLayout.make(height, width, pad, draw(st.sampled_from((1, 4, 16))))
+        pads = pad, draw(st.integers(0, 200))
+        return PlaneLayout.make(height, width, pads, draw(st.sampled_from((1, 4, 16))))
     count = draw(st.sampled_from(lanes))
     bands = draw(st.sampled_from(list(band_choices(height, width, pad, count))))
     columns = -(-width // (count // bands))
@@ -96,6 +97,9 @@ def test_exact_splits_leave_no_lane_empty() -> None:
         ((8, 8, 1, 48, 64, 400, 16, 1, 1), "smaller than the rows"),
         ((8, 8, 1, 48, 48, 1000, 16, 1, 2), "border 2 is not in 0..1"),
         ((8, 8, 0, 8, 0, 64, 1, 2), "belong to interleaved lanes"),
+        ((8, 8, 0, 7, 0, 64), "row_stride 7 is shorter than a row of 8"),
+        ((8, 8, 1, 8, 7, 100), "origin 7 leaves no room for 1 rows"),
+        ((8, 8, 1, 8, 8, 79), "size 79 is smaller than the padded image"),
     ],
 )
 def test_impossible_layouts_are_refused(values: tuple[int, ...], why: str) -> None:
@@ -106,3 +110,27 @@ def test_impossible_layouts_are_refused(values: tuple[int, ...], why: str) -> No
 def test_offsets_outside_the_image_are_refused() -> None:
     with pytest.raises(ValueError, match="no pixel"):
         PlaneLayout.interleave(8, 8, 1, 16, 1).offset(-1, 0)
+
+
+@given(
+    size=st.tuples(st.integers(1, 20), st.integers(1, 40)),
+    pads=st.tuples(st.integers(0, 3), st.integers(0, 100)),
+)
+def test_rows_and_columns_of_padding_are_zeros_of_the_plane(
+    size: tuple[int, int], pads: tuple[int, int]
+) -> None:
+    layout = PlaneLayout.make(*size, pads, 4)
+    (height, width), (rows, columns) = size, pads
+    assert layout.lacks(rows, columns) == ""
+    assert "padded by" in layout.lacks(layout.pad + 1, 0)
+    assert "columns" in layout.lacks(0, layout.side + 1)
+    taken = set(pixels_of(layout))
+    for y in range(-rows, height + rows):
+        for x in range(-columns, width + columns):
+            element = layout.offset(y, x)
+            assert 0 <= element < layout.size
+            assert (element in taken) == (0 <= y < height and 0 <= x < width)
+
+
+def test_a_row_far_padded_has_no_rows_of_padding() -> None:
+    assert PlaneLayout.make(1, 4096, (0, 512)).size < 2 * 4096

@@ -141,3 +141,34 @@ def test_one_dimensional_convolutions_are_taken():
     assert all(row.taken for row in rows.values())
     assert rows["wide"].sparsity == pytest.approx(1 - 1 / 2 * 2 / 3)
     assert rows["stem"].kernel_size == (1, 7)
+
+
+class FarApart(nn.Module):
+    """Kernels whose taps lie further apart than the map is long, along and across rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Conv1d(3, 16, 3, padding=40, dilation=40)
+        self.near = nn.Conv1d(16, 16, 3, padding=1)
+        self.across = nn.Conv2d(16, 16, (3, 1), padding=(9, 0), dilation=(9, 1))
+        self.along = nn.Conv2d(16, 16, (1, 3), padding=(0, 33), dilation=(1, 33))
+        self.both = nn.Conv2d(16, 8, 3, padding=(2, 11), dilation=(2, 11))
+        self.depth = nn.Conv2d(8, 8, (1, 5), padding=(0, 14), dilation=(1, 7), groups=8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.near(F.relu(self.line(x))))
+        x = F.relu(self.across(x.unflatten(2, (4, 8))))
+        return self.depth(self.both(x + self.along(x)))
+
+
+@pytest.mark.parametrize("density", [1.0, 0.5])
+def test_dilation_larger_than_the_map(density):
+    torch.manual_seed(0)
+    net = FarApart().eval()
+    with torch.no_grad():
+        for layer in net.children():
+            layer.weight *= torch.rand(layer.weight.shape[:2] + (1,) * (layer.weight.ndim - 2)) < (
+                density
+            )
+    library = compiled(net, torch.randn(2, 3, 32))
+    assert all(row.taken for row in library.report.rows)

@@ -260,3 +260,24 @@ def test_before_and_expected():
             return y
 
     tvm.ir.assert_structural_equal(PlaneLayout(choose)(Before), Expected)
+
+
+def test_rows_and_columns_are_padded_by_what_their_readers_need():
+    def emit(graph):
+        image = graph.conv(graph.x, 1)
+        weight = relax.const(np.ones((4, 4, 1, 3), "float32"))
+        params = ConvParams("far", ConvGeometry((1, 3), (1, 1), (0, 40), (1, 40)), (0, 40))
+        far = graph.emit(Marker("conv2d", (image, weight), params.to_dict()).call(TYPE))
+        params = ConvParams("tall", ConvGeometry((3, 1), padding=(1, 0)), (2, 0))
+        weight = relax.const(np.ones((4, 4, 3, 1), "float32"))
+        tall = graph.emit(Marker("conv2d", (image, weight), params.to_dict()).call(TYPE))
+        return [far, tall]
+
+    graph = Graph()
+    graph.run(emit)
+    layout = Layout(
+        *next(m for m in graph.markers if m.params.get("layer") == "k1").params["out_layout"]
+    )
+    assert layout.pad == 2
+    assert 40 <= layout.side < 40 + 16
+    assert layout == choose(6, 8, (2, 40), "float32")

@@ -227,10 +227,13 @@ def test_tight_layouts_narrow_the_vectors():
 def test_window_errors():
     bare, target = PlaneLayout.make(8, 8, 0), PlaneTarget("x86-avx2")
     window = ConvGeometry((3, 3), (1, 1), (1, 1))
-    with pytest.raises(ValueError, match="padded by 0, the pool reads 1"):
+    with pytest.raises(ValueError, match="padded by 0 rows, 1 are read"):
         plane_windows.avg_pool(1, 1, bare, bare, window, target, count_include_pad=True)
-    with pytest.raises(ValueError, match="padded by 0, the convolution reads 1"):
+    with pytest.raises(ValueError, match="padded by 0 rows, 1 are read"):
         plane_windows.depthwise_conv(1, 1, bare, bare, window, target)
+    tall = PlaneLayout(8, 8, 1, 8, 8, 80)
+    with pytest.raises(ValueError, match="padded by 0 columns, 1 are read"):
+        plane_windows.depthwise_conv(1, 1, tall, tall, window, target)
     padded = PlaneLayout.make(8, 8, 1)
     with pytest.raises(ValueError, match="3 out_channels are no multiple"):
         plane_windows.depthwise_conv(1, 3, padded, padded, window, target, multiplier=2)

@@ -12,7 +12,7 @@ from tvm.target import Target
 from .conv_task import ConvTask
 from .device import Device, num_cores, why_no_float16
 from .devices import DEVICES
-from .layout import PlaneLayout
+from .layout import Padding, PlaneLayout
 from .layout_choice import ConvNeed, LaneOrder, choose_lane_order, default_layout
 from .operator import ConvPlan, plan_conv
 from .plane_ops import PlaneTarget
@@ -132,7 +132,9 @@ class Backend:
             " by TVM"
         )
 
-    def layout_for(self, height: int, width: int, pad: int, dtype: str = "float32") -> PlaneLayout:
+    def layout_for(
+        self, height: int, width: int, pad: Padding, dtype: str = "float32"
+    ) -> PlaneLayout:
         """Preferred plane layout of an activation, see :func:`default_layout`."""
         return default_layout(height, width, pad, self.name, dtype)
 

@@ -27,6 +27,14 @@ from typing import Any
 
 import numpy as np
 
+#: Zeros around an image: rows and columns, or one figure for both.
+Padding = int | tuple[int, int]
+
+
+def per_axis(pad: Padding) -> tuple[int, int]:
+    """Rows and columns of a padding."""
+    return (pad, pad) if isinstance(pad, int) else pad
+
 
 def round_up(value: int, multiple: int) -> int:
     """Smallest multiple of ``multiple`` that is >= ``value``."""
@@ -42,11 +50,10 @@ class PlaneLayout:
     height, width : int
         Image size.
     pad : int
-        Rows above and below, and columns left and right of the image, that are readable zeros. In
-        plain rows the columns right of a row and left of the next one share their memory;
-        interleaved, ``pad`` counts the rows alone.
+        Rows above and below the image (of a band) that are readable zeros (or copies); how many
+        columns are is :attr:`side`.
     row_stride : int
-        Distance of two rows (of a band); plain rows: at least ``width + pad``.
+        Distance of two rows (of a band); plain rows: at least ``width``.
     origin : int
         Offset of pixel (0, 0).
     size : int
@@ -75,13 +82,11 @@ class PlaneLayout:
             return
         if self.bands != 1 or self.border:
             raise ValueError("bands and border belong to interleaved lanes; got plain rows")
-        if self.row_stride < self.width + self.pad:
-            raise ValueError(
-                f"row_stride {self.row_stride} < width + pad = {self.width + self.pad}"
-            )
-        if self.origin < self.pad * self.row_stride + self.pad:
+        if self.row_stride < self.width:
+            raise ValueError(f"row_stride {self.row_stride} is shorter than a row of {self.width}")
+        if self.origin < self.pad * self.row_stride:
             raise ValueError(f"origin {self.origin} leaves no room for {self.pad} rows of padding")
-        if self.size < self.offset(self.height + self.pad - 1, self.width + self.pad):
+        if self.size < self.offset(self.height + self.pad - 1, self.width):
             raise ValueError(f"size {self.size} is smaller than the padded image")
 
     def _check_interleaved(self) -> None:
@@ -104,6 +109,29 @@ class PlaneLayout:
     @property
     def is_interleaved(self) -> bool:
         return self.lanes > 1
+
+    @property
+    def side(self) -> int:
+        """Columns left and right of the image that are readable zeros; none if interleaved.
+
+        Those right of a row and left of the next one share their memory.
+        """
+        if self.is_interleaved:
+            return 0
+        before = self.origin - self.pad * self.row_stride
+        after = self.size - self.offset(self.height + self.pad - 1, self.width)
+        return min(self.row_stride - self.width, before, after)
+
+    def lacks(self, rows: int, columns: int) -> str:
+        """What a reader of so many rows and columns around the image misses; empty if nothing.
+
+        The columns beside interleaved rows are no memory: whoever reads them moves lanes.
+        """
+        if self.pad < rows:
+            return f"the input plane is padded by {self.pad} rows, {rows} are read"
+        if not self.is_interleaved and self.side < columns:
+            return f"the input plane is padded by {self.side} columns, {columns} are read"
+        return ""
 
     @property
     def band_lanes(self) -> int:
@@ -215,21 +243,22 @@ class PlaneLayout:
         return values + [self.lanes, self.bands, self.border] if self.is_interleaved else values
 
     @classmethod
-    def make(cls, height: int, width: int, pad: int, align: int = 16) -> PlaneLayout:
+    def make(cls, height: int, width: int, pad: Padding, align: int = 16) -> PlaneLayout:
         """The default layout of plain rows: rows start at multiples of ``align`` elements.
 
-        ``align`` is the vector width of the target in elements; a pixel vector that starts at a
-        multiple of ``align`` is then aligned in every row and may run over the image's right border
-        into the padding, which is zeroed afterwards. One more line of slack keeps the planes of
-        power-of-two images from falling into the same cache sets, and lets the last plane be read a
-        vector beyond its last row.
+        ``pad`` counts rows and columns. ``align`` is the vector width of the target in elements; a
+        pixel vector that starts at a multiple of ``align`` is then aligned in every row and may run
+        over the image's right border into the padding, which is zeroed afterwards. One
+        more line of slack keeps the planes of power-of-two images from falling into the same cache
+        sets, and lets the last plane be read a vector beyond its last row.
         """
-        row_stride = round_up(width + pad, align)
-        origin = pad * row_stride + round_up(pad, align)
-        size = round_up(origin + (height + pad) * row_stride + pad + align, align)
+        rows, columns = per_axis(pad)
+        row_stride = round_up(width + columns, align)
+        origin = rows * row_stride + round_up(columns, align)
+        size = round_up(origin + (height + rows) * row_stride + columns + align, align)
         if (size // align) % 2 == 0:
             size += align
-        return cls(height, width, pad, row_stride, origin, size)
+        return cls(height, width, rows, row_stride, origin, size)
 
     @classmethod
     def interleave(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from .conv_task import ConvTask
 from .devices import DEVICES
 from .geometry import ConvGeometry
-from .layout import PlaneLayout, band_choices
+from .layout import Padding, PlaneLayout, band_choices, per_axis
 from .schedules.input_geometry import column_reach
 from .structure import Structure
 from .workload import Epilogue
@@ -52,19 +52,19 @@ class ConvNeed:
         Out_channels and in_channels.
     structure : Structure
         What was found in its weights.
-    out_pad : int
+    out_pad : int or (int, int)
         Padding that the readers of its output want.
     """
 
     geometry: ConvGeometry
     channels: tuple[int, int]
     structure: Structure
-    out_pad: int
+    out_pad: Padding
 
     @property
-    def pad(self) -> int:
+    def pad(self) -> Padding:
         """Padding of its input."""
-        return max(self.geometry.padding)
+        return self.geometry.padding
 
     @property
     def reach(self) -> int:
@@ -129,7 +129,7 @@ def choose_lane_order(
     size : tuple of (int, int)
         Height and width of the images.
     pad : int
-        Largest padding of the tensors.
+        Most rows of padding of the tensors.
     changed_channels : int
         Planes that would have to change their order for operators which need plain rows.
     family : str
@@ -142,7 +142,7 @@ def choose_lane_order(
     machine = DEVICES.facts(family).of_dtype(dtype)
     height, width = size
 
-    def plain(pad: int) -> PlaneLayout:
+    def plain(pad: Padding) -> PlaneLayout:
         return default_layout(height, width, pad, family, dtype)
 
     tasks = [need.task(plain(need.pad), plain(need.out_pad), family, dtype) for need in needs]
@@ -156,7 +156,8 @@ def choose_lane_order(
         total = vectors * CHANGE_COST
         for need, task in zip(needs, tasks, strict=True):
             border = column_reach(task.patterns, task.geometry)
-            layouts = [order.layout(height, width, p, border) for p in (need.pad, need.out_pad)]
+            rows = (per_axis(pad)[0] for pad in (need.pad, need.out_pad))
+            layouts = [order.layout(height, width, pad, border) for pad in rows]
             cost = _cost(replace(task, in_layout=layouts[0], out_layout=layouts[1]))
             total = float("inf") if cost is None else total + cost
             if total >= best:
@@ -168,7 +169,7 @@ def choose_lane_order(
 
 
 def default_layout(
-    height: int, width: int, pad: int, family: str, dtype: str = "float32"
+    height: int, width: int, pad: Padding, family: str, dtype: str = "float32"
 ) -> PlaneLayout:
     """Preferred layout of plain rows on the device of that name.
 
@@ -177,6 +178,6 @@ def default_layout(
     the slack that reads beyond the last row need.
     """
     align = DEVICES.facts(family).of_dtype(dtype).vector_width
-    while dtype == "float32" and align > 4 and align > width + pad:
+    while dtype == "float32" and align > 4 and align > width + per_axis(pad)[1]:
         align //= 2
     return PlaneLayout.make(height, width, pad, align)

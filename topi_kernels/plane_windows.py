@@ -246,9 +246,9 @@ def avg_pool(
     (kh, kw), (sh, sw), (top, left) = window.kernel_size, window.stride, window.padding
     bottom = (out_layout.height - 1) * sh - top + window.reach[0]
     right = (out_layout.width - 1) * sw - left + window.reach[1]
-    need = max(top, left, bottom - in_layout.height + 1, right - in_layout.width + 1)
-    if in_layout.pad < need:
-        raise ValueError(f"the input plane is padded by {in_layout.pad}, the pool reads {need}")
+    below, beside = bottom - in_layout.height + 1, right - in_layout.width + 1
+    if reason := in_layout.lacks(max(top, below), max(left, beside)):
+        raise ValueError(reason)
     lanes = _pick_lanes(window, in_layout, out_layout, target.lanes, -top, bottom)
     borders = _border_columns(window, in_layout.width, out_layout.width)
     with primfunc_builder("plane_avg_pool") as ib:
@@ -327,11 +327,9 @@ def depthwise_conv(
     (kh, kw), (sh, sw), (top, left) = window.kernel_size, window.stride, window.padding
     bottom = (out_layout.height - 1) * sh - top + window.reach[0]
     right = (out_layout.width - 1) * sw - left + window.reach[1]
-    need = max(top, left, bottom - in_layout.height + 1, right - in_layout.width + 1)
-    if in_layout.pad < need:
-        raise ValueError(
-            f"the input plane is padded by {in_layout.pad}, the convolution reads {need}"
-        )
+    below, beside = bottom - in_layout.height + 1, right - in_layout.width + 1
+    if reason := in_layout.lacks(max(top, below), max(left, beside)):
+        raise ValueError(reason)
     if channels % multiplier:
         raise ValueError(f"{channels} out_channels are no multiple of the multiplier {multiplier}")
     lanes = _pick_lanes(window, in_layout, out_layout, target.lanes, -top, bottom)

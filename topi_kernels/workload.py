@@ -82,11 +82,8 @@ class ConvWorkload:
             raise ValueError(f"dtype {self.dtype!r}: expected one of {DTYPES}")
         if self.epilogue.residual and self.residual_layout is None:
             raise ValueError("an epilogue with a residual needs residual_layout")
-        need = max(self.geometry.padding)
-        if self.in_layout.pad < need:
-            raise ValueError(
-                f"the input plane is padded by {self.in_layout.pad}, the convolution needs {need}"
-            )
+        if reason := self.in_layout.lacks(*self.geometry.padding):
+            raise ValueError(reason)
 
     @property
     def num_groups(self) -> int:

@@ -41,9 +41,8 @@ def conv_on_planes(
         )
         return Marker(name, (planes[0], weight, *rest, *planes[1:]), where.to_dict())
 
-    pad = max(*params.geometry.padding, *params.end_padding)
     images = (x,) if residual is None else (x, residual)
-    return PlaneOp(images, build, (pad,), order=order, need=need)
+    return PlaneOp(images, build, (params.pad,), order=order, need=need)
 
 
 def _need(marker: Marker, out: Expr) -> ConvNeed | None:

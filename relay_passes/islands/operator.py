@@ -48,8 +48,8 @@ class PlaneOp:
         The inputs that come as planes.
     build : callable
         Makes the marker once the layouts are chosen.
-    pads : tuple of int
-        The padding that each of the images needs; none where fewer are named.
+    pads : tuple of (int, int)
+        The rows and columns of padding that each of the images needs; none where fewer are named.
     makes_plane : bool
         Whether its output is an image that can stay on planes.
     order : Order
@@ -59,14 +59,14 @@ class PlaneOp:
 
     images: Sequence[Expr]
     build: Build
-    pads: tuple[int, ...] = ()
+    pads: tuple[tuple[int, int], ...] = ()
     makes_plane: bool = True
     order: Order = Order.ANY
     need: ConvNeed | None = None
 
-    def padded_images(self) -> Iterator[tuple[Expr, int]]:
+    def padded_images(self) -> Iterator[tuple[Expr, tuple[int, int]]]:
         """The images, each with the padding it needs."""
-        missing = (0,) * (len(self.images) - len(self.pads))
+        missing = ((0, 0),) * (len(self.images) - len(self.pads))
         return zip(self.images, self.pads + missing, strict=True)
 
 

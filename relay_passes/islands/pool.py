@@ -42,7 +42,7 @@ def _pool(call: Call, out: Expr, name: str, params: dict[str, Any]) -> PlaneOp |
     moves = (attrs.pool_size, attrs.strides, padding[:2])
     window = ConvGeometry(*((int(first), int(second)) for first, second in moves))
     build = placed(name, {**params, "window": asdict(window)})
-    return PlaneOp((call.args[0],), build, (max(padding),))
+    return PlaneOp((call.args[0],), build, ((max(padding[::2]), max(padding[1::2])),))
 
 
 def recognize_max(value: Expr, out: Expr) -> PlaneOp | None:

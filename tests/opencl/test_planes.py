@@ -99,7 +99,7 @@ def test_pools(device, tmp_path, kernel, stride, padding):
 
 def test_bad_pools():
     layout, window = layout_of((8, 8), 0), ConvGeometry((3, 3), padding=(1, 1))
-    with pytest.raises(ValueError, match="padded by 0, the pool reads 1"):
+    with pytest.raises(ValueError, match="padded by 0 rows, 1 are read"):
         avg_pool(1, 1, layout, layout, window, TARGET, count_include_pad=True)
     with pytest.raises(ValueError, match="max_pool takes no dilation"):
         max_pool(1, 1, layout, layout, ConvGeometry((3, 3), dilation=(2, 2)), TARGET)
@@ -142,7 +142,7 @@ def test_depthwise(device, tmp_path, kernel, stride, multiplier, activation):
 
 def test_depthwise_without_room_is_refused():
     layout, window = layout_of((8, 8), 0), ConvGeometry((5, 5), padding=(2, 2))
-    with pytest.raises(ValueError, match="padded by 0, which is less than"):
+    with pytest.raises(ValueError, match="padded by 0 rows and 0 columns, which is less than"):
         depthwise_conv(1, 4, layout, layout, window, TARGET)
     with pytest.raises(ValueError, match="no multiple of the multiplier 3"):
         depthwise_conv(1, 4, layout, layout, ConvGeometry((1, 1)), TARGET, multiplier=3)

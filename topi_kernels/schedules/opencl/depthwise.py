@@ -39,7 +39,8 @@ def depthwise_config(
         if reads_inside(in_layout, out_layout, window, config, taps, widest):
             return config
     raise ValueError(
-        f"the input plane is padded by {in_layout.pad}, which is less than {window} reads"
+        f"the input plane is padded by {in_layout.pad} rows and {in_layout.side} columns, which is"
+        f" less than {window} reads"
     )
 
 

@@ -227,9 +227,9 @@ def avg_pool(
     (kh, kw), (sh, sw), (top, left) = window.kernel_size, window.stride, window.padding
     bottom = (out_layout.height - 1) * sh - top + window.reach[0]
     right = (out_layout.width - 1) * sw - left + window.reach[1]
-    need = max(top, left, bottom - in_layout.height + 1, right - in_layout.width + 1)
-    if in_layout.pad < need:
-        raise ValueError(f"the input plane is padded by {in_layout.pad}, the pool reads {need}")
+    below, beside = bottom - in_layout.height + 1, right - in_layout.width + 1
+    if reason := in_layout.lacks(max(top, below), max(left, beside)):
+        raise ValueError(reason)
 
     def inside(first: Any, taps: int, size: int) -> Any:
         """Taps of a window that lie in the image."""
