@@ -55,6 +55,10 @@ MOUNTED: dict[str, tuple[str, str]] = {
         "tvm_pattern.posttrain.cli",
         "Prune a trained model by some pictures: no labels, no training.",
     ),
+    "evaluate": (
+        "tvm_pattern.evaluate_cli",
+        "Compare the accuracy of a network before pruning, after it and compiled.",
+    ),
     "quantize": (
         "tvm_pattern.quantization.cli",
         "Quantise a trained network to int8 by some pictures: no labels, no training.",

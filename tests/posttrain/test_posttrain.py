@@ -21,7 +21,7 @@ import tvm_pattern as tp
 from tvm_pattern.cli import app
 from tvm_pattern.posttrain import PosttrainError, calibration_batches, posttrain, run
 from tvm_pattern.pruning import ConfigError, OnnxNetwork, load_pruned, oneshot, recalibrate_bn
-from tvm_pattern.pruning.data import IMAGENET_MEAN, IMAGENET_STD, DataError
+from tvm_pattern.pruning.pictures import IMAGENET_MEAN, IMAGENET_STD, DataError
 
 
 def network(width: int = 16) -> nn.Sequential:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,6 +34,7 @@ from tvm_pattern.pruning.data import (
     read_cifar10,
 )
 from tvm_pattern.pruning.optimisation import distillation, learning_rate
+from tvm_pattern.pruning.pictures import read_picture
 from tvm_pattern.pruning.recipe import Recipe
 from tvm_pattern.pruning.train import CHECKPOINT, Trainer, TrainingDiverged
 
@@ -141,6 +145,82 @@ def test_gradients_are_clipped_as_long_as_they_are_too_large(folder, tmp_path):
         run.run()
         assert all((norm <= 1.001e-3) == bool(clip) for norm in norms)
         assert norms
+
+
+@pytest.fixture
+def torchvision_like(monkeypatch):
+    """Transforms with torchvision's names, whose mixing can be followed."""
+
+    class Half:
+        def __init__(self, *, alpha, num_classes):
+            self.alpha, self.num_classes = alpha, num_classes
+
+        def __call__(self, images, labels):
+            shares = nn.functional.one_hot(labels, self.num_classes).float()
+            return (images + images.roll(1, 0)) / 2, (shares + shares.roll(1, 0)) / 2
+
+    def choice(transforms):
+        return lambda *batch: transforms[int(torch.rand(()) < 0.5)](*batch)
+
+    v2 = SimpleNamespace(MixUp=Half, CutMix=Half, RandomChoice=choice)
+    transforms = SimpleNamespace(v2=v2)
+    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(transforms=transforms))
+    monkeypatch.setitem(sys.modules, "torchvision.transforms", transforms)
+
+
+def test_the_loss_is_that_of_mixed_pictures(folder, tmp_path, torchvision_like):
+    """Those that cannot be read are not mixed in, and have no share."""
+    run = trainer(folder, tmp_path, recipe(mixup=0.2, label_smoothing=0.1))
+    run.model.eval()
+    run.scaler = torch.amp.GradScaler("cpu", enabled=False)
+    images, labels = torch.randn(4, 3, 16, 16), torch.tensor([0, IGNORED, 1, 1])
+    kept = images[[0, 2, 3]]
+    log_p = torch.log_softmax(run.model((kept + kept.roll(1, 0)) / 2), 1)
+    shares = torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.0, 1.0]]) * 0.9 + 0.05
+    expected = -(shares * log_p).sum(1).mean()
+    torch.testing.assert_close(run._backward(images, labels), expected.detach())
+    none = run._backward(images, torch.full((4,), IGNORED))
+    assert float(none) == 0.0
+
+
+@pytest.mark.parametrize("kinds", [{"mixup": 0.2}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0}])
+def test_torchvision_mixes_and_a_resumed_run_mixes_alike(kinds, folder, tmp_path):
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(
+            f"pip install '.[trainers]' brings torchvision, whose transforms these are: {error}"
+        )
+    settings = recipe(epochs=3, lr=0.01, **kinds)
+    whole = trainer(folder, tmp_path / "a", settings)
+    whole.run()
+    plain = trainer(folder, tmp_path / "c", recipe(epochs=3, lr=0.01))
+    plain.run()
+    assert whole.epochs[0]["loss"] != plain.epochs[0]["loss"]
+    first = trainer(folder, tmp_path / "b", settings)
+    record, original = [], first._record
+
+    def stop_at_second(figures):
+        record.append(figures)
+        if len(record) == 2:
+            raise KeyboardInterrupt
+        original(figures)
+
+    first._record = stop_at_second
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    second = trainer(folder, tmp_path / "b", settings)
+    second.run()
+    assert whole.epochs == second.epochs
+
+
+def test_mixing_without_torchvision_says_what_to_install(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.setitem(sys.modules, "torchvision.transforms", None)
+    with pytest.raises(ConfigError, match="pip install torchvision of this torch, or leave"):
+        trainer(folder, tmp_path, recipe(cutmix=1.0))
+    with pytest.raises(ConfigError, match="mixup"):
+        recipe(mixup=-0.1)
 
 
 def test_top5_is_there_for_more_than_five_classes(tmp_path):
@@ -410,12 +490,17 @@ def test_bad_data_is_named(tmp_path, folder):
         (empty / part).mkdir()
     with pytest.raises(DataError, match="both need the same class folders"):
         open_data(str(empty))
-    for part in ("train", "val"):
-        (empty / part / "cat").mkdir()
+    for part, name in itertools.product(("train", "val"), ("cat", "dog")):
+        (empty / part / name).mkdir()
     with pytest.raises(DataError, match="has no images"):
         open_data(str(empty))
     (folder / "val/bird").mkdir()
     with pytest.raises(DataError, match="unknown"):
+        open_data(str(folder))
+    shutil.rmtree(folder / "val/bird")
+    for part in ("train", "val"):
+        shutil.rmtree(folder / part / "dog")
+    with pytest.raises(DataError, match="the one class cat; expected two at least"):
         open_data(str(folder))
     _cifar(tmp_path / "data_batch_1.bin", 2)
     with pytest.raises(DataError, match=r"test_batch\.bin: no such file"):
@@ -426,6 +511,24 @@ def test_bad_data_is_named(tmp_path, folder):
     _cifar(tmp_path / "test_batch.bin", 2, label=11)
     with pytest.raises(DataError, match="label 11"):
         open_data(str(tmp_path))
+
+
+def test_grey_pictures_are_warned_of(folder):
+    for number, path in enumerate((folder / "train").glob("*/*.png")):
+        with Image.open(path) as picture:
+            grey = picture.convert("L")
+        if number % 2:  # as most tools write them
+            grey = grey.convert("RGB")
+        grey.save(path)
+    with pytest.warns(UserWarning, match="12 of 12 pictures that were looked at are grey"):
+        open_data(str(folder))
+
+
+def test_pictures_of_sixteen_bits_are_left_out(tmp_path):
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(path)
+    with pytest.raises(DataError, match="more than 8 bits"):
+        read_picture(path, 8)
 
 
 def test_unreadable_items_are_ignored_by_label(folder):

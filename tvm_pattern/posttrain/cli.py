@@ -17,8 +17,8 @@ from ..atomic import write_file
 from ..locks import LockError, locked_folder
 from ..pruning.checkpoint import load_weights, save_pruned
 from ..pruning.cli import build_model
-from ..pruning.data import IMAGENET_MEAN, IMAGENET_STD
 from ..pruning.onnx_network import OnnxNetwork
+from ..pruning.pictures import IMAGENET_MEAN, IMAGENET_STD
 from ..terminal import is_quiet
 from .images import calibration_batches
 from .run import PosttrainReport, posttrain

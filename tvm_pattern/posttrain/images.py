@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from ..pruning.data import (
+from ..pruning.pictures import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    MEAN,
-    STD,
     SUFFIXES,
     DataError,
+    normalised,
     read_picture,
+    warn_of_grey,
 )
 
 
@@ -55,8 +55,7 @@ def calibration_batches(
     DataError
         If there is no readable picture, or a number is not usable.
     """
-    if len(mean) != 3 or len(std) != 3 or not all(s > 0 for s in std):
-        raise DataError(f"got mean={mean}, std={std}; expected three numbers each, std above 0")
+    normalised(torch.zeros(1, 3, 1, 1), mean, std)  # refused before anything is read
     if size < 1 or batch < 1 or limit < 1:
         raise DataError(f"got size={size}, batch={batch}, limit={limit}; expected at least 1 each")
     found = sorted(
@@ -82,8 +81,5 @@ def calibration_batches(
             f" ({broken[0]}{', ...' if len(broken) > 1 else ''})",
             stacklevel=2,
         )
-    wanted_mean, wanted_std = (torch.tensor(v)[:, None, None] for v in (mean, std))
-    images = torch.stack(pictures)
-    if (tuple(mean), tuple(std)) != (IMAGENET_MEAN, IMAGENET_STD):
-        images = images.mul_(STD).add_(MEAN).sub_(wanted_mean).div_(wanted_std)
-    return list(images.split(batch))
+    warn_of_grey(found, folder)
+    return list(normalised(torch.stack(pictures), mean, std).split(batch))

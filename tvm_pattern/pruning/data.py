@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,25 +16,27 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
+from .pictures import (
+    MEAN,
+    STD,
+    SUFFIXES,
+    DataError,
+    central_crop,
+    normalise,
+    open_picture,
+    warn_of_grey,
+)
+
 IGNORED = -1
 """Label of an image that cannot be read; the loss and the accuracy leave it out."""
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-MEAN = torch.tensor(IMAGENET_MEAN)[:, None, None]
-STD = torch.tensor(IMAGENET_STD)[:, None, None]
 _CIFAR_RECORD = 1 + 3 * 32 * 32
 
 Key = tuple[int, int]
 Item = tuple[torch.Tensor, int, int]
-
-
-class DataError(ValueError):
-    """A data set that is missing, empty or damaged."""
 
 
 def _generator(seed: int, key: Key) -> torch.Generator:
@@ -45,39 +47,6 @@ def _generator(seed: int, key: Key) -> torch.Generator:
 
 def _uniform(generator: torch.Generator, low: float, high: float) -> float:
     return low + (high - low) * float(torch.rand((), generator=generator))
-
-
-def _normalise(image: Image.Image) -> torch.Tensor:
-    pixels = torch.from_numpy(np.array(image, np.uint8)).permute(2, 0, 1).float().div_(255)
-    return pixels.sub_(MEAN).div_(STD)
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as raw:
-            return raw.convert("RGB")
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
-        raise DataError(f"{path} is no readable picture: {error}") from error
-
-
-def central_crop(image: Image.Image, size: int) -> Image.Image:
-    """The central square of 7/8 of the short side, as in the usual 256 / 224 evaluation."""
-    width, height = image.size
-    side = min(width, height) * 224 / 256
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
-
-
-def read_picture(path: Path, size: int) -> torch.Tensor:
-    """One picture as for evaluation: float32 ``[3, size, size]``, normalised.
-
-    Raises
-    ------
-    DataError
-        If it cannot be read.
-    """
-    return _normalise(central_crop(_open(path), size))
 
 
 class ImageFolder(Dataset[Item]):
@@ -103,6 +72,7 @@ class ImageFolder(Dataset[Item]):
             raise DataError(
                 f"{root} has no images; expected {root}/<class>/*.jpg (or {sorted(SUFFIXES)})"
             )
+        warn_of_grey(self.files, root)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -114,11 +84,11 @@ class ImageFolder(Dataset[Item]):
     def __getitem__(self, key: Key) -> Item:
         index = key[1]
         try:
-            image = _open(self.files[index])
+            image = open_picture(self.files[index])
         except DataError:
             return torch.zeros(3, self.size, self.size), IGNORED, index
         image = self._random_crop(image, key) if self.train else central_crop(image, self.size)
-        return _normalise(image), self.labels[index], index
+        return normalise(image), self.labels[index], index
 
     def _random_crop(self, image: Image.Image, key: Key) -> Image.Image:
         """Random area of 8 to 100 % and aspect 3/4 to 4/3, resized, mirrored half of the time."""
@@ -298,6 +268,11 @@ def open_data(source: str, *, image_size: int | None = None, seed: int = 0) -> D
             f"{train} has the classes {classes[:8]}, {validation} has unknown {unknown[:8]};"
             " both need the same class folders"
         )
+    if len(classes) == 1:
+        raise DataError(
+            f"{train} has the one class {classes[0]}; expected two at least: there is nothing to"
+            " tell apart"
+        )
     size = image_size or 224
     return DataSets(
         ImageFolder(train, classes, size, seed, train=True),
@@ -307,7 +282,48 @@ def open_data(source: str, *, image_size: int | None = None, seed: int = 0) -> D
     )
 
 
-def _useful_workers(workers: int) -> int:
+def open_validation(
+    source: str, *, image_size: int | None = None, classes: Sequence[str] | None = None
+) -> tuple[Dataset[Item], list[str]]:
+    """Pictures to evaluate on, and the classes in the order of a network's outputs.
+
+    Parameters
+    ----------
+    source : str
+        As for :func:`open_data`; a folder may also have ``val/`` alone, or the class folders.
+    image_size : int, optional
+        Height and width of the crops; 224 for folders, 32 for the digits.
+    classes : sequence of str, optional
+        Names of the class folders in the order of the outputs; sorted by default, which is right
+        only where the folder has every class that the network knows.
+
+    Raises
+    ------
+    DataError
+        If there are no pictures, or a folder is none of ``classes``.
+    """
+    root = Path(source)
+    if source == "digits" and not root.exists():
+        digits = _digits(image_size or 32, 0)
+        return digits.validation, digits.classes
+    if not root.is_dir():
+        raise DataError(f"{source}: no such folder; give an existing folder or 'digits'")
+    if (root / "test_batch.bin").is_file():
+        test = read_cifar10([root / "test_batch.bin"])
+        return ImageTensor(*test, train=False, mirror=False, seed=0), [str(i) for i in range(10)]
+    root = root / "val" if (root / "val").is_dir() else root
+    found = sorted(p.name for p in root.iterdir() if p.is_dir())
+    names = list(classes) if classes is not None else found
+    unknown = sorted(set(found) - set(names))
+    if not found or unknown:
+        raise DataError(
+            f"{root} has the class folders {found[:8]}; expected some of"
+            f" {names[:8] or 'the classes'}" + (f", got unknown {unknown[:8]}" if unknown else "")
+        )
+    return ImageFolder(root, names, image_size or 224, 0, train=False), names
+
+
+def useful_workers(workers: int) -> int:
     """At most one for each processor: torch warns of more, and they are of no use."""
     count = getattr(os, "sched_getaffinity", None)
     return min(workers, len(count(0)) if count else os.cpu_count() or 1)
@@ -321,7 +337,7 @@ def make_loader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
-        num_workers=_useful_workers(workers),
+        num_workers=useful_workers(workers),
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         # A last training batch of one image has no batch statistics.

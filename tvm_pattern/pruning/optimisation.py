@@ -1,14 +1,20 @@
-"""What a recipe's settings mean: optimizer, learning rate, distillation."""
+"""What a recipe's settings mean: optimizer, learning rate, distillation, mixed pictures."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .config import ConfigError
 from .recipe import Recipe, TrainSettings
+
+Mix = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""Pictures and classes ``[N]`` of a batch to mixed pictures and shares of classes
+``[N, num_classes]``."""
 
 
 def make_optimizer(model: nn.Module, train: TrainSettings) -> torch.optim.Optimizer:
@@ -53,3 +59,26 @@ def distillation(outputs: torch.Tensor, wanted: torch.Tensor, temperature: float
     log_p, log_q = (F.log_softmax(v.float() / temperature, 1) for v in (outputs, wanted))
     divergence = F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
     return divergence * temperature**2
+
+
+def make_mix(train: TrainSettings, num_classes: int) -> Mix | None:
+    """Mixup and cutmix of a recipe; None where it asks for neither.
+
+    Raises
+    ------
+    ConfigError
+        If torchvision, whose transforms these are, is not installed.
+    """
+    if not train.mixup and not train.cutmix:
+        return None
+    try:
+        from torchvision.transforms import v2
+    except (ImportError, RuntimeError) as error:  # the latter where it is of another torch
+        raise ConfigError(
+            f"mixup and cutmix are transforms of torchvision, which cannot be imported ({error});"
+            " pip install torchvision of this torch, or leave them out of the recipe"
+        ) from error
+    kinds = [(v2.MixUp, train.mixup), (v2.CutMix, train.cutmix)]
+    chosen = [kind(alpha=alpha, num_classes=num_classes) for kind, alpha in kinds if alpha]
+    mix: Mix = chosen[0] if len(chosen) == 1 else v2.RandomChoice(chosen)
+    return mix

@@ -44,6 +44,10 @@ class TrainSettings(BaseModel):
         Needs weights to start from.
     clip : float
         Largest norm of the gradient, all parameters together; 0 for no limit.
+    mixup, cutmix : float
+        Alpha of the Beta distribution that pictures and labels of a batch are mixed by (Zhang et
+        al., 2018), or by which one takes a rectangle of another (Yun et al., 2019); 0 for none.
+        With both, each batch draws one. By torchvision's transforms, which then is needed.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -65,6 +69,8 @@ class TrainSettings(BaseModel):
     distill: Fraction = 0.0
     temperature: Positive = 2.0
     clip: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    mixup: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    cutmix: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     amp: bool = False
     seed: int = 0
 

@@ -32,7 +32,7 @@ from .checkpoint import CheckpointError, load_training, save_pruned, save_traini
 from .data import IGNORED, DataError, DataSets, EpochSampler, make_loader
 from .ema import MaskedEma
 from .modules import clean_name
-from .optimisation import distillation, learning_rate, make_optimizer
+from .optimisation import distillation, learning_rate, make_mix, make_optimizer
 from .plots import save_plots
 from .pruner import Pruner
 from .recipe import Recipe
@@ -112,6 +112,7 @@ class Trainer:
         self.console = console or Console(quiet=not self.process.is_main)
         self.data = data
         self.model = model
+        self.mix = make_mix(recipe.train, len(data.classes))
         self.teacher = copy.deepcopy(model).eval() if recipe.train.distill else None
         # Baking may replace parameters, so the optimizer comes after the pruner.
         example = torch.zeros_like(data.train[0, 0][0])[None].to(device)
@@ -237,6 +238,10 @@ class Trainer:
     def _backward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         train = self.recipe.train
         kind = self.device.split(":")[0]
+        known = labels != IGNORED
+        if self.mix is not None and bool(known.any()):
+            images, labels = self.mix(images[known], labels[known])
+            known = known[known]
         with torch.autocast(kind, enabled=train.amp):
             outputs = self.wrapped(images)
             summed = F.cross_entropy(
@@ -246,7 +251,6 @@ class Trainer:
                 reduction="sum",
                 label_smoothing=train.label_smoothing,
             )
-        known = labels != IGNORED
         loss = summed / max(1, int(known.sum()))
         if self.teacher is not None:
             with torch.no_grad(), torch.autocast(kind, enabled=train.amp):
