@@ -7,7 +7,8 @@ an island back into Relax operators.
 ======================================================== ==========================
 found in                                                 becomes
 ======================================================== ==========================
-nn.relu, nn.relu6, nn.silu, sigmoid                      relu, relu6, silu, sigmoid
+nn.relu, nn.relu6, nn.silu, sigmoid, tanh                relu, relu6, silu, sigmoid, tanh
+nn.leakyrelu                                             leaky_relu, its slope as a bound
 clip, maximum / minimum with a constant (ONNX: call_tir) clip; (0, 6) relu6; (0, inf) relu
 x * sigmoid(x)                                           silu
 clip(a * x + b, lo, hi) * c that equals it               hardsigmoid
@@ -42,7 +43,7 @@ from .markers import Marker, parse
 INF = math.inf
 # Constants of exported models are float32 roundings of 1/6 and the like.
 TOLERANCE = 1e-6
-_RENAMED = {"relax.nn.silu": "silu", "relax.sigmoid": "sigmoid"}
+_RENAMED = {"relax.nn.silu": "silu", "relax.sigmoid": "sigmoid", "relax.tanh": "tanh"}
 _LIMITS = {"relax.nn.relu": (0.0, INF), "relax.nn.relu6": (0.0, 6.0)}
 
 
@@ -113,6 +114,9 @@ class _Recognizer:
         name = op_name(self.value[var])
         if name in _RENAMED:
             return activation_marker(self.value[var].args[0], _RENAMED[name])
+        if name == "relax.nn.leakyrelu":
+            slope = float(self.value[var].attrs.alpha)
+            return activation_marker(self.value[var].args[0], "leaky_relu", (slope, 0.0))
         return self.product(var)
 
     def clip_of(self, value: Expr) -> tuple[Expr, float, float] | None:

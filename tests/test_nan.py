@@ -37,7 +37,13 @@ TARGETS = {
         "mfloat-abi": "hard",
     },
 }
-BOUNDS = {"relu": (0.0, INF), "relu6": (0.0, 6.0), "clip": (-1.0, 2.0), "below": (-INF, 0.0)}
+BOUNDS = {
+    "leaky_relu": (0.1, 0.0),
+    "relu": (0.0, INF),
+    "relu6": (0.0, 6.0),
+    "clip": (-1.0, 2.0),
+    "below": (-INF, 0.0),
+}
 ACTIVATIONS = {
     "relu": F.relu,
     "relu6": F.relu6,
@@ -47,6 +53,8 @@ ACTIVATIONS = {
     "hardsigmoid": F.hardsigmoid,
     "silu": F.silu,
     "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "leaky_relu": lambda v: F.leaky_relu(v, 0.1),
 }
 
 

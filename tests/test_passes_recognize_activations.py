@@ -97,6 +97,8 @@ RECOGNIZED = {
         ("silu", (0.0, 0.0)),
     ),
     "sigmoid": (lambda b, x: relax.op.sigmoid(x), ("sigmoid", (0.0, 0.0))),
+    "tanh": (lambda b, x: relax.op.tanh(x), ("tanh", (0.0, 0.0))),
+    "leaky_relu": (lambda b, x: relax.op.nn.leakyrelu(x, 0.25), ("leaky_relu", (0.25, 0.0))),
     "hardsigmoid of torch": (torch_hardsigmoid, ("hardsigmoid", (0.0, 0.0))),
     "hardsigmoid of ONNX": (onnx_hardsigmoid, ("hardsigmoid", (0.0, 0.0))),
     "hardswish of torch": (torch_hardswish, ("hardswish", (0.0, 0.0))),

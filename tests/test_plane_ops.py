@@ -68,6 +68,8 @@ ACTIVATIONS = {
     "hardsigmoid": F.hardsigmoid,
     "silu": F.silu,
     "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "leaky_relu": lambda v: F.leaky_relu(v, -1.0),
 }
 
 
@@ -95,6 +97,19 @@ def test_exponential_range():
         got = run(func, planes(x, layout), out_shape=(1, 1, layout.size))
         want = planes(reference(torch.tensor(x)).numpy(), layout)
         np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-35)
+
+
+def test_tanh_of_small_and_large_values():
+    x = np.concatenate([np.geomspace(1e-30, 1e-2, 500), np.linspace(0.01, 30, 3501)])
+    x = np.concatenate([-x, x]).astype("float32").reshape(1, 1, 1, -1)
+    layout = PlaneLayout.make(1, x.size, 0)
+    func = plane_ops.elementwise(
+        1, 1, (layout,), layout, PlaneTarget("x86-avx512"), activation="tanh"
+    )
+    got = run(func, planes(x, layout), out_shape=(1, 1, layout.size))
+    want = planes(np.tanh(x.astype("float64")), layout)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    assert abs(got).max() <= 1
 
 
 def test_unknown_names():

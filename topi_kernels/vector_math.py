@@ -30,7 +30,36 @@ ROUNDING = 12582912.0
 # Taylor coefficients 1/k! for k = 7..0: on |r| <= ln 2 / 2 the remainder is below 1e-8.
 EXP_COEFFICIENTS = (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0)
 
-ACTIVATIONS = ("none", "relu", "relu6", "clip", "hardswish", "hardsigmoid", "silu", "sigmoid")
+# tanh as a quotient of polynomials of x**2, the odd one times x (Eigen's); beyond TANH_MAX it is 1.
+TANH_MAX = 7.90531110763549805
+TANH_TOP = (
+    -2.76076847742355e-16,
+    2.00018790482477e-13,
+    -8.60467152213735e-11,
+    5.12229709037114e-08,
+    1.48572235717979e-05,
+    6.37261928875436e-04,
+    4.89352455891786e-03,
+)
+TANH_BOTTOM = (
+    1.19825839466702e-06,
+    1.18534705686654e-04,
+    2.26843463243900e-03,
+    4.89352518554385e-03,
+)
+
+ACTIVATIONS = (
+    "none",
+    "relu",
+    "relu6",
+    "clip",
+    "hardswish",
+    "hardsigmoid",
+    "silu",
+    "sigmoid",
+    "tanh",
+    "leaky_relu",
+)
 
 
 def largest_power_of_two(value: int) -> int:
@@ -143,6 +172,20 @@ def vector_exp(x: Expr, lanes: int, *, nan_maximum: bool = False) -> Expr:
     return poly * T.reinterpret(floats, power)
 
 
+def vector_tanh(x: Expr, lanes: int, *, nan_maximum: bool = False) -> Expr:
+    """tanh(x) without a library call: relative error below 1e-6; NaN stays NaN."""
+
+    def horner(coefficients: Sequence[float], at: Expr) -> Expr:
+        value = broadcast(coefficients[0], lanes)
+        for coefficient in coefficients[1:]:
+            value = T.Bind(value * at + broadcast(coefficient, lanes))
+        return value
+
+    x = held(limited(x, lanes, -TANH_MAX, TANH_MAX, nan_maximum=nan_maximum), lanes)
+    square = held(x * x, lanes)
+    return x * horner(TANH_TOP, square) / horner(TANH_BOTTOM, square)
+
+
 def activate(
     x: Expr,
     activation: str,
@@ -156,7 +199,8 @@ def activate(
     Parameters
     ----------
     activation : str
-        One of :data:`ACTIVATIONS`; ``clip`` takes ``bounds``, either of which may be infinite.
+        One of :data:`ACTIVATIONS`; ``clip`` takes ``bounds``, either of which may be infinite, and
+        the first of them is the slope of ``leaky_relu`` below 0.
     nan_maximum : bool
         As of :func:`limited`.
 
@@ -182,4 +226,9 @@ def activate(
         x = T.Bind(x)
         bottom = const(1.0) + vector_exp(const(0.0) - x, lanes, nan_maximum=nan_maximum)
         return (x if activation == "silu" else const(1.0)) / bottom
+    if activation == "tanh":
+        return vector_tanh(x, lanes, nan_maximum=nan_maximum)
+    if activation == "leaky_relu":
+        x = held(x, lanes)
+        return T.Select(x > const(0.0), x, x * const(bounds[0]))
     raise ValueError(f"activation {activation!r} is unknown; expected one of {ACTIVATIONS}")

@@ -56,6 +56,8 @@ def outside(marker: Marker) -> Expr | None:
         "clip": lambda: relax.op.clip(x, low, high),
         "silu": lambda: relax.op.nn.silu(x),
         "sigmoid": lambda: relax.op.sigmoid(x),
+        "tanh": lambda: relax.op.tanh(x),
+        "leaky_relu": lambda: relax.op.nn.leakyrelu(x, low),
         "hardsigmoid": lambda: relax.op.divide(gate, six),
         "hardswish": lambda: relax.op.divide(relax.op.multiply(x, gate), six),
     }

@@ -111,6 +111,8 @@ def activated(
         one = constant(1.0, width)
         gate = one / (one + tirx.exp(zeros("float32", width) - wide))
         result = wide * gate if activation == "silu" else gate
+    elif activation == "tanh":
+        result = tirx.tanh(wide)
     else:
         result = activate(wide, activation, width, bounds)
     return converted(result, "float32", dtype, width)
