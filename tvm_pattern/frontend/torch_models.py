@@ -25,6 +25,7 @@ from .shared import (
 from .torch_arguments import UnsupportedOptionError, note_stored_tensors
 from .torch_checks import check_module, check_tensor, check_tensors
 from .torch_decompositions import decompositions
+from .torch_direct import taken_apart
 from .torch_operators import converters
 from .torch_refusals import check_operators, layer_path
 
@@ -140,7 +141,8 @@ def from_program(program: Any, *, checked: bool = False) -> ImportedModel:
     translated = converters()
     with quiet():
         plain = in_float32(program) if is_half else program
-        plain = plain.run_decompositions(decompositions(frozenset(translated)))
+        table = decompositions(frozenset(translated))
+        plain = taken_apart(plain) or plain.run_decompositions(table)
     note_stored_tensors(plain)
     check_operators(plain, {*ExportedProgramImporter().convert_map, *translated})
     try:
