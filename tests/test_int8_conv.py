@@ -117,6 +117,19 @@ def test_products_in_16_bits_do_not_saturate(isa: str, largest: int, sign: int) 
     assert 0 < extreme.expected().mean() < 255
 
 
+@pytest.mark.parametrize("isa", ["avx2", VBMI])
+@pytest.mark.parametrize("residual", [False, True])
+def test_results_far_outside_of_bytes(isa: str, residual: bool) -> None:
+    """Up to 10^9 steps of the result's scale: every byte is a limit, on the right side."""
+    case = int8_case(8, 8, (6, 6), residual=residual, low=-np.inf)
+    result = Quantisation(case.layer.result.scale * 1e-7, 128)
+    assert not case.plan(isa).workload.far
+    far = Int8Case(replace(case.layer, result=result), case.x, case.residual)
+    assert far.plan(isa).workload.far
+    assert {0, 255} <= set(np.unique(far.expected()).tolist())
+    far.check(isa)
+
+
 def test_threads() -> None:
     int8_case(4, 4, (12, 9)).check(VBMI, threads=2)
 

@@ -22,7 +22,7 @@ from tvm.tirx.script import builder as T
 from ...primfunc import primfunc_builder
 from .borders import fill_borders
 from .isa import DotIsa, isa_named
-from .requantise import ROUNDING, fma, rounded_bytes
+from .requantise import to_bytes
 from .tile_lines import Source, Tiling, tiling_of
 from .workload import Int8Config, Int8Workload
 
@@ -178,32 +178,9 @@ def _finish(
         added = None
         if workload.residual:
             added = _residual(tiling, isa, b, place, out_channel)
-        results = to_bytes(isa, acc[f], b.scale[slot], (b.limits, b.zero_points), added)
+        constants = (b.limits, b.zero_points)
+        results = to_bytes(isa, acc[f], b.scale[slot], constants, added, far=workload.far)
         tiling.store(b.out, place, out_channel, results)
-
-
-def to_bytes(
-    isa: DotIsa,
-    acc: list[Any],
-    scale: Any,
-    constants: tuple[Any, Any],
-    added: list[Any] | None = None,
-) -> list[Any]:
-    """The bytes of one filter's sums, vector by vector."""
-    lanes, (limits, zero_points) = isa.pixels, constants
-    bounds = (T.Bind(limits[0]), T.Bind(limits[1]))
-    zero_point = T.Bind(T.broadcast(T.Cast("uint8", zero_points[0]), lanes))
-    rounding = T.broadcast(T.float32(ROUNDING), lanes)
-    factor = T.Bind(T.broadcast(scale, lanes))
-    results = []
-    for vector, cell in enumerate(acc):
-        sums = T.Cast(f"float32x{lanes}", cell[T.ramp(0, 1, lanes)])
-        if added is None:
-            value = fma(sums, factor, rounding, lanes)
-        else:
-            value = fma(sums, factor, added[vector], lanes) + rounding
-        results.append(T.Bind(rounded_bytes(T.Bind(value), bounds, lanes) + zero_point))
-    return results
 
 
 def schedule_int8_conv(

@@ -13,8 +13,9 @@ from tvm.tirx.script import builder as T
 
 from ...primfunc import primfunc_builder
 from .borders import fill_plane_borders
-from .conv import start_sums, to_bytes
+from .conv import start_sums
 from .isa import isa_named
+from .requantise import to_bytes
 from .tile_lines import Source, tiling_of
 from .workload import Int8Config, Int8Workload
 
@@ -68,7 +69,7 @@ def schedule_int8_depthwise(
                 for vector, values in tiling.tuples(source, channel // multiplier, positions):
                     cell = acc[vector]
                     T.buffer_store(cell, isa.dot(cell[lanes], values, word), [lanes])
-            results = to_bytes(isa, acc, scale[channel], (limits, zero_points))
+            results = to_bytes(isa, acc, scale[channel], (limits, zero_points), far=w.far)
             tiling.store(out, place, channel, results)
 
         with T.sblock("root"), loop(0, w.batch * w.out_channels) as plane:

@@ -36,6 +36,9 @@ class DotIsa:
     by_lane : bool
         Whether a shuffle picks within each 16 bytes of a vector alone; ``table_bytes`` are then
         those of one such lane.
+    pack : callable, optional
+        Four vectors of int32 -> their bytes, limited to 0..255: of every 16 bytes of the result
+        four are those of one vector.
     """
 
     name: str
@@ -46,6 +49,7 @@ class DotIsa:
     flip: int = 0
     registers: int = 32
     by_lane: bool = False
+    pack: Callable[[list[Expression]], Expression] | None = None
 
     @property
     def vector_bytes(self) -> int:
@@ -119,6 +123,23 @@ def _dot_of_narrow(acc: Expression, values: Expression, weights: Expression) -> 
     return acc + _maddubs(values, weights, 1)
 
 
+def _pack(words: str, halves: str, lanes: int) -> Callable[[list[Expression]], Expression]:
+    """Two steps of saturation: 32 to 16 bits, signed, and 16 bits to unsigned bytes."""
+
+    def pack(vectors: list[Expression]) -> Expression:
+        first, second = (
+            T.Bind(tirx.call_llvm_pure_intrin(f"int16x{2 * lanes}", words, *vectors[i : i + 2]))
+            for i in (0, 2)
+        )
+        return T.Bind(tirx.call_llvm_pure_intrin(f"uint8x{4 * lanes}", halves, first, second))
+
+    return pack
+
+
+_pack_512 = _pack("llvm.x86.avx512.packssdw.512", "llvm.x86.avx512.packuswb.512", 16)
+_pack_256 = _pack("llvm.x86.avx2.packssdw", "llvm.x86.avx2.packuswb", 8)
+
+
 def _sdot(acc: Expression, values: Expression, weights: Expression) -> Expression:
     name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
     return tirx.call_llvm_pure_intrin("int32x4", name, acc, values, weights)
@@ -134,13 +155,14 @@ def _tbl(tables: list[Expression], picks: Expression) -> Expression:
 NARROW_PAIR = 128
 
 #: AVX-512 with VNNI and VBMI: a shuffle reaches all 64 bytes of a register, or 128 of two.
-VBMI = DotIsa("avx512-vnni", 16, (64, 128), _dpbusd(512), _vpermb)
+VBMI = DotIsa("avx512-vnni", 16, (64, 128), _dpbusd(512), _vpermb, pack=_pack_512)
 
+_LANES_OF_256: dict[str, Any] = {"registers": 16, "by_lane": True, "pack": _pack_256}
 #: The 256-bit form of VNNI; shuffles stay within 128 bits.
-AVX_VNNI = DotIsa("avx-vnni", 8, (16, 32), _dpbusd(256), _pshufb, registers=16, by_lane=True)
+AVX_VNNI = DotIsa("avx-vnni", 8, (16, 32), _dpbusd(256), _pshufb, **_LANES_OF_256)
 #: VPMADDUBSW adds pairs of products in 16 bits, with saturation that is never met.
-AVX2 = DotIsa("avx2", 8, (16, 32), _dot_of_halves, _pshufb, registers=16, by_lane=True)
-AVX2_NARROW = DotIsa("avx2-narrow", 8, (16, 32), _dot_of_narrow, _pshufb, 0, 16, by_lane=True)
+AVX2 = DotIsa("avx2", 8, (16, 32), _dot_of_halves, _pshufb, **_LANES_OF_256)
+AVX2_NARROW = DotIsa("avx2-narrow", 8, (16, 32), _dot_of_narrow, _pshufb, **_LANES_OF_256)
 #: SDOT multiplies signed bytes: 128 is taken off the activations and given back by the bias.
 DOTPROD = DotIsa("neon-dotprod", 4, (16, 32), _sdot, _tbl, flip=128, by_lane=True)
 

@@ -14,8 +14,8 @@ from .conv import schedule_int8_conv
 from .depthwise import schedule_int8_depthwise
 from .isa import DotIsa, for_weights, isa_named
 from .packing import PackedWeights, check_sums, chunk_words, pack, row_chunks
-from .quantisation import Quantisation, byte_limits
-from .requantise import ROUNDING
+from .quantisation import LEVELS, Quantisation, byte_limits
+from .requantise import FAR, ROUNDING
 from .tile_lines import tiling_of
 from .workload import (
     Int8Config,
@@ -79,6 +79,18 @@ class Int8Layer:
         if self.residual is None:
             return np.float32(0)
         return np.float32(self.residual.scale / self.result.scale)
+
+    def is_far(self, bias: np.ndarray) -> bool:
+        """Whether a result may be below ``-FAR``, in units of its scale, before it is limited.
+
+        Parameters
+        ----------
+        bias : numpy.ndarray
+            What the sums begin with.
+        """
+        flat = np.abs(self.weight.reshape(len(self.weight), -1).astype(np.int64))
+        reach = (flat.sum(axis=1) * LEVELS + np.abs(bias)) * self.factors()
+        return bool((reach + LEVELS * float(self.residual_factor()) >= FAR).any())
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,6 +226,7 @@ def _filed(
         isa=for_weights(isa_named(isa), packed.words).name,
         residual=layer.residual is not None,
         by_rows=by_rows,
+        far=layer.is_far(layer.folded_bias(isa_named(isa).flip)),
     )
     return workload, packed
 
@@ -290,6 +303,7 @@ def plan_int8_depthwise(
         count_dtype="uint8",
         isa=isa,
         by_rows=True,
+        far=layer.is_far(bias),
     )
     config = config or default_config(workload)
     picks = tiling_of(workload, config, isa_named(isa)).picks()

@@ -13,6 +13,7 @@ from ...layout import PlaneLayout
 from ...vector import shuffle
 from .isa import DotIsa
 from .lines import LANE, ROW_LOAD, LaneShape
+from .requantise import Bytes
 from .workload import RUNS, Int8Config, Int8Workload, pieces, shape_of_form, tiles_of
 
 Index = Any
@@ -65,7 +66,7 @@ class Tiling(Protocol):
     def load_rows(self, planes: Any, place: Place, channel: Index) -> list[Expression]:
         """Bytes of the tile's outputs in other planes, vector by vector."""
 
-    def store(self, out: Any, place: Place, channel: Index, values: list[Expression]) -> None:
+    def store(self, out: Any, place: Place, channel: Index, values: Bytes) -> None:
         """Write the bytes of every vector."""
 
 
@@ -210,14 +211,14 @@ class LineTiling:
             vectors.append(parts[0] if rows == 1 else shuffle(parts, order))
         return vectors
 
-    def store(self, out: Any, place: Place, channel: Index, values: list[Expression]) -> None:
+    def store(self, out: Any, place: Place, channel: Index, values: Bytes) -> None:
         layout = self.workload.out_layout
         *ys, x0 = place.starts
         for strip, y in enumerate(ys):
             for row in range(self._rows):
                 sources = self._row_sources(strip, row)
                 for start, width in pieces(self._cols):
-                    value = self._piece(values, sources[start : start + width])
+                    value = values.of(sources[start : start + width])
                     at = _ramp(layout.offset(y + row, x0 + start), width)
                     T.buffer_store(out, value, [place.batch, channel, at])
 
@@ -230,11 +231,6 @@ class LineTiling:
                 if of == strip and down + below == row and beside < self.step:
                     found[right + beside] = (vector, lane)
         return [found[col] for col in range(self._cols)]
-
-    def _piece(self, values: list[Expression], sources: list[tuple[int, int]]) -> Expression:
-        used = sorted({vector for vector, _ in sources})
-        lanes = [used.index(vector) * self.isa.pixels + lane for vector, lane in sources]
-        return shuffle([values[vector] for vector in used], lanes)
 
 
 class RunTiling:
@@ -319,14 +315,19 @@ class RunTiling:
             for v in range(self.vectors)
         ]
 
-    def store(self, out: Any, place: Place, channel: Index, values: list[Expression]) -> None:
+    def store(self, out: Any, place: Place, channel: Index, values: Bytes) -> None:
         layout, pixels = self.workload.out_layout, self.isa.pixels
-        count = min(pixels, layout.width) if self.strided else pixels
-        for vector, value in enumerate(values):
-            at = self._at(place, vector, layout, (1, 1))
-            for start, width in pieces(count):
-                part = value if width == pixels else shuffle([value], range(start, start + width))
-                T.buffer_store(out, part, [place.batch, channel, _ramp(at + start, width)])
+        # Parts of a run follow each other; those of rows are stored one by one.
+        together = 1 if self.strided else values.together
+        for first in range(0, self.vectors, together):
+            vectors = range(first, min(first + together, self.vectors))
+            at = self._at(place, first, layout, (1, 1))
+            count = min(pixels, layout.width) if self.strided else pixels * len(vectors)
+            lanes = [(vector, lane) for vector in vectors for lane in range(pixels)]
+            for start, width in pieces(count, self.isa.vector_bytes):
+                value = values.of(lanes[start : start + width])
+                index = _ramp(at + start, width)
+                T.buffer_store(out, value, [place.batch, channel, index])
 
 
 class WindowTiling(RunTiling):

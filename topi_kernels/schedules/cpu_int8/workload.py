@@ -46,6 +46,8 @@ class Int8Workload:
         Whether a tensor of bytes, which lies as the output, is added to the sums.
     by_rows : bool
         Whether chunks are neighbours of a row, read from the planes themselves.
+    far : bool
+        Whether results may be so far below zero that they have to be limited as float32.
     """
 
     batch: int
@@ -63,6 +65,7 @@ class Int8Workload:
     isa: str
     residual: bool = False
     by_rows: bool = False
+    far: bool = False
 
     @property
     def in_runs(self) -> bool:
