@@ -115,6 +115,18 @@ def test_what_has_to_be_traced_is_left_to_torch(name):
     assert taken_apart(exported(Function(OTHERS[name]))) is None
 
 
+def test_inputs_keep_names_of_python():
+    class Model(nn.Module):
+        def forward(self, input, max, relu):
+            return F.relu(input) * F.relu(max) + relu
+
+    image = torch.randn(1, 3, 4, 4)
+    program = torch.export.export(Model(), (image, image, image))
+    names = [p.name for p in relax_of(taken_apart(program))["main"].params]
+    assert names == ["input", "max", "relu"]
+    check_same(program)
+
+
 def test_overwriting_an_input_is_left_to_torch():
     class Model(nn.Module):
         def forward(self, x):

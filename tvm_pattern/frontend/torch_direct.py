@@ -46,9 +46,11 @@ def taken_apart(program: Any) -> Any | None:
     program : torch.export.ExportedProgram
         As ``torch.export.export`` gives it; it is not changed.
     """
+    from torch._export.verifier import SpecViolationError
+
     try:
         return _with_graph(program, *_Rewriter(program).run())
-    except _Other:
+    except (_Other, SpecViolationError):  # the latter: torch does not know the graph as a program
         return None
 
 
@@ -70,6 +72,8 @@ class _Rewriter:
         for node in self.nodes:
             if node.op == "placeholder":
                 self.new[node] = self.graph.node_copy(node)
+                # A new graph avoids Python's own names, such as `input`.
+                self.new[node].name = node.name
             elif node.op == "output":
                 self.graph.output(self.mapped(node.args[0]))
             elif node.op == "call_function" and node.target in rules:
