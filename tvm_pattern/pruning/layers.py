@@ -16,8 +16,15 @@ from topi_kernels.eligibility import fitting_group, why_dense
 from topi_kernels.pattern import PatternSet, builtin_pattern_set, dense_pattern
 
 from .carried import forget_assignment
-from .config import LINEAR_RATE, ConfigError, LibrarySpec, PatternConfig, Rule
+from .config import ConfigError, LibrarySpec, PatternConfig, Rule
 from .kernels import PLAIN, KernelView, kernel_shape, kernels_of, why_no_kernels
+from .layer_settings import (
+    LayerSettings,
+    apply_rules,
+    base_settings,
+    fitting_connectivity,
+    within_groups,
+)
 from .libraries import count_natural, extract_library, initial_library
 from .modules import (
     CONVOLUTIONS,
@@ -30,7 +37,7 @@ from .modules import (
     refuse_unusable_model,
     refuse_unusable_weight,
 )
-from .projection import Balance, kept_kernels
+from .projection import Balance, kept_kernels, kernel_grid
 from .sharing import Sharing
 from .weights import bake_layer, check_by_examples, recipe_of, refuse_computed, why_not_own
 
@@ -105,67 +112,6 @@ class SkippedLayer:
     tied_to: str = ""
 
 
-@dataclass(frozen=True)
-class _Settings:
-    library: str | LibrarySpec | PatternSet
-    connectivity: float
-    group: int
-    block: int
-    balance: Balance
-    sharing: Sharing
-    skip: bool = False
-    library_rule: Rule | None = None
-    reason: str = "a rule skips it"
-
-
-def _base_settings(config: PatternConfig, kind: str, *, is_first: bool) -> _Settings:
-    rates = {
-        "conv": config.connectivity,
-        "pointwise": config.connectivity_1x1,
-        "linear": config.connectivity_linear,
-    }
-    groups = {"depthwise": 1, "linear": config.group_linear}
-    settings = _Settings(
-        library=config.library,
-        connectivity=rates.get(kind, 1.0),
-        group=groups.get(kind, config.group),
-        block=config.block_1x1 if kind == "pointwise" else 1,
-        balance=config.balance,
-        # Blocks of neighbours: comparing thousands of filters pairwise would take minutes.
-        sharing="neighbours" if kind == "linear" else config.sharing,
-    )
-    if is_first and config.first == "skip":
-        return replace(settings, skip=True, reason="first convolution (first: skip)")
-    if is_first and config.first == "pattern":
-        return replace(settings, connectivity=1.0)
-    return settings
-
-
-def _apply_rules(settings: _Settings, rules: list[Rule]) -> _Settings:
-    for rule in rules:
-        given: dict[str, Any] = {
-            key: getattr(rule, key)
-            for key in ("library", "connectivity", "group", "block", "balance", "sharing", "skip")
-            if getattr(rule, key) is not None
-        }
-        if "library" in given:
-            given["library_rule"] = rule
-        if rule.type == "linear" and rule.connectivity is None and settings.connectivity == 1.0:
-            given["connectivity"] = LINEAR_RATE
-        if "skip" in given:
-            given["reason"] = f"rule {rule.describe()} skips it"
-        settings = replace(settings, **given)
-    return settings
-
-
-def _within_groups(conv: Layer, settings: _Settings) -> _Settings:
-    """Filters of different convolution groups see different inputs and share nothing."""
-    if isinstance(conv, nn.Linear) or conv.groups == 1 or settings.group == 1:
-        return settings
-    group = fitting_group(settings.group, kernel_shape(conv)[0] // conv.groups)
-    return replace(settings, group=group, sharing="neighbours")
-
-
 def considered_layers(model: nn.Module, config: PatternConfig) -> dict[str, Layer]:
     """The layers that a configuration speaks of: linear ones only where it names them.
 
@@ -211,7 +157,7 @@ def _matched_rules(layers: dict[str, Layer], config: PatternConfig) -> dict[str,
     return matched
 
 
-def _reason_to_skip(conv: Layer, settings: _Settings, frozen: str) -> str | None:
+def _reason_to_skip(conv: Layer, settings: LayerSettings, frozen: str) -> str | None:
     """Why a layer stays dense, or None when it is pruned."""
     if settings.skip:
         return settings.reason
@@ -233,7 +179,7 @@ def _reason_to_skip(conv: Layer, settings: _Settings, frozen: str) -> str | None
     return None
 
 
-def _reason_to_skip_linear(layer: nn.Linear, settings: _Settings) -> str | None:
+def _reason_to_skip_linear(layer: nn.Linear, settings: LayerSettings) -> str | None:
     if settings.connectivity == 1.0:
         return "linear layer kept dense (connectivity 1)"
     size = layer.in_features * layer.out_features
@@ -242,7 +188,7 @@ def _reason_to_skip_linear(layer: nn.Linear, settings: _Settings) -> str | None:
     return None
 
 
-def _library_of(name: str, conv: Layer, settings: _Settings) -> PatternSet | LibrarySpec | str:
+def _library_of(name: str, conv: Layer, settings: LayerSettings) -> PatternSet | LibrarySpec | str:
     """Library of a spatial layer; a str is the reason why there is none of its kernel size."""
     library = settings.library
     size = kernel_shape(conv)[2:]
@@ -281,10 +227,11 @@ class _Chosen:
     """A layer that is to be pruned, before its library is extracted."""
 
     name: str
-    settings: _Settings
+    settings: LayerSettings
     library: PatternSet | LibrarySpec
     bake: str
     notes: tuple[str, ...]
+    lowered_from: float | None = None
 
 
 def resolve_layers(
@@ -306,10 +253,10 @@ def resolve_layers(
     chosen: list[_Chosen] = []
     owners: dict[int, str] = {}
     for name, conv in convs.items():
-        settings = _apply_rules(
-            _base_settings(config, layer_kind(conv), is_first=name == first), matched[name]
+        settings = apply_rules(
+            base_settings(config, layer_kind(conv), is_first=name == first), matched[name]
         )
-        found = _resolve(name, conv, _within_groups(conv, settings), config.frozen)
+        found = _resolve(name, conv, within_groups(conv, settings), config.frozen)
         if isinstance(found, _Chosen) and conv._parameters.get("weight") is not None:
             owner = owners.setdefault(id(conv.weight), name)
             if owner != name:
@@ -322,6 +269,7 @@ def resolve_layers(
         reasons = "; ".join(f"{s.name}: {s.reason}" for s in skipped[:4])
         raise ConfigError(f"no layer is left to prune ({reasons}); relax the configuration")
     _check_weights(convs, chosen, skipped, owners)
+    _refuse_rate_of_no_layer(convs, chosen)
     return _finish(convs, chosen), skipped
 
 
@@ -358,7 +306,9 @@ def _skip(name: str, conv: Layer, reason: str, tied_to: str = "") -> SkippedLaye
     return SkippedLayer(name, layer_kind(conv), tuple(conv.weight.shape), reason, tied_to)
 
 
-def _resolve(name: str, conv: Layer, settings: _Settings, frozen: str) -> _Chosen | SkippedLayer:
+def _resolve(
+    name: str, conv: Layer, settings: LayerSettings, frozen: str
+) -> _Chosen | SkippedLayer:
     """What becomes of one layer."""
     reason = _reason_to_skip(conv, settings, frozen)
     if reason is not None:
@@ -393,7 +343,17 @@ def _resolve(name: str, conv: Layer, settings: _Settings, frozen: str) -> _Chose
     if bake:
         notes.append(f"{bake} baked into the weight")
     settings = replace(settings, group=group, block=block)
-    return _Chosen(name, settings, library, bake, tuple(notes))
+    asked, lowered_from = settings.connectivity, None
+    rate = fitting_connectivity(conv, settings)
+    if rate < asked:
+        lowered_from = asked
+        rows, columns = kernel_grid(*kernel_shape(conv)[:2], group, block)
+        allows = f"{rows} x {columns} kernel groups of the layer allow"
+        if rate == 1.0 and kind in ("pointwise", "linear"):
+            return _skip(name, conv, f"connectivity {asked:g} is more than {allows}")
+        notes.append(f"connectivity {asked:g} lowered to {rate:g}: {allows} no more")
+    settings = replace(settings, connectivity=rate)
+    return _Chosen(name, settings, library, bake, tuple(notes), lowered_from)
 
 
 def _fitting_block(name: str, kind: str, in_channels: int, block: int) -> int:
@@ -435,6 +395,33 @@ def _check_weights(
             )
 
 
+def _refuse_rate_of_no_layer(convs: dict[str, Layer], chosen: list[_Chosen]) -> None:
+    """A rate is lowered for the small layers of a network; one that none of a kind can have is not
+    what was meant."""
+    lowered: dict[str, tuple[_Chosen, float]] = {}
+    reached = set()
+    for layer in chosen:
+        kind = layer_kind(convs[layer.name])
+        if layer.lowered_from is not None:
+            lowered.setdefault(kind, (layer, layer.lowered_from))
+        elif layer.settings.connectivity > 1.0:
+            reached.add(kind)
+    for kind, (layer, asked) in lowered.items():
+        if kind not in reached:
+            settings = replace(layer.settings, connectivity=asked)
+            _kept_kernels(layer.name, convs[layer.name], settings)
+
+
+def _kept_kernels(name: str, conv: Layer, settings: LayerSettings) -> int:
+    """Kernels that a layer keeps; a rate that it cannot have is refused with its name."""
+    out_channels, in_channels = kernel_shape(conv)[:2]
+    rate, group, block = settings.connectivity, settings.group, settings.block
+    try:
+        return kept_kernels(out_channels, in_channels, rate, group, settings.balance, block)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
 def _finish(
     convs: dict[str, Layer],
     chosen: list[_Chosen],
@@ -456,25 +443,13 @@ def _finish(
         spec = None
         if isinstance(library, LibrarySpec):
             spec, library = library, extracted[library, kernel_shape(conv)[2:]]
-        out_channels, in_channels, kh, kw = kernel_shape(conv)
-        try:
-            kept = kept_kernels(
-                out_channels,
-                in_channels,
-                settings.connectivity,
-                settings.group,
-                settings.balance,
-                settings.block,
-            )
-        except ValueError as error:
-            raise ConfigError(f"{name}: {error}") from error
         plans.append(
             LayerPlan(
                 name=name,
                 kind=layer_kind(conv),
-                shape=(out_channels, in_channels, kh, kw),
+                shape=kernel_shape(conv),
                 pattern_set=library,
-                kept=kept,
+                kept=_kept_kernels(name, conv, settings),
                 connectivity=settings.connectivity,
                 group=settings.group,
                 balance=settings.balance,

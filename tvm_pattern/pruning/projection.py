@@ -39,6 +39,25 @@ def pattern_masks(pattern_set: PatternSet, device: torch.device | str = "cpu") -
     return torch.from_numpy(pattern_set.masks).to(device)
 
 
+def kernel_grid(
+    out_channels: int, in_channels: int, group: int = 1, block: int = 1
+) -> tuple[int, int]:
+    """Rows and columns of kernels that survive or fall together: ``(O / group, I / block)``."""
+    return out_channels // group, in_channels // block
+
+
+def largest_connectivity(
+    out_channels: int,
+    in_channels: int,
+    group: int = 1,
+    balance: Balance = "layer",
+    block: int = 1,
+) -> float:
+    """The highest connectivity rate of a layer: one kernel group stays, or one of each filter."""
+    rows, columns = kernel_grid(out_channels, in_channels, group, block)
+    return float(columns if balance == "filter" else rows * columns)
+
+
 def kept_kernels(
     out_channels: int,
     in_channels: int,
@@ -82,10 +101,8 @@ def kept_kernels(
             f"block {block} does not divide the {in_channels} in_channels; use a divisor of"
             f" {in_channels} or 1"
         )
-    rows = out_channels // group
-    columns = in_channels // block
-    units = rows * columns
-    largest = float(columns if balance == "filter" else units)
+    rows, columns = kernel_grid(out_channels, in_channels, group, block)
+    largest = largest_connectivity(out_channels, in_channels, group, balance, block)
     if connectivity > largest:
         each = "filter" if balance == "filter" else "layer"
         raise ValueError(
@@ -93,7 +110,7 @@ def kept_kernels(
             f" (at most {largest:g}, one kernel group per {each}); lower the rate or skip the layer"
         )
     least = rows if balance == "filter" else 1
-    return group * block * max(least, round(units / connectivity))
+    return group * block * max(least, round(rows * columns / connectivity))
 
 
 def _energy(weight: torch.Tensor, group: int, order: torch.Tensor | None = None) -> torch.Tensor:
