@@ -9,15 +9,11 @@ in the same turns.
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import importlib.util
 import json
-import statistics
-import subprocess
-import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,47 +30,15 @@ from topi_kernels.structure import Structure
 from tvm_pattern.atomic import write_file
 
 from . import device as device_info
+from .dot_peak import DotPeak
 from .harness import OURS, Budget, Contender, Row, Selection, interleave
 from .session import JsonOption, OnlyOption, QuickOption, run_main
 from .workloads import LayerSpec, load_workloads, sparse_weights
 
 LAYERS = ("56x56x256", "28x28x512", "14x14x256", "14x14x512", "56x56x64")
 GROUPS = (1, 2, 4)
+RESULTS = Path("benchmarks/results/int8_layers.json")
 SOURCE, RESULT = Quantisation(0.02, 7), Quantisation(0.2, 5)
-ROUNDS = 200_000
-
-
-class DotPeak:
-    """Compiles the loop of dot products for this machine and collects samples.
-
-    Raises
-    ------
-    RuntimeError
-        If the compiler fails.
-    """
-
-    def __init__(self) -> None:
-        source = Path(__file__).with_name("dot_peak.c")
-        with tempfile.TemporaryDirectory() as folder:
-            library = Path(folder) / "dot_peak.so"
-            command = ["gcc", "-O2", "-march=native", "-shared", "-fPIC", str(source)]
-            command += ["-o", str(library)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise RuntimeError(f"gcc failed on {source.name}: {done.stderr}")
-            self._gops = ctypes.CDLL(str(library)).dot_gops
-        self._gops.restype, self._gops.argtypes = ctypes.c_double, [ctypes.c_long]
-        self.samples: list[float] = []
-
-    def sample(self) -> float:
-        """Take one sample and keep it."""
-        self.samples.append(self._gops(ROUNDS))
-        return self.samples[-1]
-
-    @property
-    def gops(self) -> float:
-        """Median of the samples, 10^9 operations a second."""
-        return statistics.median(self.samples or [self.sample()])
 
 
 def layer_of(spec: LayerSpec, group: int | None) -> Int8Layer:
@@ -186,20 +150,20 @@ def rows_of(spec: LayerSpec, select: Selection, budget: Budget, peak: DotPeak) -
             flops = round(dense * share)
             note = str(ours.plan.config)
             contenders.append(
-                Contender(spec.name, OURS, None, dense, flops, 1 - share, group, note=note)
+                Contender(spec.name, OURS, None, dense, flops, 1 - share, group, None, note, "int8")
             )
             calls[f"{OURS}/{group}"] = ours.run
     x = np.random.default_rng(1).integers(0, 256, (1, spec.in_channels, *spec.size), np.uint8)
     model = qdq_model(spec, layer_of(spec, None))
     for name in PEERS:
         if select(spec.name, name) and importlib.util.find_spec(name):
-            contenders.append(Contender(spec.name, name, None, dense, dense))
+            contenders.append(Contender(spec.name, name, None, dense, dense, dtype="int8"))
             calls[name] = peer(name, model, x)
     timings = interleave(calls, budget, each_round=peak.sample)
     rows = []
     for contender, timing in zip(contenders, timings.values(), strict=True):
         contender.samples_ms, contender.busy = timing.samples_ms, timing.busy
-        rows.append(replace(contender.row(1, peak.gops), dtype="int8"))
+        rows.append(contender.row(1, peak.gflops))
     return rows
 
 
@@ -213,7 +177,7 @@ def _line(row: Row, peak: float) -> str:
 
 
 def main(
-    json_path: JsonOption = Path("benchmarks/results/int8_layers.json"),
+    json_path: JsonOption = RESULTS,
     quick: QuickOption = False,
     only: OnlyOption = None,
 ) -> None:
@@ -233,10 +197,10 @@ def main(
         measured = rows_of(spec, select, budget, peak)
         rows += measured
         for row in measured:
-            console.print(_line(row, peak.gops), highlight=False)
+            console.print(_line(row, peak.gflops), highlight=False)
         result = {
             "device": device_info.describe(1, cores, {}),
-            "dot_peak_gops": peak.gops,
+            "dot_peak_gops": peak.gflops,
             "unavailable": missing,
             "rows": [row.as_dict() for row in rows],
         }

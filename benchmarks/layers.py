@@ -1,6 +1,7 @@
 """Single convolutions: ours at several groups and dense, against dense peers.
 
-Run as ``python -m benchmarks.layers --json FILE``.
+Run as ``python -m benchmarks.layers --json FILE``; ``--dtype int8`` is
+:mod:`benchmarks.int8_layers`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from . import int8_layers
 from .harness import OURS, Contender
 from .ours import LayerEngine
 from .session import (
     CoresOption,
-    JsonOption,
+    DtypeOption,
+    JsonByDtypeOption,
     OnlyOption,
     QuickOption,
     SecondsOption,
@@ -59,21 +62,29 @@ def our_contenders(session: Session, spec: LayerSpec, example: torch.Tensor) -> 
 
 
 def main(
-    json_path: JsonOption = Path("benchmarks/results/layers.json"),
+    json_path: JsonByDtypeOption = None,
     quick: QuickOption = False,
     threads: ThreadsOption = 1,
     only: OnlyOption = None,
     cores: CoresOption = None,
     seconds: SecondsOption = None,
+    dtype: DtypeOption = "float32",
 ) -> None:
     """Time single convolutions, ours and the peers', interleaved."""
+    if dtype == "int8":
+        if threads != 1 or cores or seconds:
+            raise ValueError(
+                "layers of bytes are timed on one thread; give --json, --quick, --only"
+            )
+        int8_layers.main(json_path or int8_layers.RESULTS, quick, only)
+        return
     session = Session.start(
         "Layers: convolution, bias, ReLU",
         threads=threads,
         cores=cores,
         only=only,
         budget=budget_of(quick, seconds, DEFAULT_SECONDS),
-        json_path=json_path,
+        json_path=json_path or Path("benchmarks/results/layers.json"),
     )
     layers, _ = load_workloads()
     with session.workloads([spec.name for spec in layers]) as begin:

@@ -1,6 +1,7 @@
 """Whole networks: ours pruned and dense, against dense peers.
 
-Run as ``python -m benchmarks.networks --json FILE``.
+Run as ``python -m benchmarks.networks --json FILE``; ``--dtype int8`` quantises the networks and
+hands the peers that read them ONNX files of QDQ pairs.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from . import int8_networks
 from .harness import OURS, Contender
 from .ours import NetworkEngine, pruned
 from .session import (
     CoresOption,
-    JsonOption,
+    DtypeOption,
+    JsonByDtypeOption,
     OnlyOption,
     QuickOption,
     SecondsOption,
@@ -56,27 +59,33 @@ def our_contenders(
 
 
 def main(
-    json_path: JsonOption = Path("benchmarks/results/networks.json"),
+    json_path: JsonByDtypeOption = None,
     quick: QuickOption = False,
     threads: ThreadsOption = 1,
     only: OnlyOption = None,
     cores: CoresOption = None,
     seconds: SecondsOption = None,
+    dtype: DtypeOption = "float32",
 ) -> None:
     """Time whole networks, ours and the peers', interleaved."""
+    wanted = f"benchmarks/results/networks{'' if dtype == 'float32' else '_int8'}.json"
     session = Session.start(
         "Networks",
         threads=threads,
         cores=cores,
         only=only,
         budget=budget_of(quick, seconds, DEFAULT_SECONDS),
-        json_path=json_path,
+        json_path=json_path or Path(wanted),
+        dtype=dtype,
     )
-    _, networks = load_workloads()
+    networks = [n for n in load_workloads()[1] if (n.groups_int8 if dtype == "int8" else n.groups)]
     with session.workloads([spec.name for spec in networks]) as begin:
         for spec in networks:
             folder = begin(spec.name)
             model, example = spec.build(), spec.example()
+            if dtype == "int8":
+                session.run(int8_networks.contenders(session, spec, model, example, folder))
+                continue
             flops, _, _ = network_flops(model, example)
             contenders = session.add_peers(spec.name, model, example, folder, flops)
             contenders += our_contenders(session, spec, model, example)

@@ -137,9 +137,9 @@ class NetworkEngine:
 
     @classmethod
     def build(
-        cls, model: nn.Module, example: torch.Tensor, num_threads: int, target: str = TARGET
+        cls, model: Any, example: torch.Tensor, num_threads: int, target: str = TARGET
     ) -> NetworkEngine:
-        """Compile ``model`` for ``target``."""
+        """Compile ``model``, a module or a quantised one, for ``target``."""
         # The harness holds every engine's output against torch itself.
         library = tvm_pattern.compile(
             model, (example,), target=target, num_threads=num_threads, verify=False
@@ -153,8 +153,11 @@ class NetworkEngine:
         return self._output
 
 
-def pruned(model: nn.Module, spec: NetworkSpec, group: int) -> nn.Module:
-    """A copy of ``model``, pruned in one shot to the sparsity of ``spec``."""
+def pruned(model: nn.Module, spec: NetworkSpec, group: int, block_1x1: int = 1) -> nn.Module:
+    """A copy of ``model``, pruned in one shot to the sparsity of ``spec``.
+
+    1x1 kernels are kept or removed ``block_1x1`` in_channels together.
+    """
     model = copy.deepcopy(model)
     tvm_pattern.pruning.oneshot(
         model,
@@ -162,5 +165,6 @@ def pruned(model: nn.Module, spec: NetworkSpec, group: int) -> nn.Module:
         connectivity_1x1=spec.connectivity_1x1,
         connectivity_linear=spec.connectivity_linear,
         group=group,
+        block_1x1=block_1x1,
     )
     return model

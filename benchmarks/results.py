@@ -25,6 +25,11 @@ def variant_name(row: Row) -> str:
     return f"{OURS} dense" if row.group is None else f"{OURS} F={row.group}"
 
 
+def peak_name(dtype: str) -> str:
+    """What result files call the peak that rates of a dtype are parts of."""
+    return "dot_peak_gops" if dtype == "int8" else "fma_peak_gflops"
+
+
 def _replace(path: Path, text: str) -> None:
     """Write so that a reader, or a crash, never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +42,7 @@ def write_json(path: Path, device: dict[str, Any], peak: float, rows: Sequence[R
     """The result file; its format is in ``benchmarks/README.md``."""
     data = {
         "device": device,
-        "fma_peak_gflops": round(peak, 2),
+        peak_name(rows[0].dtype if rows else "float32"): round(peak, 2),
         "rows": [row.as_dict() for row in rows],
     }
     _replace(path, json.dumps(data, indent=1) + "\n")
@@ -45,7 +50,8 @@ def write_json(path: Path, device: dict[str, Any], peak: float, rows: Sequence[R
 
 def write_samples(path: Path, contenders: Sequence[Contender], peak: Sequence[float]) -> None:
     """Every sample in the order taken, one JSON line per engine and workload."""
-    lines = [json.dumps({"fma_peak_gflops": [round(v, 2) for v in peak]})]
+    name = peak_name(contenders[0].dtype if contenders else "float32")
+    lines = [json.dumps({name: [round(v, 2) for v in peak]})]
     lines += [
         json.dumps(
             {
@@ -82,12 +88,14 @@ def _speedup(row: Row, rows: Sequence[Row]) -> str:
 
 def markdown(title: str, device: dict[str, Any], peak: float, rows: Sequence[Row]) -> str:
     """The table people read; both FLOP counters carry their label."""
+    dtype = rows[0].dtype if rows else "float32"
+    of_what = "Peak of the dot products of bytes" if dtype == "int8" else "FMA peak"
     out = [
         f"# {title}",
         "",
         f"{device['cpu']}, {device['threads']} thread(s) on core(s) {device['pinned_to']},"
-        f" float32, batch 1, {device['date']}. FMA peak of one core, measured in the same run:"
-        f" {peak:.1f} GFLOP/s.",
+        f" {dtype}, batch 1, {device['date']}. {of_what} of one core, measured in the same run:"
+        f" {peak:.1f} {'GOP/s' if dtype == 'int8' else 'GFLOP/s'}.",
         "",
         f"Command: `{device['command']}`. Engines: "
         + ", ".join(f"{k} {v}" for k, v in sorted(device["engines"].items()))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import nn
 
 from . import device as device_info
 from .device import package_version
+from .dot_peak import DotPeak
 from .harness import OURS, Budget, Contender, Row, Selection, measure
 from .peak import PeakMeter
 from .peers import PEERS
@@ -37,8 +38,14 @@ OnlyOption = Annotated[
 JsonOption = Annotated[
     Path, typer.Option("--json", help="Result file; .md, .png and .samples.jsonl go beside it.")
 ]
+JsonByDtypeOption = Annotated[
+    Path | None, typer.Option("--json", help="Result file; default: one for each dtype.")
+]
 CoresOption = Annotated[
     str | None, typer.Option("--cores", help="Cores to run on, e.g. 2,3; default: the last ones.")
+]
+DtypeOption = Annotated[
+    Literal["float32", "int8"], typer.Option("--dtype", help="What layers are computed in.")
 ]
 SecondsOption = Annotated[
     float | None, typer.Option("--seconds", min=0.1, help="Seconds per workload, all engines.")
@@ -55,7 +62,8 @@ class Session:
     select: Selection
     budget: Budget
     json_path: Path
-    peak: PeakMeter
+    peak: PeakMeter | DotPeak
+    dtype: str = "float32"
     console: Console = field(default_factory=lambda: Console(stderr=True))
     contenders: list[Contender] = field(default_factory=list)
 
@@ -69,6 +77,7 @@ class Session:
         only: str | None,
         budget: Budget,
         json_path: Path,
+        dtype: str = "float32",
     ) -> Session:
         """Pin the process and measure a first peak sample.
 
@@ -84,7 +93,8 @@ class Session:
         select = Selection(only)
         pinned = device_info.pin(threads, wanted)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        return cls(title, threads, pinned, select, budget, json_path, PeakMeter())
+        peak = DotPeak() if dtype == "int8" else PeakMeter()
+        return cls(title, threads, pinned, select, budget, json_path, peak, dtype)
 
     def add_peers(
         self, workload: str, model: nn.Module, example: torch.Tensor, folder: Path, flops: int
@@ -104,6 +114,31 @@ class Session:
                     contender.runner = peer.build(model, example, self.threads, folder)
                 except REFUSALS as error:
                     reason = f"cannot build: {_one_line(error)}"
+            contender.note = "" if reason is None else f"unavailable: {reason}"
+            contenders.append(contender)
+        return contenders
+
+    def add_int8_peers(
+        self,
+        workload: str,
+        path: Path,
+        example: torch.Tensor,
+        reference: np.ndarray,
+        flops: int,
+    ) -> list[Contender]:
+        """Every selected peer that reads networks of bytes, on a QDQ file."""
+        contenders = []
+        for peer in PEERS:
+            if not peer.reads_qdq or not self.select(workload, peer.name):
+                continue
+            contender = Contender(workload, peer.name, None, flops, flops, dtype="int8")
+            contender.reference = reference
+            reason = peer.unavailable()
+            if reason is None:
+                try:
+                    contender.runner = peer.open(path, example, self.threads)
+                except REFUSALS as error:
+                    reason = f"cannot read: {_one_line(error)}"
             contender.note = "" if reason is None else f"unavailable: {reason}"
             contenders.append(contender)
         return contenders
@@ -138,10 +173,12 @@ class Session:
         engines = {p.name: p.version() for p in PEERS}
         engines[OURS] = package_version("tvm-pattern") or "from the source tree"
         device = device_info.describe(self.threads, self.cores, engines)
-        device["fma_peak_p10_p90"] = [
+        device["peak_p10_p90" if self.dtype == "int8" else "fma_peak_p10_p90"] = [
             round(float(v), 2) for v in np.percentile(self.peak.samples, (10, 90))
         ]
-        device["fma_peak_samples"] = len(self.peak.samples)
+        device["peak_samples" if self.dtype == "int8" else "fma_peak_samples"] = len(
+            self.peak.samples
+        )
         written = write_all(self.json_path, self.title, device, self.peak.gflops, self.rows())
         log = self.json_path.with_suffix(".samples.jsonl")
         write_samples(log, self.contenders, self.peak.samples)

@@ -90,6 +90,8 @@ class NetworkSpec:
     connectivity_1x1: float = 1.0
     connectivity_linear: float = 1.0
     part: str = ""
+    #: Groups in which it is pruned and quantised to bytes; empty where only float32 is measured.
+    groups_int8: tuple[int, ...] = ()
 
     def build(self) -> nn.Module:
         """The dense network; the same random weights at every call."""

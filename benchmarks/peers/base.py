@@ -14,7 +14,7 @@ from ..harness import Runner
 
 
 class Peer(ABC):
-    """An inference engine on the CPU, float32.
+    """An inference engine on the CPU, float32; some read networks of bytes too.
 
     ``name`` is the engine in results, ``packages`` the distributions it needs (the first one's
     version is reported) and ``modules`` what they are imported as.
@@ -23,6 +23,8 @@ class Peer(ABC):
     name: str
     packages: tuple[str, ...]
     modules: tuple[str, ...]
+    #: Whether :meth:`open` reads networks of bytes.
+    reads_qdq = False
 
     def version(self) -> str:
         return package_version(self.packages[0]) or "not installed"
@@ -47,6 +49,16 @@ class Peer(ABC):
         RuntimeError, ValueError, OSError, subprocess.SubprocessError
             If the engine refuses the model; the result file then says so.
         """
+
+    def open(self, path: Path, example: torch.Tensor, threads: int) -> Runner:
+        """Read an ONNX file with the input ``example``, of floats or of QDQ pairs.
+
+        Raises
+        ------
+        ValueError
+            If the engine reads no such files.
+        """
+        raise ValueError(f"{self.name} reads no networks of bytes here")
 
 
 def export_onnx(model: nn.Module, example: torch.Tensor, folder: Path) -> Path:

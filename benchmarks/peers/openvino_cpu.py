@@ -1,4 +1,4 @@
-"""OpenVINO's CPU plugin, float32, one stream."""
+"""OpenVINO's CPU plugin, one stream."""
 
 from __future__ import annotations
 
@@ -28,14 +28,18 @@ class OpenVino(Peer):
     name = "openvino"
     packages = ("openvino", "onnx")
     modules = ("openvino", "onnx")
+    reads_qdq = True
 
     def build(
         self, model: nn.Module, example: torch.Tensor, threads: int, folder: Path
     ) -> _OpenVinoRunner:
+        return self.open(export_onnx(model, example, folder), example, threads)
+
+    def open(self, path: Path, example: torch.Tensor, threads: int) -> _OpenVinoRunner:
         openvino = importlib.import_module("openvino")
         core = openvino.Core()
         compiled = core.compile_model(
-            core.read_model(str(export_onnx(model, example, folder))),
+            core.read_model(str(path)),
             "CPU",
             {
                 "INFERENCE_NUM_THREADS": threads,
