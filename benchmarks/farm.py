@@ -29,6 +29,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -51,8 +52,10 @@ from tvm_pattern.rpc.listener import Listener, bind
 from tvm_pattern.rpc.registration import Registration
 from tvm_pattern.rpc.server import free_port, run_tracker
 from tvm_pattern.tuning.environment import device_name
-from tvm_pattern.tuning.measure import Measurement, MeasureOptions, Measurer
-from tvm_pattern.tuning.space import Space
+from tvm_pattern.tuning.measure import MeasureOptions, Measurer
+from tvm_pattern.tuning.records import TuningLog
+from tvm_pattern.tuning.session import Search, TuneOptions
+from tvm_pattern.tuning.tasks import WeightedTask
 
 from .tuning_table import task_of
 from .workloads import load_workloads
@@ -302,35 +305,33 @@ class RecordedBuilder(Measurer):
         super().__init__(*arguments)
         self._built: dict[str, bytes] = {}
 
-    def _build(self, functions: Sequence[Any]) -> list[Any]:
-        outcomes: list[Any] = []
-        for number, function in enumerate(functions):
-            kind = str([info.as_json() for info in ArgInfo.from_prim_func(function)])
-            if kind not in self._built:
-                (path,) = super()._build([function])
-                if isinstance(path, Measurement):
-                    raise RuntimeError(f"the builder failed: {path.error}")
-                self._built[kind] = Path(path).read_bytes()
-            path = self.folder / f"recorded-{time.monotonic_ns()}-{number}.so"
-            path.write_bytes(self._built[kind])
-            outcomes.append(str(path))
-        return outcomes
+    def _build(self, function: Any) -> Future:
+        kind = str([info.as_json() for info in ArgInfo.from_prim_func(function)])
+        if kind not in self._built:
+            path = super()._build(function).result()
+            self._built[kind] = Path(path).read_bytes()
+        copy = self.folder / f"recorded-{time.monotonic_ns()}.so"
+        copy.write_bytes(self._built[kind])
+        future: Future = Future()
+        future.set_result(str(copy))
+        return future
 
 
 def tune(farm: Farm, job: Job, wanted: int, _library: Path) -> Outcome:
-    """Measure one batch of the tuner."""
+    """One search over one layer."""
     target = resolve("pattern/native")
     spec = next(s for s in load_workloads()[0] if s.name == LAYER)
     task, weight = task_of(spec, 1, DEVICES.of(target).name)
-    configs = Space(task, {}).configs
-    chosen = [configs[n % len(configs)] for n in range(wanted)]
-    options = MeasureOptions(
+    measure = MeasureOptions(
         tracker=farm.client.address, key=KEY, repeat=3, run_timeout=job.timeout
     )
-    with RecordedBuilder(target, 1, options) as measurer:
-        outcomes = measurer.measure(task, weight, chosen)
-    good = [1e3 * float(np.median(o.times)) for o in outcomes if o.error_kind == "ok"]
-    return Outcome(good, [o.error_kind for o in outcomes if o.error_kind != "ok"])
+    log = TuningLog(farm.folder / "log.jsonl")
+    options = TuneOptions(trials=wanted, early_stop=None, measure=measure)
+    with RecordedBuilder(target, 1, measure) as measurer:
+        Search([WeightedTask(task, weight, [LAYER])], target, log, options).run(measurer)
+    records = log.records()
+    good = [1e3 * float(np.median(r.times)) for r in records if r.ok]
+    return Outcome(good, [r.error_kind for r in records if not r.ok])
 
 
 def bottleneck(busy: float, client: float, servers: float, cores: int) -> str:

@@ -141,15 +141,35 @@ class _Term:
 
     def __init__(self, lines: set[_Line], start: float, seconds: float) -> None:
         self._lines = lines
-        if seconds:
-            for line in lines:
-                line.limit(seconds + GRACE)
-        self.end = start + seconds if seconds else math.inf
+        self._seconds = seconds
+        self._last = self.end = start + seconds if seconds else math.inf
+        self._timer: threading.Timer | None = None
         self.was_cut = False
+        self.limit(None)
 
     def cut(self) -> None:
         for line in self._lines:
             line.cut()
+
+    def limit(self, seconds: float | None) -> None:
+        """Cut it off after so many seconds; None is the end that its server knows too."""
+        self.disarm()
+        # The server says that the time is over: that is awaited.
+        when, self.end = self._last + GRACE, self._last
+        if seconds is not None:
+            when = self.end = min(self._last, time.monotonic() + seconds)
+        longest = self._seconds if seconds is None else seconds
+        if longest:
+            for line in self._lines:
+                line.limit(longest + GRACE)
+        if not math.isinf(when):
+            self._timer = threading.Timer(max(0.0, when - time.monotonic()), self.cut_off)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
     def cut_off(self) -> None:
         self.was_cut = True
@@ -173,6 +193,21 @@ def is_over(session: Any) -> bool:
     """
     term = _terms.get(session)
     return term is not None and time.monotonic() >= term.end
+
+
+def end_in(session: Any, seconds: float | None) -> None:
+    """From now on a session has so many seconds, and no more than its server gave it.
+
+    Parameters
+    ----------
+    session : tvm.rpc.RPCSession
+        As of :func:`connect`.
+    seconds : float, optional
+        None takes an earlier limit back.
+    """
+    term = _terms.get(session)
+    if term is not None:
+        term.limit(seconds)
 
 
 def cut(session: Any) -> None:
@@ -240,18 +275,9 @@ def connect(host: str, port: int, key: str, session_timeout: float, wait: float)
         done.set()
     # Other threads may be connecting to the same port of other machines.
     own = {line for line in _lines(port) - before if line.leads_to(host)}
-    _end_in_time(session, _Term(own, start, session_timeout))
+    _terms[session] = term = _Term(own, start, session_timeout)
+    weakref.finalize(session, term.disarm)
     return session
-
-
-def _end_in_time(session: Any, term: _Term) -> None:
-    _terms[session] = term
-    if math.isinf(term.end):
-        return
-    timer = threading.Timer(max(0.0, term.end + GRACE - time.monotonic()), term.cut_off)
-    timer.daemon = True
-    timer.start()
-    weakref.finalize(session, timer.cancel)
 
 
 def check_reachable(host: str, port: int, wait: float) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import select
 import shutil
 import socket
 import struct
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds without a sign of life after which a client counts as gone: idle, pause, tries.
 _KEEPALIVE = (60, 10, 6)
+#: Seconds that a session has to notice that its client hung up: one that computes does not.
+LEFT_SECONDS = 2.0
 
 
 class _Folder:
@@ -66,6 +69,7 @@ class Session:
         self._sock = sock
         self._folder = _Folder()
         self._end = None if timeout is None else time.monotonic() + timeout
+        self._left_at: float | None = None
         sock.settimeout(None)
         _keep_alive(sock)
         self._process = multiprocessing.get_context("fork").Process(
@@ -90,7 +94,7 @@ class Session:
     def is_over(self) -> bool:
         """Whether it has ended; ends it when its time is over."""
         if self._process.is_alive() and self.seconds_left != 0.0:
-            return False
+            return self._is_left()
         if self._process.is_alive():
             # In this order: an answer after the message would leave the client out of step.
             _kill(self._process.pid)
@@ -114,6 +118,17 @@ class Session:
         self._process.close()
         self._sock.close()
         self._folder.remove()
+
+    def _is_left(self) -> bool:
+        """Whether its client hung up so long ago that it will not end by itself."""
+        if self._left_at is None:
+            if not _hung_up(self._sock):
+                return False
+            self._left_at = time.monotonic()
+        if time.monotonic() - self._left_at < LEFT_SECONDS:
+            return False
+        logger.info("%s hung up, its session computed on", self.peer)
+        return True
 
     def _say_that_time_is_over(self) -> None:
         # A client that reads nothing must not hold the server: one second at most.
@@ -146,6 +161,15 @@ def _kill(pid: int | None) -> None:
     for process in (psutil.Process(pid), *family):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+def _hung_up(sock: socket.socket) -> bool:
+    """Whether the peer sends nothing any more, whatever of it is still unread; Linux tells."""
+    if not hasattr(select, "POLLRDHUP"):
+        return False
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def _keep_alive(sock: socket.socket) -> None:

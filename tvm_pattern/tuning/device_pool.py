@@ -2,109 +2,47 @@
 
 A process per device, as MetaSchedule has it, costs a hundred megabytes and seconds of start each.
 Deadlines of the sessions (:mod:`tvm_pattern.rpc.line`) end what hangs, so that threads are enough:
-of this process, or of a few where TVM has no room for that many sessions in one.
+of this process, or of a few where TVM has no room for that many sessions in one. The next candidate
+goes to whoever has a device for it, so that slow devices hold up nothing but themselves.
 """
 
 from __future__ import annotations
 
 import contextlib
-import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import Protocol
 
-from tvm.support.popen_pool import PopenPoolExecutor
-
-from ..rpc import line
 from ..rpc.client import SESSIONS_PER_PROCESS, RPCError, TrackerClient
-from ..rpc.gate import Gate, meet
-from . import worker
+from ..rpc.session_process import SessionProcess
+from ..threads import available_cpus
+from .held_devices import Answer, Devices, HeldDevices, Job
 
-#: What processes may take to start.
-START_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came of one run: seconds, or an error's text."""
-
-    run_secs: tuple[float, ...] = ()
-    error_msg: str | None = None
+#: Seconds between two looks at how many devices there are.
+_LOOK_SECONDS = 2.0
 
 
-@dataclass(frozen=True)
-class Job:
-    """One candidate: its library, the kind of device, and what its arguments are."""
+class _Measures(Protocol):
+    def submit(self, job: Job) -> Future[Answer]: ...
 
-    library: str
-    device_kind: str
-    arguments: list[Any]
+    def close(self) -> None: ...
 
 
-@dataclass(frozen=True)
-class Devices:
-    """How a candidate is measured on a device of a key.
+@dataclass
+class _Place:
+    """Where candidates are measured: this process or another, and how many are right now."""
 
-    Parameters
-    ----------
-    host, port : str, int
-        Of the tracker.
-    key : str
-    run_timeout : float
-        Seconds of a session.
-    cooldown : float
-        Seconds that a device rests before it is timed.
-    allocate : callable
-        ``(session, device, arguments, 1) -> cases`` for :func:`worker.evaluate`.
-    evaluator : tuple of int
-        Numbers of :func:`worker.evaluate`.
-    """
+    measures: _Measures
+    busy: int = 0
 
-    host: str
-    port: int
-    key: str
-    run_timeout: float
-    cooldown: float
-    allocate: Callable[..., Any]
-    evaluator: Any
-
-    def measure(self, job: Job, gate: Gate) -> Answer:
-        """Measure on the next free device, which is set up when the gate lets it."""
-        client = TrackerClient(self.host, self.port)
-        try:
-            session = client.request(self.key, self.run_timeout + self.cooldown)
-        except (RuntimeError, OSError, ValueError) as error:
-            return Answer(error_msg=_text(error))
-        try:
-            return Answer(self._on(session, job, gate))
-        except (RuntimeError, OSError, ValueError, TypeError, AttributeError) as error:
-            text = _text(error)
-            if line.was_cut(session) or line.is_over(session):
-                text = f"SessionTimeout: {text}"
-            return Answer(error_msg=text)
-        finally:
-            # What the session still holds is freed there with it, not message by message.
-            line.cut(session)
-
-    def _on(self, session: Any, job: Job, gate: Gate) -> tuple[float, ...]:
-        with gate.pass_through():
-            device = session.device(job.device_kind, 0)
-            remote = Path(job.library).name
-            session.upload(job.library, remote)
-            module = session.load_module(remote)
-            cases = self.allocate(session, device, job.arguments, 1)
-        time.sleep(self.cooldown)
-        return tuple(worker.evaluate(session, module, device, self.evaluator, cases))
-
-
-def measure_all(devices: Devices, jobs: Sequence[Job], at_once: int) -> list[Answer]:
-    """Outcome of every job, in order, ``at_once`` at a time; the fastest devices do most."""
-    gate = Gate()
-    with ThreadPoolExecutor(at_once, "tvm-pattern-device") as pool:
-        return list(pool.map(lambda job: devices.measure(job, gate), jobs))
+    @property
+    def ended(self) -> bool:
+        return isinstance(self.measures, SessionProcess) and self.measures.ended
 
 
 class DevicePool:
@@ -116,74 +54,80 @@ class DevicePool:
         If there is no tracker or no device of the key.
     """
 
-    def __init__(self, devices: Devices) -> None:
-        self._how = devices
-        self._client = TrackerClient(devices.host, devices.port)
-        self._devices = self._client.count(devices.key)
-        self._processes: PopenPoolExecutor | None = None
-        self._process_count = 0
+    def __init__(self, how: Devices) -> None:
+        self._how = how
+        self._client = TrackerClient(how.host, how.port)
+        self._devices = self._client.count(how.key)
+        self._looked = time.monotonic()
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[Job, Callable[[Answer], None]]] = deque()
+        self._places: list[_Place] = []
 
     @property
     def devices(self) -> int:
         """How many there are; while the tracker lists none, how many there were."""
-        with contextlib.suppress(RPCError):
-            self._devices = self._client.count(self._how.key)
+        if time.monotonic() - self._looked >= _LOOK_SECONDS:
+            with contextlib.suppress(RPCError):
+                self._devices = self._client.count(self._how.key)
+            self._looked = time.monotonic()
         return self._devices
 
     def close(self) -> None:
-        """End the processes."""
-        if self._processes is not None:
-            self._processes.shutdown()
-            self._processes = None
+        """Give all devices back, and end the processes; what has no answer gets none."""
+        with self._lock:
+            self._waiting.clear()
+            places, self._places = self._places, []
+        for place in places:
+            place.measures.close()
 
-    def run(self, inputs: Mapping[int, Any]) -> dict[int, Answer]:
-        """Measure MetaSchedule's ``RunnerInput`` of each number."""
-        if not inputs:
-            return {}
-        jobs = [_job(item) for item in inputs.values()]
-        at_once = min(self.devices, len(jobs))
-        parts = -(-at_once // SESSIONS_PER_PROCESS)
-        if parts == 1:
-            return dict(zip(inputs, measure_all(self._how, jobs, at_once), strict=True))
-        answers: list[Answer] = [Answer(error_msg="not measured")] * len(jobs)
-        processes = self._at_least(parts)
-        futures = [
-            processes.submit(measure_all, self._how, jobs[n::parts], -(-(at_once - n) // parts))
-            for n in range(parts)
-        ]
-        for n, future in enumerate(futures):
-            answers[n::parts] = future.result()
-        return dict(zip(inputs, answers, strict=True))
+    def submit(self, job: Job, done: Callable[[Answer], None]) -> None:
+        """Measure a candidate once a device is free; ``done`` is called by another thread."""
+        with self._lock:
+            self._waiting.append((job, done))
+        self._dispatch()
 
-    def _at_least(self, count: int) -> PopenPoolExecutor:
-        if self._processes is None or self._process_count < count:
-            self.close()
-            self._processes, self._process_count = PopenPoolExecutor(max_workers=count), count
-            with tempfile.TemporaryDirectory(prefix="tvm-pattern-") as folder:
-                # They take seconds to start, and shall not begin one after the other.
-                futures = [
-                    self._processes.submit(meet, folder, "started", n, count, START_SECONDS)
-                    for n in range(count)
-                ]
-                for future in futures:
-                    future.result()
-        return self._processes
+    def _dispatch(self) -> None:
+        """Send what waits to where there is room."""
+        while True:
+            with self._lock:
+                place = self._free_place() if self._waiting else None
+                if place is None:
+                    return
+                job, done = self._waiting.popleft()
+                place.busy += 1
+            future = place.measures.submit(job)
+            future.add_done_callback(partial(self._on_answer, place, done))
+
+    def _free_place(self) -> _Place | None:
+        self._places = [place for place in self._places if not place.ended]
+        if sum(place.busy for place in self._places) >= self._devices:
+            return None
+        wanted = -(-self._devices // SESSIONS_PER_PROCESS)
+        while len(self._places) < wanted:
+            self._places.append(_Place(self._measures(wanted)))
+        place = min(self._places, key=lambda place: place.busy)
+        return place if place.busy < SESSIONS_PER_PROCESS else None
+
+    def _measures(self, processes: int) -> _Measures:
+        if processes == 1:
+            return HeldDevices(self._how)
+        at_once = max(1, len(available_cpus()) // processes)
+        return SessionProcess(partial(HeldDevices, self._how, at_once), runtime_only=True)
+
+    def _on_answer(
+        self, place: _Place, done: Callable[[Answer], None], future: Future[Answer]
+    ) -> None:
+        with self._lock:
+            place.busy -= 1
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is None:
+            done(future.result())
+        else:
+            # Its session is closed with the process: the candidate is measured elsewhere.
+            done(Answer(error_msg=f"closed: {error}"))
+        self._dispatch()
 
 
-def _job(item: Any) -> Job:
-    infos = [_plain(info.as_json()) for info in item.args_info]
-    return Job(str(item.artifact_path), str(item.device_type), infos)
-
-
-def _plain(value: Any) -> Any:
-    """TVM's description of an argument as plain data, which crosses processes."""
-    if isinstance(value, int | float):
-        return value
-    if isinstance(value, str):
-        return str(value)
-    return [_plain(item) for item in value]
-
-
-def _text(error: BaseException) -> str:
-    """An error's kind and text: over RPC, failures are told apart by them."""
-    return f"{type(error).__name__}: {error}"
+__all__ = ["Answer", "DevicePool", "Devices", "Job"]

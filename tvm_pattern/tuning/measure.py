@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import tempfile
 import time
-import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,12 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.s_tir.meta_schedule.arg_info import ArgInfo, TensorInfo
 from tvm.s_tir.meta_schedule.builder import BuilderInput
 from tvm.s_tir.meta_schedule.runner import EvaluatorConfig, RunnerInput
-from tvm.support.popen_pool import MapResult, PopenPoolExecutor, StatusKind
+from tvm.support.popen_pool import PopenPoolExecutor
 from tvm.target import Target
 
 from relay_passes.targets import CPU_KINDS
 from topi_kernels.conv_task import ConvTask
-from topi_kernels.layout import PlaneLayout, to_planes
-from topi_kernels.operator import ConvPlan, plan_conv
 from topi_kernels.schedules.choose import Config
-from topi_kernels.schedules.config import PATTERNS
 from topi_kernels.structure import Structure
 
 from ..crosscompile import linker_for
@@ -44,11 +41,13 @@ from ..rpc.doctor import check_target
 from ..rpc.messages import means
 from . import worker
 from .device_pool import DevicePool, Devices
+from .held_devices import Evaluation
+from .pipeline import Pipeline
+from .task_inputs import TaskInputs
 
 _BUILDS_PER_PROCESS = 100
 # A lost device may come back: a restarted tracker hears of its servers again after 5 s.
 _RECONNECT_SECONDS = 30.0
-_ATTEMPTS = 2
 
 
 @dataclass(frozen=True)
@@ -112,103 +111,6 @@ class Measurement:
     error: str = ""
 
 
-class TaskInputs:
-    """Arguments of a task's operator, the right answer, and plans that are packed once per group.
-
-    Parameters
-    ----------
-    task : ConvTask
-    weight : numpy.ndarray
-        ``[out_channels, in_channels, kh, kw]``.
-    num_threads : int
-    folder : Path
-        Where workers find the inputs.
-    structure : Structure, optional
-        Which weights are kept.
-    """
-
-    def __init__(
-        self,
-        task: ConvTask,
-        weight: np.ndarray,
-        num_threads: int,
-        folder: Path,
-        structure: Structure | None = None,
-    ) -> None:
-        self.structure = structure
-        self.task = task
-        self.weight = weight
-        self.num_threads = num_threads
-        self.folder = folder
-        rng = np.random.default_rng(zlib.crc32(task.key.encode()))
-        self._x = _random_planes(rng, task.batch, weight.shape[1], task.in_layout, task.dtype)
-        self._extra: list[np.ndarray] = []
-        if task.epilogue.bias:
-            self._extra.append(rng.standard_normal(weight.shape[:1]).astype(task.dtype))
-        if task.epilogue.residual and task.residual_layout is not None:
-            self._extra.append(
-                _random_planes(rng, task.batch, weight.shape[0], task.residual_layout, task.dtype)
-            )
-        self._plans: dict[tuple[Any, ...], ConvPlan] = {}
-        self._written: set[int] = set()
-        self._answer_file = f"answer-{task.key}.npz"
-
-    def plan(self, config: Config) -> ConvPlan:
-        """The plan of a configuration; few of its knobs decide how weights are packed."""
-        if _packing(config) not in self._plans:
-            self._plans[_packing(config)] = plan_conv(
-                self.task, self.weight, config, self.num_threads, self.structure
-            )
-        return replace(self._plans[_packing(config)], config=config)
-
-    def arguments(self, plan: ConvPlan) -> list[np.ndarray]:
-        """Arguments of the operator; the output starts as NaN, so that gaps are seen."""
-        shape = (self.task.batch, self.weight.shape[0], self.task.out_layout.size)
-        out = np.full(shape, np.nan, self.task.dtype)
-        return [self._x, *plan.arrays, *self._extra, out]
-
-    def token(self, plan: ConvPlan) -> int:
-        """Write the inputs of a plan, once, and return the number that names them."""
-        token = zlib.crc32(f"{self.task.key}/{_packing(plan.config)}".encode())
-        if token not in self._written:
-            if not (self.folder / self._answer_file).exists():
-                answer, tolerance = self._answer(plan)
-                np.savez(self.folder / self._answer_file, answer=answer, tolerance=tolerance)
-            arrays = {f"a{i}": a for i, a in enumerate(self.arguments(plan))}
-            path = worker.input_path(self.folder, token)
-            arrays["answer_file"] = np.array(self._answer_file)
-            np.savez(path, allow_pickle=False, **arrays)
-            self._written.add(token)
-        return token
-
-    def _answer(self, plan: ConvPlan) -> tuple[np.ndarray, float]:
-        """The naive operator's output, and the tolerance for another order of sums."""
-        naive = plan.naive_primfunc().with_attr("global_symbol", worker.ENTRY)
-        host = Target({"kind": "llvm", "mcpu": str(tvm.target.codegen.llvm_get_system_cpu())})
-        library = tvm.compile(tvm.IRModule({worker.ENTRY: naive}), host)
-        tensors = [tvm.runtime.tensor(a) for a in self.arguments(plan)]
-        library[worker.ENTRY](*tensors)
-        answer = tensors[-1].numpy()
-        length = max(1, int(np.count_nonzero(self.weight.reshape(len(self.weight), -1), 1).max()))
-        scale = max(1.0, float(np.abs(answer).max()))
-        epsilon = float(np.finfo(self.task.dtype).eps) / 2
-        return answer, 8 * float(np.sqrt(length)) * epsilon * scale + 1e-6
-
-
-def _packing(config: Config) -> tuple[Any, ...]:
-    """What decides how weights are packed: equal for configurations that take the same arrays."""
-    if getattr(config, "body", PATTERNS) == PATTERNS:
-        return (config.group,)
-    return config.group, config.body, config.channel_block
-
-
-def _random_planes(
-    rng: np.random.Generator, batch: int, channels: int, layout: PlaneLayout, dtype: str
-) -> np.ndarray:
-    images = rng.standard_normal((batch, channels, layout.height, layout.width), np.float32)
-    return to_planes(images.astype(dtype), layout)
-
-
 class Measurer:
     """Builds and measures candidates of any task for one target.
 
@@ -261,6 +163,7 @@ class Measurer:
             timeout=options.build_timeout,
             maximum_process_uses=_BUILDS_PER_PROCESS,
         )
+        self._builds: set[Future] = set()
         self._runner: Any = None
         self._pool = self._device_pool()
         self._inputs: dict[str, TaskInputs] = {}
@@ -275,6 +178,8 @@ class Measurer:
 
     def close(self) -> None:
         """End the workers and remove their files."""
+        for build in list(self._builds):
+            build.cancel()
         self._builder.shutdown()
         if self._runner is not None:
             self._runner.pool.shutdown()
@@ -301,75 +206,87 @@ class Measurer:
     ) -> list[Measurement]:
         """Outcome of every configuration, in order; ``structure`` says which weights are kept."""
         start = time.monotonic()
-        inputs = self.inputs(task, weight, structure)
-        candidates = []
-        for config in configs:
-            plan = inputs.plan(config)
-            function = plan.primfunc().with_attr("global_symbol", worker.ENTRY)
-            candidates.append((function, inputs.token(plan)))
+        candidates = [self.candidate(task, weight, config, structure) for config in configs]
         self.build_seconds += time.monotonic() - start
         return self.measure_functions(candidates)
 
+    def candidate(
+        self,
+        task: ConvTask,
+        weight: np.ndarray,
+        config: Config,
+        structure: Structure | None = None,
+    ) -> tuple[Any, int]:
+        """The PrimFunc of a configuration, and the token of its inputs."""
+        inputs = self.inputs(task, weight, structure)
+        plan = inputs.plan(config)
+        return plan.primfunc().with_attr("global_symbol", worker.ENTRY), inputs.token(plan)
+
     def measure_functions(self, candidates: Sequence[tuple[Any, int]]) -> list[Measurement]:
         """Outcome of every ``(PrimFunc, token of its inputs)``, in order."""
+        if self._pool is not None:
+            return self._measure_on_devices(candidates)
         start = time.monotonic()
-        built = self._build([function for function, _ in candidates])
+        builds = [self._build(function) for function, _ in candidates]
+        built = [_outcome_of(build, self._judge_build) for build in builds]
         self.build_seconds += time.monotonic() - start
         start = time.monotonic()
-        jobs: dict[int, RunnerInput] = {}
-        for i, (outcome, (function, token)) in enumerate(zip(built, candidates, strict=True)):
-            if not isinstance(outcome, Measurement):
-                infos = [*ArgInfo.from_prim_func(function), TensorInfo("int64", [token])]
-                jobs[i] = RunnerInput(outcome, self._device_kind, infos)
-        measured = self._run(jobs)
-        results = [measured[i] if i in jobs else built[i] for i in range(len(built))]
-        for job in jobs.values():
-            Path(str(job.artifact_path)).unlink(missing_ok=True)
+        results = [
+            outcome if isinstance(outcome, Measurement) else self._run(outcome, *candidate)
+            for outcome, candidate in zip(built, candidates, strict=True)
+        ]
         self.run_seconds += time.monotonic() - start
         return results
 
-    def _build(self, functions: Sequence[Any]) -> list[Any]:
-        """Path of the library of every function, or a failed Measurement."""
-        jobs = [BuilderInput(tvm.IRModule({worker.ENTRY: f}), self.target) for f in functions]
-        outcomes: list[Any] = []
-        result: MapResult
-        for result in self._builder.map_with_error_catching(self._compile, jobs):
-            if result.status == StatusKind.COMPLETE:
-                outcomes.append(str(result.value))
-            elif result.status == StatusKind.TIMEOUT:
-                text = f"the build took longer than {self.options.build_timeout:g} s"
-                outcomes.append(Measurement((), "build_timeout", text))
-            else:
-                outcomes.append(Measurement((), "build_error", _last_line(str(result.value))))
-        return outcomes
+    def _measure_on_devices(self, candidates: Sequence[tuple[Any, int]]) -> list[Measurement]:
+        start = time.monotonic()
+        pipeline = self.pipeline()
+        numbers = [pipeline.add(*candidate) for candidate in candidates]
+        outcomes = dict(pipeline.next() for _ in numbers)
+        self.run_seconds += time.monotonic() - start
+        return [outcomes[number] for number in numbers]
 
-    def _run(self, jobs: dict[int, RunnerInput]) -> dict[int, Measurement]:
-        """Run all jobs; those that lost their device are tried again."""
-        done: dict[int, Measurement] = {}
-        waiting = dict(jobs)
-        for attempt in range(_ATTEMPTS):
-            if not waiting:
-                break
-            if attempt:
-                self._await_device()
-            for i, outcome in self._run_once(waiting).items():
-                done[i] = outcome
-            waiting = {i: jobs[i] for i in waiting if done[i].error_kind == "device_lost"}
-        # Losing the device every time is what a candidate does that crashes it.
-        for i in waiting:
-            done[i] = Measurement((), "crash", done[i].error)
-        return done
+    def pipeline(self) -> Pipeline:
+        """Candidates built and measured as they come, on the devices of a tracker.
 
-    def _run_once(self, jobs: dict[int, RunnerInput]) -> dict[int, Measurement]:
-        if self._pool is not None:
-            return {i: self._outcome(answer) for i, answer in self._pool.run(jobs).items()}
-        runner = self.runner()
-        outcomes: dict[int, Measurement] = {}
-        for i, job in jobs.items():
-            time.sleep(self.options.cooldown)
-            (future,) = runner.run([job])
-            outcomes[i] = self._outcome(future.result())
-        return outcomes
+        Raises
+        ------
+        ValueError
+            If this machine measures: it does one thing at a time.
+        """
+        if self._pool is None:
+            raise ValueError("this machine measures one candidate at a time: give a tracker")
+        return Pipeline(
+            self._build,
+            self._pool,
+            self._device_kind,
+            self._judge_build,
+            self._outcome,
+            self._await_device,
+        )
+
+    def _build(self, function: Any) -> Future:
+        """Path of the function's library."""
+        job = BuilderInput(tvm.IRModule({worker.ENTRY: function}), self.target)
+        future: Future = self._builder.submit(self._compile, job)
+        self._builds.add(future)
+        future.add_done_callback(self._builds.discard)
+        return future
+
+    def _judge_build(self, error: BaseException) -> Measurement:
+        if isinstance(error, TimeoutError):
+            text = f"the build took longer than {self.options.build_timeout:g} s"
+            return Measurement((), "build_timeout", text)
+        return Measurement((), "build_error", _last_line(str(error)))
+
+    def _run(self, library: str, function: Any, token: int) -> Measurement:
+        """Outcome of a candidate on this machine."""
+        time.sleep(self.options.cooldown)
+        infos = [*ArgInfo.from_prim_func(function), TensorInfo("int64", [token])]
+        (future,) = self.runner().run([RunnerInput(library, self._device_kind, infos)])
+        outcome = self._outcome(future.result())
+        Path(library).unlink(missing_ok=True)
+        return outcome
 
     @property
     def devices(self) -> int:
@@ -408,14 +325,15 @@ class Measurer:
     def _device_pool(self) -> DevicePool | None:
         if self.client is None:
             return None
+        o = self.options
         devices = Devices(
             self.client.host,
             self.client.port,
-            str(self.options.key),
-            self.options.run_timeout,
-            self.options.cooldown,
+            str(o.key),
+            o.run_timeout,
+            o.cooldown,
             self._allocate,
-            self._evaluator(),
+            Evaluation(o.number, o.repeat, o.min_repeat_ms),
         )
         return DevicePool(devices)
 
@@ -451,6 +369,11 @@ def classify_run_error(message: str, *, remote: bool) -> str:
     if remote and means(message, "lost"):
         return "device_lost"
     return "run_error"
+
+
+def _outcome_of(build: Future, judge: Callable[[BaseException], Measurement]) -> str | Measurement:
+    error = build.exception()
+    return str(build.result()) if error is None else judge(error)
 
 
 def _last_line(message: str) -> str:

@@ -30,6 +30,8 @@ class TaskState:
     best_index: int | None = None
     default_seconds: float = float("inf")
     trials: int = 0
+    #: Proposed, and not measured yet.
+    pending: int = 0
     since_best: int = 0
     #: Best seconds after each batch.
     history: list[float] = field(default_factory=list)
@@ -39,7 +41,7 @@ class TaskState:
     @property
     def finished(self) -> bool:
         """Whether no further trial of this task makes sense."""
-        if self.trials >= len(self.space):
+        if self.trials + self.pending >= len(self.space):
             return True
         return self.early_stop is not None and self.since_best >= self.early_stop
 
@@ -63,26 +65,31 @@ class TaskState:
 
     def update(self, indices: Sequence[int], seconds: Sequence[float]) -> None:
         """Take the outcome of a batch."""
-        self.tuner.update(indices, seconds)
         for index, value in zip(indices, seconds, strict=True):
-            self.trials += 1
-            self.since_best += 1
-            if index == self.space.default:
-                self.default_seconds = min(self.default_seconds, value)
-            if value < self.best_seconds:
-                self.best_seconds, self.best_index = value, index
-                self.since_best = 0
-                self.curve.append((self.trials, value))
+            self.take(index, value)
         self.history.append(self.best_seconds)
+
+    def take(self, index: int, seconds: float) -> None:
+        """Take one outcome; whoever gives all of a batch ends it in the history."""
+        self.tuner.update([index], [seconds])
+        self.trials += 1
+        self.since_best += 1
+        if index == self.space.default:
+            self.default_seconds = min(self.default_seconds, seconds)
+        if seconds < self.best_seconds:
+            self.best_seconds, self.best_index = seconds, index
+            self.since_best = 0
+            self.curve.append((self.trials, seconds))
 
     def expected_gain(self) -> float:
         """Seconds of the network that one more batch may save."""
-        if not self.history or not np.isfinite(self.best_seconds):
-            return float("inf")
-        recent = self.history[-1 - _WINDOW :]
+        if not self.measured:
+            # While its first candidates are being measured, others come first.
+            return 0.0 if self.pending else float("inf")
+        recent = self.history[-1 - _WINDOW :] or [self.best_seconds]
         first = next((t for t in recent if np.isfinite(t)), recent[-1])
         rate = (first - recent[-1]) / first / max(1, len(recent) - 1)
-        hope = _HOPE * 0.5 ** (self.trials / _HOPE_TRIALS)
+        hope = _HOPE * 0.5 ** ((self.trials + self.pending) / _HOPE_TRIALS)
         return self.network_seconds * max(rate, hope)
 
 

@@ -26,6 +26,7 @@ from .environment import device_name, target_dict, tool_versions
 from .features import config_features
 from .lookup import config_of
 from .measure import Measurement, MeasureOptions, Measurer
+from .overlapped import search_overlapped
 from .records import LogError, Record, TuningLog
 from .scheduler import NetworkEstimate, TaskState, network_estimate, next_task
 from .space import Space
@@ -33,9 +34,6 @@ from .tasks import WeightedTask, extract_tasks
 from .tuners import TUNERS, make_tuner
 
 logger = logging.getLogger(__name__)
-
-# Candidates for each device between two looks at the results.
-_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,8 @@ class TuneOptions:
     tuner : str
         ``xgb``, ``random``, ``grid`` or ``genetic``.
     batch : int
-        Candidates measured between two looks at the results.
+        Candidates measured between two looks at the results; with several devices, proposed at a
+        time, while others are being measured.
     early_stop : int, optional
         Trials of a task without improvement after which it is left alone.
     seed : int
@@ -335,22 +334,17 @@ class Search:
         start = time.monotonic()
         before = measurer.build_seconds + measurer.run_seconds
         first = self.trials
-        while self.trials < self.options.trials:
-            state = next_task(self.states)
-            if state is None:
-                break
-            self._batch(state, measurer)
+
+        def tell(state: TaskState) -> None:
             if callback is not None:
-                callback(
-                    Progress(
-                        self.states,
-                        state,
-                        self.trials - first,
-                        self.options.trials - first,
-                        self.failed,
-                        time.monotonic() - start,
-                    )
-                )
+                seconds = time.monotonic() - start
+                trials, total = self.trials - first, self.options.trials - first
+                callback(Progress(self.states, state, trials, total, self.failed, seconds))
+
+        if measurer.devices > 1:
+            search_overlapped(self, measurer, tell)
+        else:
+            self._search_by_batches(measurer, tell)
         measured = measurer.build_seconds + measurer.run_seconds - before
         return TuneResult(
             self.log.path,
@@ -361,38 +355,49 @@ class Search:
             measured,
         )
 
-    def _batch(self, state: TaskState, measurer: Measurer) -> None:
-        # Rounds that keep many devices at work: they end with one waiting for another.
-        devices = measurer.devices
-        batch = max(self.options.batch, _ROUNDS * devices if devices > 1 else 1)
-        count = min(batch, self.options.trials - self.trials)
+    def _search_by_batches(self, measurer: Measurer, tell: Callable[[TaskState], None]) -> None:
+        while self.trials < self.options.trials:
+            state = next_task(self.states)
+            if state is None:
+                break
+            indices = self.propose(
+                state, min(self.options.batch, self.options.trials - self.trials)
+            )
+            configs = [state.space.configs[i] for i in indices]
+            weighted = state.weighted
+            outcomes = measurer.measure(weighted.task, weighted.weight, configs, weighted.structure)
+            seconds = [
+                self.record(state, index, outcome)
+                for index, outcome in zip(indices, outcomes, strict=True)
+            ]
+            state.update(indices, seconds)
+            tell(state)
+
+    def propose(self, state: TaskState, count: int) -> list[int]:
+        """Up to ``count`` points of a task's space to measure next; level 0 is the first of all."""
         indices = []
         default = state.space.default
-        if default is not None and not state.history:
+        if default is not None and not state.trials and not state.pending:
             # Every tuner is held against level 0.
             state.tuner.update([default], [float("inf")])
             indices.append(default)
-        indices += state.tuner.propose(count - len(indices))
-        configs = [state.space.configs[i] for i in indices]
-        task = state.weighted.task
-        weighted = state.weighted
-        outcomes = measurer.measure(task, weighted.weight, configs, weighted.structure)
-        seconds = []
-        for config, outcome in zip(configs, outcomes, strict=True):
-            record = make_record(
-                task,
-                config,
-                outcome,
-                self.target,
-                self.device,
-                self.num_threads,
-                self.versions,
-            )
-            self.log.append(record)
-            seconds.append(record.seconds)
-            self.failed += not record.ok
-        state.update(indices, seconds)
-        self.trials += len(indices)
+        return indices + state.tuner.propose(count - len(indices))
+
+    def record(self, state: TaskState, index: int, outcome: Measurement) -> float:
+        """Write what came of a point to the log; its seconds, infinite if it failed."""
+        record = make_record(
+            state.weighted.task,
+            state.space.configs[index],
+            outcome,
+            self.target,
+            self.device,
+            self.num_threads,
+            self.versions,
+        )
+        self.log.append(record)
+        self.failed += not record.ok
+        self.trials += 1
+        return record.seconds
 
 
 def tune(

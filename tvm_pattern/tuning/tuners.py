@@ -192,7 +192,9 @@ class XGBTuner(Tuner):
             if not self.prior:
                 return []
             default = [] if self.space.default is None else [self.space.default]
-            by_estimate = [int(i) for i in np.argsort(self.space.estimates, kind="stable")]
+            order = np.argsort(self.space.estimates, kind="stable")
+            waiting = self._proposed - self.measured.keys()
+            by_estimate = [int(i) for i in order if i not in waiting]
             return [*default, *by_estimate][: max(1, greedy * 3 // 4)]
         if len(self.space) <= self.exhaustive:
             unseen = self._unseen()
