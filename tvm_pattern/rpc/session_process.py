@@ -57,7 +57,7 @@ class SessionProcess:
         self._calls: dict[int, Future] = {}
         self._number = 0
         self._ended = False
-        self._send(service)
+        self._send(pickle.dumps(service))
         threading.Thread(target=self._listen, name="tvm-pattern-answers", daemon=True).start()
 
     @property
@@ -73,9 +73,10 @@ class SessionProcess:
             if self._ended:
                 future.set_exception(self._error())
                 return future
-            number, self._number = self._number, self._number + 1
-            self._calls[number] = future
-        self._send((number, argument))
+            data = pickle.dumps((self._number, argument))
+            self._calls[self._number] = future
+            self._number += 1
+        self._send(data)
         return future
 
     def close(self) -> None:
@@ -87,8 +88,7 @@ class SessionProcess:
     def _stdin(self) -> BinaryIO:
         return self._process.stdin  # type: ignore[return-value]  # a pipe was asked for
 
-    def _send(self, message: Any) -> None:
-        data = pickle.dumps(message)
+    def _send(self, data: bytes) -> None:
         # Where it has ended, or is closed, the listener tells.
         with self._sending, contextlib.suppress(OSError, ValueError):
             _write(self._stdin, data)
