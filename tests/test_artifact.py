@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 from torch import nn
 
 import tvm_pattern as tp
-from tvm_pattern import artifact, linking, loading, machine
+from tvm_pattern import artifact, linking, loading, machine, threads
 from tvm_pattern.artifact import ArtifactError, Manifest, manifest_path
 
 IMAGE = torch.randn(1, 3, 9, 11, generator=torch.Generator().manual_seed(1)).numpy()
@@ -124,7 +125,7 @@ def test_missing_files(copy, tmp_path):
 )
 def test_unreadable_or_unknown_manifest(copy, content):
     manifest_path(copy).write_bytes(content)
-    with pytest.raises(ArtifactError, match=r"is not JSON|has the schema (None|2|99), expected 4"):
+    with pytest.raises(ArtifactError, match=r"is not JSON|has the schema (None|2|99), expected 5"):
         tp.load(copy)
 
 
@@ -334,7 +335,8 @@ def test_benchmark_says_what_it_takes(library, name, value):
         library.benchmark(IMAGE, **{name: value})
 
 
-def test_number_of_threads_is_chosen_at_the_call(exported, copy):
+def test_number_of_threads_is_chosen_at_the_call(exported, copy, monkeypatch):
+    monkeypatch.setattr(threads, "_CPUS", threads.available_cpus()[:1] * 3)
     edit(copy, num_threads=3)
     library = tp.load(copy)
     for count in (3, 1, 2):
@@ -345,6 +347,36 @@ def test_number_of_threads_is_chosen_at_the_call(exported, copy):
         library.num_threads = 4
     with pytest.raises(ValueError, match="num_threads=0"):
         library.num_threads = 0
+
+
+def test_more_threads_than_cpus_are_lowered_with_a_line(exported, copy, monkeypatch):
+    edit(copy, num_threads=64)
+    expected = tp.load(exported)(IMAGE)
+    monkeypatch.setattr(threads, "_CPUS", threads.available_cpus()[:2])
+    here = len(threads.available_cpus())
+    line = rf"num_threads=9: this process may use {here} CPUs.*Pass num_threads={here}"
+    library = tp.load(copy)
+    assert library.num_threads == here
+    assert library.manifest.num_threads == 64
+    np.testing.assert_array_equal(library(IMAGE), expected)
+    with pytest.warns(threads.MoreThreadsThanCPUs, match=line):
+        library.num_threads = 9
+    assert library.num_threads == here
+    with pytest.warns(threads.MoreThreadsThanCPUs, match=line) as caught:
+        assert tp.load(copy, num_threads=9).num_threads == here
+    assert caught[0].filename == __file__
+    with pytest.warns(threads.MoreThreadsThanCPUs, match=line):
+        compiled = tp.compile(nn.Conv2d(3, 4, 3).eval(), IMAGE, num_threads=9)
+    assert compiled.num_threads == here
+    assert compiled.manifest.num_threads == 9
+
+
+def test_threads_of_another_machine_are_not_warned_of():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", threads.MoreThreadsThanCPUs)
+        tp.compile(
+            nn.Conv2d(3, 4, 3).eval(), IMAGE, "pattern/cortex-a76", num_threads=64, verify=False
+        )
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from tvm.ir.transform import PassContext
 from tvm.target import Target
 
 from .code_cache import CodeCache
+from .footprint import planned_activations
 from .linking import object_code
 
 #: Part of every key; to be raised when what is built from a PrimFunc changes.
@@ -61,11 +62,15 @@ _OF_DEVICES = re.compile(
 
 @dataclass(frozen=True)
 class Built:
-    """An executable without its PrimFuncs, the object files that hold them, their TIR as JSON."""
+    """An executable without its PrimFuncs, the object files that hold them, their TIR as JSON.
+
+    ``activations`` are the bytes that each function has planned for its values.
+    """
 
     executable: relax.VMExecutable
     objects: tuple[bytes, ...]
     primfuncs: dict[str, str]
+    activations: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,7 @@ def build(mod: IRModule, target: Target, cache: CodeCache | None) -> Built:
     """
     with target:
         mod = relax.get_pipeline("default")(mod)
+    activations = planned_activations(mod)
     builder = relax.ExecBuilder()
     constants = dict((mod.attrs or {}).get("const_name_to_constant", {}))
     rest = relax._ffi_api.VMCodeGen(builder, mod)
@@ -110,7 +116,7 @@ def build(mod: IRModule, target: Target, cache: CodeCache | None) -> Built:
         for unit in units
         for (var, _), text in zip(unit.functions, unit.texts, strict=True)
     }
-    return Built(relax.VMExecutable(linked), tuple(objects), primfuncs)
+    return Built(relax.VMExecutable(linked), tuple(objects), primfuncs, activations)
 
 
 def assembly(functions: Mapping[str, tirx.PrimFunc], target: Target) -> str:

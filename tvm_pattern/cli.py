@@ -90,6 +90,10 @@ MOUNTED: dict[str, tuple[str, str]] = {
 INTERRUPTED = 130
 
 
+# What a user can mend; anything else is a fault of ours, with its traceback.
+_TOLD = (ValueError, TypeError, KeyError, RuntimeError, OSError, ImportError, MemoryError)
+
+
 class _Commands(TyperGroup):
     """Loads mounted commands late and turns errors into messages and exit codes."""
 
@@ -131,7 +135,7 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt:
             message("interrupted", is_error=True)
             raise typer.Exit(INTERRUPTED) from None
-        except (ValueError, TypeError, KeyError, RuntimeError, OSError, ImportError) as error:
+        except _TOLD as error:
             if ctx.params.get("debug"):
                 raise
             message(f"[bold red]error:[/] {escape(error_text(error))}", is_error=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import tvm
 import tvm_ffi
+from tvm import relax
 from tvm.target import Target
 
 from relay_passes import pipeline
@@ -23,17 +24,19 @@ from .building import build
 from .compiled_graph import graph_of
 from .description import describe, describe_size
 from .devices import why_no_device
+from .footprint import least_activations, planned_activations, weights_of
 from .frontend import ImportedModel, import_model, is_instance_of, output_specs
 from .frontend.bfloat16 import NOTE as BFLOAT16
 from .frontend.bfloat16 import without_bfloat16
 from .layer_source import Sources, gpu_sources
 from .library import Library
 from .linking import CompiledCode
-from .machine import host_target, target_architecture, why_not_runnable
-from .profiling import with_steps
+from .machine import host_target, required_features, target_architecture, why_not_runnable
+from .memory import Footprint, check_fits
+from .profiling import MAIN, with_steps
 from .sizes import check_alike, examples_of_sizes, function_names, merged, shared_configs
 from .stages import stage
-from .threads import check_num_threads, stay_alone
+from .threads import check_num_threads, stay_alone, warn_of_threads
 from .tuning.lookup import config_lookup
 from .verification import (
     GRAPH,
@@ -87,7 +90,8 @@ onnx.ModelProto | tvm.IRModule
         Records whose configs to use; by default those that ship with the project.
     num_threads : int, optional
         Threads of a run; by default ``TVM_NUM_THREADS``, ``OMP_NUM_THREADS`` or the number of
-        physical cores.
+        physical cores. Here no run uses more than this process has CPUs; a higher number is warned
+        of, and holds on a machine that has them.
     verify : bool or "graph"
         True: run the library on the example inputs and on random ones, and hold it against the
         model run by its own framework; a target that does not run on this computer is reported as
@@ -114,6 +118,8 @@ onnx.ModelProto | tvm.IRModule
     ------
     VerificationError
         If the library does not compute what the model computes.
+    NotEnoughMemoryError
+        If the activations fit no memory of this computer and the target is its CPU.
     ValueError, TypeError
         On a model, target, log or number of threads that cannot be used, or pruned weights that
         are not zero; see :func:`tvm_pattern.frontend.import_model`.
@@ -127,6 +133,11 @@ onnx.ModelProto | tvm.IRModule
     with stage("import of the model"):
         models = [import_model(model, examples) for examples in wanted]
     check_alike(models)
+    runs_here = _runs_here(resolved)
+    if runs_here:
+        least = max(least_activations(imported.mod) for imported in models)
+        check_fits(Footprint(0, least), "the network")
+        warn_of_threads(num_threads)
     if is_instance_of(model, "tvm_pattern.quantization.model", "QuantizedModel"):
         model = model.program
 
@@ -137,6 +148,8 @@ onnx.ModelProto | tvm.IRModule
         )
 
     library = _build(models, resolved, num_threads, tuning_log, interleaved_lanes=interleaved_lanes)
+    if runs_here:
+        check_fits(library.manifest.footprint, "the compiled network")
     if was_bfloat16:
         library.add_note(BFLOAT16)
     if models[0].layer_names:  # else the importer changed the convolutions, and names are unknown
@@ -147,6 +160,13 @@ onnx.ModelProto | tvm.IRModule
             result = _verified(size, model, imported, wanted[number], build, verify=verify)
         library.record_verification(result.as_dict(), number)
     return library
+
+
+def _runs_here(target: Target) -> bool:
+    """Whether code for a target runs in the memory of this computer."""
+    return target.kind.name == "llvm" and not why_not_runnable(
+        target_architecture(target), required_features(target)
+    )
 
 
 def _build(
@@ -188,19 +208,25 @@ def _build(
             built = build(lowered, resolved, cache)
         code = CompiledCode(built.executable, _triple(resolved), built.objects)
         sources = Sources.of(built.primfuncs, graph)
+        planned = built.activations
     else:
         launches = launches_of(lowered)
         executable = tvm.compile(lowered, resolved)
+        with resolved:
+            planned = planned_activations(relax.get_pipeline("default")(lowered))
         code = CompiledCode(executable, _triple(resolved))
         sources = gpu_sources(lowered, executable, graph)
     imported, report, steps = entries[0]
+    footprint = Footprint(weights_of(lowered), planned[MAIN])
     manifest = describe(
-        resolved, imported.inputs, imported.outputs, num_threads, report, steps, launches
+        resolved, imported.inputs, imported.outputs, num_threads, report, steps, launches, footprint
     )
-    further = [
-        describe_size(function_names(number)[0], imported.inputs, imported.outputs, report, steps)
-        for number, (imported, report, steps) in enumerate(entries[1:], 1)
-    ]
+    further = []
+    for number, (imported, report, steps) in enumerate(entries[1:], 1):
+        name = function_names(number)[0]
+        further.append(
+            describe_size(name, imported.inputs, imported.outputs, report, steps, planned[name])
+        )
     return Library(code, replace(manifest, sizes=further), sources=sources)
 
 

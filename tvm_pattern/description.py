@@ -18,6 +18,7 @@ from . import __version__
 from .frontend import TensorSpec
 from .machine import required_features, target_architecture
 from .manifest import Manifest, bad_field
+from .memory import Footprint
 from .profiling import Step
 from .tensors import tensor_data
 
@@ -32,8 +33,10 @@ def describe(
     report: RewriteReport,
     steps: Sequence[Step] = (),
     launches: dict[str, list[list[int]]] | None = None,
+    footprint: Footprint | None = None,
 ) -> Manifest:
     """The manifest of a library that was compiled just now."""
+    footprint = footprint or Footprint(0, 0)
     return Manifest(
         target=_plain(target.export()),
         architecture=target_architecture(target),
@@ -50,6 +53,8 @@ def describe(
         steps=[_plain(asdict(step)) for step in steps],
         notes=list(report.notes),
         launches=launches or {},
+        weight_bytes=footprint.weights,
+        activation_bytes=footprint.activations,
     )
 
 
@@ -59,6 +64,7 @@ def describe_size(
     outputs: Sequence[TensorSpec],
     report: RewriteReport,
     steps: Sequence[Step],
+    activation_bytes: int,
 ) -> Any:
     """What the manifest says of a size beyond the first."""
     return {
@@ -68,6 +74,7 @@ def describe_size(
         "report": [_plain(asdict(row)) for row in report.rows],
         "steps": [_plain(asdict(step)) for step in steps],
         "verification": {},
+        "activation_bytes": activation_bytes,
     }
 
 
@@ -108,6 +115,7 @@ def report_of(manifest: Manifest, origin: str) -> RewriteReport:
     if summary is not None and not isinstance(summary, str):
         raise bad_field(origin, "verification", f"its summary is {summary!r}, expected a text")
     notes = [*manifest.notes, *([summary] if summary else ())]
+    notes.append(f"memory of a run: {Footprint(manifest.weight_bytes, manifest.activation_bytes)}")
     if manifest.sizes:
         notes.append(
             f"the first of {len(manifest.sizes) + 1} sizes; sizes[1].report, ...: the next"

@@ -24,7 +24,7 @@ from .opencl.errors import explain, message_of
 from .profiling import MAIN, Profile, Step, check_timing, time_steps
 from .publish import publish
 from .tensors import as_array, no_such_size, spec_of
-from .threads import calls_at_once, check_num_threads, run_on
+from .threads import calls_at_once, check_num_threads, run_on, threads_here, warn_of_threads
 from .vm_pool import VMPool
 
 SUFFIXES = (".so", ".tar")
@@ -62,7 +62,7 @@ class Library:
         self.manifest = manifest
         self.inputs = tuple(spec_of(data) for data in manifest.inputs)
         self.outputs = tuple(spec_of(data) for data in manifest.outputs)
-        self._num_threads = manifest.num_threads
+        self._num_threads = threads_here(manifest.num_threads)
         self.target = target_of(manifest, origin)
         self.report = report_of(manifest, origin)
         self._device: tvm.runtime.Device | None = None
@@ -135,6 +135,9 @@ class Library:
     def num_threads(self) -> int:
         """Threads of a run, the caller included; it may be set, up to the compiled number.
 
+        No more than the CPUs that this process may use: a higher number is lowered, with a
+        :class:`tvm_pattern.threads.MoreThreadsThanCPUs` warning where it was asked for.
+
         Raises
         ------
         ValueError
@@ -150,8 +153,9 @@ class Library:
                 f"{self._origin} is compiled for {self.manifest.num_threads} threads, got"
                 f" num_threads={threads}; compile it again for more"
             )
+        warn_of_threads(threads)
         for library in (self, *self._sizes):
-            library._num_threads = threads
+            library._num_threads = threads_here(threads)
 
     @property
     def device(self) -> tvm.runtime.Device:

@@ -18,9 +18,10 @@ from .library import Library
 from .linking import LoadedCode, link, open_module, private_folder, readable_errors
 from .machine import why_not_runnable
 from .manifest import ArtifactError, Manifest
+from .memory import check_fits
 from .opencl import OpenCLError
 from .publish import copy_checked
-from .threads import check_num_threads
+from .threads import check_num_threads, warn_of_threads
 
 
 def load(path: str | os.PathLike, num_threads: int | None = None) -> Library:
@@ -35,13 +36,16 @@ def load(path: str | os.PathLike, num_threads: int | None = None) -> Library:
     path : str or os.PathLike
         The ``.so`` or ``.tar``; its manifest lies beside it.
     num_threads : int, optional
-        At most the number it was compiled for, which is the default.
+        At most the number it was compiled for, which is the default. Runs use no more than this
+        process has CPUs; a higher number is warned of.
 
     Raises
     ------
     ArtifactError
         If a file is missing or corrupted, the manifest is unknown, this machine lacks a CPU
         feature that the code uses, or there is no space for the copy.
+    NotEnoughMemoryError
+        If weights and activations fit no memory of this computer.
     """
     path = Path(path)
     folder = private_folder()
@@ -51,6 +55,7 @@ def load(path: str | os.PathLike, num_threads: int | None = None) -> Library:
         with readable_errors(f"copy {path} to a folder for temporary files"), copy.open("wb") as f:
             manifest = copy_checked(path, f)
         manifest = _checked(manifest, path, num_threads)
+        check_fits(manifest.footprint, str(path))
         sources = Sources.read(copy)
         if path.suffix == ".tar":
             copy = _link_tar(copy, path)
@@ -71,6 +76,7 @@ def _checked(manifest: Manifest, path: Path, num_threads: int | None) -> Manifes
                 f"{path} is compiled for {manifest.num_threads} threads, got num_threads={threads};"
                 " compile it again for more"
             )
+        warn_of_threads(threads, stacklevel=4)
         manifest = replace(manifest, num_threads=threads)
     reason = why_not_runnable(manifest.architecture, manifest.cpu_features)
     if reason is not None:

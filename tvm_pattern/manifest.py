@@ -15,8 +15,9 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from .atomic import write_file
+from .memory import Footprint
 
-MANIFEST_SCHEMA = 4
+MANIFEST_SCHEMA = 5
 
 
 class ArtifactError(ValueError):
@@ -27,6 +28,7 @@ _STRICT = ConfigDict(strict=True, extra="forbid")
 _Dtype = Annotated[str, Field(pattern=r"^(bool|(float|bfloat|int|uint)\d{1,3}\w*)$")]
 _Name = Annotated[str, Field(min_length=1)]
 _Word = Annotated[str, Field(min_length=1, max_length=64)]
+_Bytes = Annotated[int, Field(ge=0)]
 _Shape = list[Annotated[int, Field(ge=0)]]
 
 
@@ -67,6 +69,7 @@ class SizeData(TypedDict):
     report: list[dict[str, Any]]
     steps: list[StepData]
     verification: dict[str, Any]
+    activation_bytes: _Bytes
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,9 @@ class Manifest:
         above: the same of each, and the function that computes it.
     function : str
         What computes the first size.
+    weight_bytes, activation_bytes : int
+        Of the packed weights, and what one run has planned for its activations; see
+        :class:`tvm_pattern.memory.Footprint`.
     """
 
     __pydantic_config__ = _STRICT
@@ -131,6 +137,8 @@ class Manifest:
     launches: dict[str, list[list[int]]] = field(default_factory=dict)
     sizes: list[SizeData] = field(default_factory=list)
     function: _Name = "main"
+    weight_bytes: _Bytes = 0
+    activation_bytes: _Bytes = 0
     schema: Annotated[int, Field(ge=MANIFEST_SCHEMA, le=MANIFEST_SCHEMA)] = MANIFEST_SCHEMA
 
     @classmethod
@@ -182,6 +190,12 @@ class Manifest:
             return _ADAPTER.validate_json(json.dumps(data))
         except ValidationError as error:
             raise ArtifactError(f"{origin}: {_first_problem(error)}") from None
+
+    @property
+    def footprint(self) -> Footprint:
+        """What a run of the largest size needs of memory."""
+        activations = [self.activation_bytes, *(size["activation_bytes"] for size in self.sizes)]
+        return Footprint(self.weight_bytes, max(activations))
 
     @property
     def by_size(self) -> list[Manifest]:

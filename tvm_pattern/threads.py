@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
@@ -58,6 +59,31 @@ def check_num_threads(num_threads: int | None) -> int:
     if isinstance(num_threads, bool) or not isinstance(num_threads, int) or num_threads < 1:
         raise ValueError(f"num_threads={num_threads!r}: expected an integer >= 1, or None")
     return num_threads
+
+
+class MoreThreadsThanCPUs(UserWarning):
+    """A number of threads that the CPUs of this process cannot run at a time."""
+
+
+def threads_here(num_threads: int) -> int:
+    """How many of ``num_threads`` threads a run uses here: no more than there are CPUs.
+
+    What a run computes does not depend on it.
+    """
+    return min(num_threads, len(available_cpus()))
+
+
+def warn_of_threads(num_threads: int, stacklevel: int = 3) -> None:
+    """Say so where :func:`threads_here` lowers a number that somebody asked for."""
+    here = threads_here(num_threads)
+    if here < num_threads:
+        warnings.warn(
+            f"num_threads={num_threads}: this process may use {here} CPUs, so runs use {here}"
+            f" threads here; more would take turns. Pass num_threads={here}, or free CPUs for the"
+            " process",
+            MoreThreadsThanCPUs,
+            stacklevel=stacklevel,
+        )
 
 
 def calls_at_once(num_threads: int) -> int:

@@ -33,6 +33,8 @@ from .torch_refusals import check_operators, layer_path
 def from_module(model: Any, example_inputs: Any) -> ImportedModel:
     import torch
 
+    from .torch_memory import WithinMemory
+
     for name, module in model.named_modules():
         if getattr(module, "training", False):  # a frozen ScriptModule has none
             raise ValueError(
@@ -48,7 +50,7 @@ def from_module(model: Any, example_inputs: Any) -> ImportedModel:
     arguments = tuple(_as_tensor(i, v) for i, v in enumerate(as_input_tuple(example_inputs)))
     check_finite((name, _to_numpy(value)) for name, value in _torch_tensors(model))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), WithinMemory():
             model(*arguments)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         shapes = ", ".join(describe(value) for value in arguments)

@@ -1,0 +1,41 @@
+"""Running a torch model that may not fit: an operator is refused before it allocates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..memory import Footprint, check_fits
+from .shared import describe
+
+_LARGE = (
+    torch.ops.aten.convolution.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.mm.default,
+    torch.ops.aten.bmm.default,
+)
+
+
+class WithinMemory(TorchDispatchMode):
+    """While it is entered, convolutions and products whose result fits no memory are refused.
+
+    Raises
+    ------
+    NotEnoughMemoryError
+        From within the model, before the allocation.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in _LARGE:
+            result = func(*map(_without_data, args), **(kwargs or {}))
+            size = result.numel() * result.element_size()
+            check_fits(Footprint(0, size), f"the network's tensor {describe(result)}")
+        return func(*args, **(kwargs or {}))
+
+
+def _without_data(value: Any) -> Any:
+    return value.to("meta") if isinstance(value, torch.Tensor) else value
