@@ -135,6 +135,23 @@ def channel_constant(expr: Expr, out_channels: int) -> np.ndarray | None:
     return np.broadcast_to(value.reshape(-1), (out_channels,)).copy()
 
 
+def is_constant_conv(call: Any) -> bool:
+    """A convolution, or transposed one, of which every out_channel has constant weights."""
+    layout = {"relax.nn.conv2d": "OIHW", "relax.nn.conv2d_transpose": "IOHW"}.get(op_name(call))
+    return (
+        layout is not None
+        and constant(call.args[1]) is not None
+        and str(call.attrs.kernel_layout) == layout
+        and str(call.attrs.out_layout) == "NCHW"
+        and (layout == "OIHW" or int(call.attrs.groups) == 1)
+    )
+
+
+def filter_axis(call: Call) -> int:
+    """Axis of a convolution's weight that counts its out_channels."""
+    return 1 if op_name(call) == "relax.nn.conv2d_transpose" else 0
+
+
 def scalar_constant(expr: Expr) -> float | None:
     """Value of a one-element tensor constant, else None."""
     value = constant(expr)

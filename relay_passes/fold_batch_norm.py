@@ -11,7 +11,6 @@ Relax's own ``FoldBatchnormToConv2D`` leaves a convolution with a bias alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import tvm
@@ -24,6 +23,8 @@ from .dataflow import (
     bindings_of,
     channel_constant,
     constant,
+    filter_axis,
+    is_constant_conv,
     map_functions,
     op_name,
     rebuild,
@@ -58,7 +59,7 @@ def _match(uses: Uses, output: Var) -> _Match | None:
     bias, conv = None, source
     if op_name(uses.definition(source)) == "relax.add":
         bias, conv = source, _conv_of_bias(uses, source)
-    if conv is None or not _is_constant_conv(uses.definition(conv)):
+    if conv is None or not is_constant_conv(uses.definition(conv)):
         return None
     return _Match(conv, bias, norm, output)
 
@@ -67,8 +68,8 @@ def _conv_of_bias(uses: Uses, addition: Var) -> Var | None:
     """The variable to which ``addition`` adds a per-channel constant, if nothing else uses it."""
     for conv, bias in _both_orders(uses.value[addition].args):
         call = uses.definition(conv)
-        if _is_constant_conv(call) and uses.sole_user(conv) is not None:
-            out_channels = int(call.args[1].ty.shape[_filter_axis(call)])
+        if is_constant_conv(call) and uses.sole_user(conv) is not None:
+            out_channels = int(call.args[1].ty.shape[filter_axis(call)])
             if channel_constant(bias, out_channels) is not None:
                 return conv
     return None
@@ -76,22 +77,6 @@ def _conv_of_bias(uses: Uses, addition: Var) -> Var | None:
 
 def _both_orders(args: list[Expr]) -> list[tuple[Expr, Expr]]:
     return [(args[0], args[1]), (args[1], args[0])]
-
-
-def _is_constant_conv(call: Any) -> bool:
-    layout = {"relax.nn.conv2d": "OIHW", "relax.nn.conv2d_transpose": "IOHW"}.get(op_name(call))
-    return (
-        layout is not None
-        and constant(call.args[1]) is not None
-        and str(call.attrs.kernel_layout) == layout
-        and str(call.attrs.out_layout) == "NCHW"
-        and (layout == "OIHW" or int(call.attrs.groups) == 1)
-    )
-
-
-def _filter_axis(call: Call) -> int:
-    """Axis of a convolution's weight that counts its out_channels."""
-    return 1 if op_name(call) == "relax.nn.conv2d_transpose" else 0
 
 
 def check_variances(func: relax.Function) -> None:
@@ -143,7 +128,7 @@ def fold_constants(
 def _fold(uses: Uses, match: _Match) -> tuple[Call, Call]:
     """New values of the convolution and of the batch norm's output."""
     conv, norm = uses.value[match.conv], uses.value[match.batch_norm]
-    axis = _filter_axis(conv)
+    axis = filter_axis(conv)
     weight = np.swapaxes(array_of(conv.args[1]), 0, axis)
     bias = None
     if match.bias is not None:

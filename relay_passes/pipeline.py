@@ -13,6 +13,7 @@ from topi_kernels.backend import Backend
 from topi_kernels.report import RewriteReport
 from topi_kernels.structure import Structure
 
+from .fold_affine import FoldAffine
 from .fold_batch_norm import FoldBatchNorm
 from .fold_constants import FoldConstants
 from .fuse_epilogue import FuseEpilogue
@@ -36,12 +37,13 @@ REPORT_ATTRIBUTE = f"{PIPELINE}.report"
 
 
 def normalize_passes() -> list[Pass]:
-    """Constants and tuples out of the way, batch norms folded, activations named."""
+    """Constants and tuples out of the way, batch norms and factors folded, activations named."""
     return [
         FoldConstants(),
         LiftTo2D(),
         FoldBatchNorm(),
         RecognizeActivations(),
+        FoldAffine(),
     ]
 
 

@@ -38,6 +38,7 @@ TARGETS = {
     },
 }
 BOUNDS = {
+    "affine": (3.0, -0.5),
     "leaky_relu": (0.1, 0.0),
     "relu": (0.0, INF),
     "relu6": (0.0, 6.0),
@@ -54,6 +55,7 @@ ACTIVATIONS = {
     "silu": F.silu,
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
+    "affine": lambda v: v * 3 - 0.5,
     "leaky_relu": lambda v: F.leaky_relu(v, 0.1),
 }
 

@@ -195,7 +195,18 @@ def test_addition_of_another_shape_does_not_join():
 
 @pytest.mark.parametrize(
     "activation",
-    ["relu", "relu6", "clip", "silu", "sigmoid", "hardsigmoid", "hardswish", "tanh", "leaky_relu"],
+    [
+        "relu",
+        "relu6",
+        "clip",
+        "silu",
+        "sigmoid",
+        "hardsigmoid",
+        "hardswish",
+        "tanh",
+        "leaky_relu",
+        "affine",
+    ],
 )
 def test_activation_outside_an_island_becomes_relax_again(activation):
     graph = Graph().run(lambda g: [g.act(g.x, activation, (-1.0, 1.0))])

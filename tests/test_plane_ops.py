@@ -69,6 +69,7 @@ ACTIVATIONS = {
     "silu": F.silu,
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
+    "affine": lambda v: 2 - v,
     "leaky_relu": lambda v: F.leaky_relu(v, -1.0),
 }
 

@@ -59,6 +59,7 @@ ACTIVATIONS = (
     "sigmoid",
     "tanh",
     "leaky_relu",
+    "affine",
 )
 
 
@@ -200,7 +201,8 @@ def activate(
     ----------
     activation : str
         One of :data:`ACTIVATIONS`; ``clip`` takes ``bounds``, either of which may be infinite, and
-        the first of them is the slope of ``leaky_relu`` below 0.
+        the first of them is the slope of ``leaky_relu`` below 0; those of ``affine`` are factor and
+        term.
     nan_maximum : bool
         As of :func:`limited`.
 
@@ -231,4 +233,6 @@ def activate(
     if activation == "leaky_relu":
         x = held(x, lanes)
         return T.Select(x > const(0.0), x, x * const(bounds[0]))
+    if activation == "affine":
+        return x * const(bounds[0]) + const(bounds[1])
     raise ValueError(f"activation {activation!r} is unknown; expected one of {ACTIVATIONS}")

@@ -56,12 +56,19 @@ def outside(marker: Marker) -> Expr | None:
         "clip": lambda: relax.op.clip(x, low, high),
         "silu": lambda: relax.op.nn.silu(x),
         "sigmoid": lambda: relax.op.sigmoid(x),
+        "affine": lambda: _affine(x, low, high),
         "tanh": lambda: relax.op.tanh(x),
         "leaky_relu": lambda: relax.op.nn.leakyrelu(x, low),
         "hardsigmoid": lambda: relax.op.divide(gate, six),
         "hardswish": lambda: relax.op.divide(relax.op.multiply(x, gate), six),
     }
     return spelled[name]()
+
+
+def _affine(x: Expr, factor: float, term: float) -> Expr:
+    dtype = str(x.ty.dtype)
+    value = x if factor == 1 else relax.op.multiply(x, relax.const(factor, dtype))
+    return value if term == 0 and factor != 1 else relax.op.add(value, relax.const(term, dtype))
 
 
 def _make(operators: Any, call: PlaneCall) -> tirx.PrimFunc:
