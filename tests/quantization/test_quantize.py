@@ -124,6 +124,35 @@ def test_concatenated_values_share_their_range(quantized):
     assert ranges == {tuple(after.args[1:3])}
 
 
+class Preactivated(nn.Module):
+    """Batch norms in front of convolutions, as in DenseNet; a value concatenated with itself."""
+
+    def __init__(self, affine: bool) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.norm = nn.BatchNorm2d(3, eps=0.5, affine=affine)
+        self.conv = nn.Conv2d(6, 4, 3)
+        nn.init.normal_(self.norm.running_mean)
+        nn.init.uniform_(self.norm.running_var, 0.5, 1.5)
+        if affine:
+            nn.init.normal_(self.norm.weight)
+            nn.init.normal_(self.norm.bias)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(x))
+        return self.conv(torch.cat([x, x], 1))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norms_without_a_convolution_before_them(batches, affine):
+    model = Preactivated(affine).eval()
+    quantized = quantize(model, batches)
+    assert not any("batch_norm" in name for name in names(quantized.program))
+    wanted = model(batches[0])
+    assert torch.linalg.norm(quantized(batches[0]) - wanted) < 0.03 * torch.linalg.norm(wanted)
+    assert [row.reason for row in quantized.layers] == [""]
+
+
 def test_the_float_network_is_not_changed(batches):
     model = Residual()
     before = {k: v.clone() for k, v in model.state_dict().items()}

@@ -130,7 +130,7 @@ class PatternQuantizer(Quantizer):
         if len(parts) != len(node.args[0]):
             return
         shared = SharedQuantizationSpec((parts[0], node))
-        specs: dict[Node, Any] = dict.fromkeys(parts[1:], shared)
+        specs: dict[Node, Any] = dict.fromkeys((p for p in parts if p is not parts[0]), shared)
         node.meta[KEY] = _annotation({parts[0]: self._activation, **specs}, shared)
 
 

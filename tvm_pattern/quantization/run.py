@@ -20,6 +20,7 @@ from topi_kernels.structure import Structure, kept_by_zeros
 
 from ..assigned import assigned_structures
 from ..pruning.modules import unwrap
+from .batch_norms import as_affine
 from .capture import (
     Inputs,
     captured,
@@ -229,6 +230,7 @@ class Prepared:
     def finish(self, data: Data | None, settings: dict[str, Any]) -> QuantizedModel:
         """Convert, correct the biases on ``data``, and export."""
         weights = self.weights()
+        as_affine(self.graph)
         with quiet():
             graph = convert_pt2e(self.graph)
         found = list(quantized_layers(graph, self.layers, weights))
