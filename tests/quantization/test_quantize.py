@@ -148,8 +148,9 @@ def test_batch_norms_without_a_convolution_before_them(batches, affine):
     model = Preactivated(affine).eval()
     quantized = quantize(model, batches)
     assert not any("batch_norm" in name for name in names(quantized.program))
-    wanted = model(batches[0])
-    assert torch.linalg.norm(quantized(batches[0]) - wanted) < 0.03 * torch.linalg.norm(wanted)
+    image = batches[0][:1]
+    wanted = model(image)
+    assert torch.linalg.norm(quantized(image) - wanted) < 0.03 * torch.linalg.norm(wanted)
     assert [row.reason for row in quantized.layers] == [""]
 
 
