@@ -53,6 +53,8 @@ LIBRARIES = ("natural4", "natural12", "natural56", "fixed8", "phased8")
 DEFAULT_LIBRARY = "natural8"
 SWEEP_RATE = 12
 POSTTRAIN_RATES = (4, 8, 12, 16)
+BLOCK_STEPS = 400
+"""Steps for each block of ``posttrain-blocks``."""
 TUNING_SEEDS = (100, 101, 102)
 RATE_TOLERANCE = 0.01
 
@@ -115,6 +117,7 @@ def sweep_trials() -> list[Trial]:
     rows += [Trial("gradual", SWEEP_RATE, library=name) for name in LIBRARIES]
     rows += [Trial("posttrain", rate) for rate in POSTTRAIN_RATES]
     rows += [Trial("posttrain", 8, group=4, sharing=s) for s in kinds]
+    rows += [Trial("posttrain-blocks", rate) for rate in POSTTRAIN_RATES]
     return [*rows, Trial("admm-separate", SWEEP_RATE)]
 
 
@@ -349,7 +352,7 @@ def run_pattern(
 def run_posttrain(
     model: nn.Sequential, data: digits.Digits, trial: Trial, s: Settings, g: torch.Generator
 ) -> tuple[nn.Module, dict[str, float]]:
-    """Pruned by the training images without their labels: nothing is trained."""
+    """Pruned by the training images without their labels; ``posttrain-blocks`` tunes blocks too."""
     config = pattern_config(trial, s)
     figures = hard_accuracy(model, Pruner(model, config, OneShot()), data, s)
     posttrain(
@@ -360,6 +363,7 @@ def run_posttrain(
         sharing=config.sharing,
         first=config.first,
         rules=config.rules,
+        reconstruct=BLOCK_STEPS if trial.method == "posttrain-blocks" else 0,
         progress=False,
     )
     return model, figures
@@ -368,6 +372,7 @@ def run_posttrain(
 RUNNERS = {
     "dense": run_dense,
     "posttrain": run_posttrain,
+    "posttrain-blocks": run_posttrain,
     "unstructured": run_unstructured,
     "filter": run_filter,
     "filter-shaped": run_filter,

@@ -23,10 +23,12 @@ PAIRS = (
     ("admm-separate", "admm", None),
     ("posttrain", "dense", 1),
     ("posttrain", "oneshot", None),
+    ("posttrain-blocks", "posttrain", None),
+    ("posttrain-blocks", "dense", 1),
 )
 """(method, reference, rate of the reference or None for the same rate)."""
 
-PATTERN_METHODS = ("oneshot", "gradual", "admm", "admm-separate", "posttrain")
+PATTERN_METHODS = ("oneshot", "gradual", "admm", "admm-separate", "posttrain", "posttrain-blocks")
 
 
 def _key(row: Row) -> Key:

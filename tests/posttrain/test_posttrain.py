@@ -277,9 +277,12 @@ def test_command(pictures, tmp_path):
     output = tmp_path / "out"
     arguments = ["posttrain", "--model", "posttrain.test_posttrain:coloured", "--classes", "5"]
     arguments += ["--images", str(pictures), "--image-size", "16", "--output", str(output)]
-    arguments += ["--connectivity", "2"]
+    arguments += ["--connectivity", "2", "--reconstruct", "3"]
     result = CliRunner().invoke(app, [*arguments, "--weights", str(tmp_path / "w.safetensors")])
     assert result.exit_code == 0, result.output
+    assert "each block" in result.stderr
+    [block] = json.loads((output / "report.json").read_text())["blocks"]
+    assert block["layers"] == ["0", "3"]
     net = coloured(5)
     assignment = load_pruned(output / "pruned.safetensors", net)
     assert set(assignment) == {"0", "3"}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from .errors import PosttrainError
 from .images import calibration_batches
-from .run import LayerFit, PosttrainError, PosttrainReport, posttrain
+from .reconstruct import BlockFit
+from .run import LayerFit, PosttrainReport, posttrain
 
 __all__ = [
+    "BlockFit",
     "LayerFit",
     "PosttrainError",
     "PosttrainReport",

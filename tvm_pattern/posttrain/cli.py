@@ -36,6 +36,15 @@ def _table(report: PosttrainReport) -> Table:
     return table
 
 
+def _block_table(report: PosttrainReport) -> Table:
+    table = Table(title="Change of each block's outputs, of their mean square")
+    for name in ("block", "before", "tuned"):
+        table.add_column(name)
+    for block in report.blocks:
+        table.add_row(block.name, f"{100 * block.before:.1f} %", f"{100 * block.after:.1f} %")
+    return table
+
+
 def _open(model: str, weights: Path | None, classes: int) -> nn.Module:
     """The trained network.
 
@@ -77,6 +86,12 @@ def posttrain_command(
     ] = 1,
     group: Annotated[int, typer.Option(help="filters that share kernels: alike ones")] = 1,
     library: Annotated[str, typer.Option(help="pattern set")] = "fixed8",
+    reconstruct: Annotated[
+        int,
+        typer.Option(
+            min=0, help="steps by which each block is tuned afterwards: some hundred at high rates"
+        ),
+    ] = 0,
     limit: Annotated[int, typer.Option(help="pictures at most")] = 256,
     batch: Annotated[int, typer.Option(help="pictures at a time")] = 16,
     image_size: Annotated[int, typer.Option(help="height and width of the crops")] = 224,
@@ -114,6 +129,7 @@ def posttrain_command(
                 library,
                 connectivity_1x1,
                 block_1x1=block_1x1,
+                reconstruct=reconstruct,
                 checkpoint=output / _CHECKPOINT,
             )
             if isinstance(network, OnnxNetwork):
@@ -125,6 +141,8 @@ def posttrain_command(
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False)
         raise typer.Exit(1) from error
     console.print(_table(report))
+    if report.blocks:
+        console.print(_block_table(report))
     seconds = time.monotonic() - start
     if json_output:
         typer.echo(json.dumps(report.to_dict()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -15,31 +14,32 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.hooks import RemovableHandle
 
 from topi_kernels.pattern import PatternSet
 
 from ..pruning.assignment import Assignment, LayerAssignment, apply_assignment
 from ..pruning.batchnorm import batch_input, recalibrate_bn
 from ..pruning.carried import forget_assignment
-from ..pruning.checkpoint import load_training, save_training
 from ..pruning.config import Library, PatternConfig, Rule
 from ..pruning.layers import LayerPlan, prepare_layers
 from ..pruning.modules import convolutions, is_transposed, unwrap
+from ..pruning.onnx_network import OnnxNetwork
 from ..pruning.report import PruneReport, build_report
 from ..pruning.sharing import Sharing
+from .blocks import find_blocks
+from .errors import PosttrainError
 from .fit import Fit, fit_layer
-from .statistics import Forward, Moments, inputs_from_the_start, layer_moments, on_images
+from .reconstruct import BlockFit, Networks, tune_block, write_tensors
+from .saved import Saved
+from .statistics import (
+    Forward,
+    Moments,
+    inputs_from_the_start,
+    layer_moments,
+    on_images,
+    watch_first_norm,
+)
 from .walks import OtherOrder, Walks, fits, halts_itself
-
-# Of a batch norm's first statistics, in standard deviations; random batches of trained data are
-# below 0.3.
-_FAR = 1.0
-
-
-class PosttrainError(ValueError):
-    """Calibration data that cannot be used, or an interrupted run that does not fit."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class PosttrainReport:
 
     pruning: PruneReport
     layers: tuple[LayerFit, ...]
+    blocks: tuple[BlockFit, ...] = ()
 
     @property
     def assignment(self) -> Assignment:
@@ -76,8 +77,11 @@ class PosttrainReport:
         return self.pruning.assignment
 
     def to_dict(self) -> dict[str, Any]:
-        """The report of pruning, with ``outputs``: the errors by layer."""
-        return self.pruning.to_dict() | {"outputs": [asdict(layer) for layer in self.layers]}
+        """The report of pruning, with ``outputs`` and ``blocks``: the errors by layer and block."""
+        return self.pruning.to_dict() | {
+            "outputs": [asdict(layer) for layer in self.layers],
+            "blocks": [asdict(block) for block in self.blocks],
+        }
 
 
 def posttrain(
@@ -99,6 +103,7 @@ def posttrain(
     steps: int = 8,
     damping: float = 0.01,
     positions: int = 1024,
+    reconstruct: int = 0,
     checkpoint: str | Path | None = None,
     progress: bool | None = None,
 ) -> PosttrainReport:
@@ -128,9 +133,13 @@ frozen, rules
         Pull to the dense weights, against the mean square of the inputs.
     positions : int
         Output positions per picture that the statistics take at most.
+    reconstruct : int
+        Steps by which each block of layers is tuned by gradients afterwards, towards the dense
+        block's own outputs (residual blocks, or pieces of three layers); 0 for none. Some hundred
+        help at high rates. For networks in torch alone.
     checkpoint : str or pathlib.Path, optional
-        File to write after each layer, and to go on from; removed at the end. The data must come
-        in the same order again.
+        File to write after each layer and block, and to go on from; removed at the end. The data
+        must come in the same order again.
     progress : bool, optional
         Show a bar; by default where standard error is a terminal.
 
@@ -151,10 +160,16 @@ frozen, rules
     Frantar and Alistarh, "Optimal Brain Compression", NeurIPS 2022, section 4, for pruning by the
     layers' outputs; Niu et al., "PatDNN", ASPLOS 2020, section 4, for the constraints.
     """
-    if steps < 1 or positions < 1 or not 0 < damping < float("inf"):
+    if steps < 1 or positions < 1 or reconstruct < 0 or not 0 < damping < float("inf"):
         raise PosttrainError(
-            f"got steps={steps}, positions={positions}, damping={damping}; expected at least 1, at"
-            " least 1 and a finite number above 0"
+            f"got steps={steps}, positions={positions}, reconstruct={reconstruct},"
+            f" damping={damping}; expected at least 1, 1 and 0, and a finite number above 0"
+        )
+    if reconstruct and isinstance(unwrap(model), OnnxNetwork):
+        raise PosttrainError(
+            f"got reconstruct={reconstruct} for an ONNX file; ONNX Runtime, which runs what lies"
+            " between its convolutions, gives no gradients: leave reconstruct out, or give the"
+            " torch network"
         )
     config = PatternConfig.of(
         skip=skip, rules=rules, connectivity=connectivity, group=group, library=library,
@@ -175,18 +190,22 @@ frozen, rules
     config = config.model_copy(update={"rules": (*config.rules, *rules_of_left)})
     plans, skipped = prepare_layers(inner, config)
     skipped = [replace(s, reason=_TRANSPOSED) if s.name in left else s for s in skipped]
-    run = _Run(inner, batches, forward or _forward, steps, damping, positions)
+    run = _Run(inner, batches, forward or _forward, steps, damping, positions, reconstruct)
     with run.all_or_nothing():
-        fits = run.fit_all(plans, checkpoint, Console(stderr=True), progress=progress)
+        saved = Saved(checkpoint, run.fingerprint(plans))
+        console = Console(stderr=True)
+        shown = console.is_terminal if progress is None else progress
+        fits = run.fit_all(plans, saved, console, shown=shown)
         assignment = {p.name: _assignment(p, fits[p.name]) for p in plans}
         apply_assignment(inner, assignment)
         recalibrate_bn(inner, batches, forward=forward)
+        blocks = run.tune_all(assignment, saved, console, shown=shown) if reconstruct else ()
     if checkpoint is not None:
         Path(checkpoint).unlink(missing_ok=True)
     report = build_report(inner, assignment, skipped, plans=plans)
     report.method = "posttrain"
     rows = (LayerFit(name, fit.projected, fit.fitted, fit.patches) for name, fit in fits.items())
-    return PosttrainReport(report, tuple(rows))
+    return PosttrainReport(report, tuple(rows), blocks)
 
 
 _TRANSPOSED = "transposed: pruned by oneshot or a Pruner, not by pictures"
@@ -222,9 +241,11 @@ class _Run:
         steps: int,
         damping: float,
         positions: int,
+        reconstruct: int = 0,
     ) -> None:
         self.model, self.batches, self.forward = model, batches, forward
         self.steps, self.damping, self.positions = steps, damping, positions
+        self.reconstruct = reconstruct
         self.dense = copy.deepcopy(model).eval()
         self._walks: Walks | None = None
         self._may_walk = True
@@ -241,22 +262,13 @@ class _Run:
             raise
 
     def fit_all(
-        self,
-        plans: list[LayerPlan],
-        checkpoint: str | Path | None,
-        console: Console,
-        *,
-        progress: bool | None,
+        self, plans: list[LayerPlan], saved: Saved, console: Console, *, shown: bool
     ) -> dict[str, Fit]:
         """Fit every planned layer, in place; the fits are in the order in which layers run."""
-        first = next(iter(self.batches), None)
-        if first is None:
-            raise PosttrainError("the calibration data give no batch; expected at least one")
+        first = self._first()
         with _evaluating(self.model):
             calls = self._calls([plan.name for plan in plans], first)
-            saved = _Saved(checkpoint, self._fingerprint(plans, first))
             by_name = {plan.name: plan for plan in plans}
-            shown = console.is_terminal if progress is None else progress
             for name in track(calls, "Fitting layers", console=console, disable=not shown):
                 fit = saved.layers.get(name)
                 if fit is None:
@@ -265,6 +277,31 @@ class _Run:
                 self._set(name, fit)
             self._end_walks()
         return {name: saved.layers[name] for name in calls}
+
+    def tune_all(
+        self, assignment: Assignment, saved: Saved, console: Console, *, shown: bool
+    ) -> tuple[BlockFit, ...]:
+        """Tune every block, in place."""
+        first = self._first()
+        networks = Networks(self.dense, self.model, self.batches, self.forward)
+        found = []
+        with _evaluating(self.model):
+            blocks = find_blocks(self.model, assignment, lambda model: self.forward(model, first))
+            for block in track(blocks, "Tuning blocks", console=console, disable=not shown):
+                tuned = saved.blocks.get(block.name)
+                if tuned is None:
+                    tuned = tune_block(block, networks, assignment, self.reconstruct)
+                    saved.add_block(tuned)
+                else:
+                    write_tensors(self.model, tuned.tensors)
+                found.append(tuned.fit)
+        return tuple(found)
+
+    def _first(self) -> Any:
+        first = next(iter(self.batches), None)
+        if first is None:
+            raise PosttrainError("the calibration data give no batch; expected at least one")
+        return first
 
     def _calls(self, names: list[str], batch: Any) -> dict[str, int]:
         """How often each layer is called by a forward, in the order of the first calls."""
@@ -278,7 +315,7 @@ class _Run:
             return hook
 
         handles = [convs[name].register_forward_pre_hook(count(name)) for name in names]
-        handles += _watch_first_norm(self.dense)
+        handles += watch_first_norm(self.dense)
         try:
             with torch.no_grad():
                 self.forward(self.dense, batch)
@@ -354,9 +391,12 @@ class _Run:
         if conv.bias is not None and fit.bias is not None:
             conv.bias.copy_(fit.bias)
 
-    def _fingerprint(self, plans: list[LayerPlan], batch: Any) -> str:
+    def fingerprint(self, plans: list[LayerPlan]) -> str:
         """Of the weights, the plans, the settings and the first batch."""
-        digest = hashlib.sha256(repr((self.steps, self.damping, self.positions)).encode())
+        settings: tuple[Any, ...] = (self.steps, self.damping, self.positions)
+        if self.reconstruct:
+            settings = (*settings, self.reconstruct)
+        digest = hashlib.sha256(repr(settings).encode())
         for plan in plans:
             facts: tuple[Any, ...] = (
                 plan.name, plan.shape, plan.kept, plan.group, plan.balance, plan.sharing,
@@ -364,7 +404,7 @@ class _Run:
             if plan.block > 1:
                 facts = (*facts, plan.block)
             digest.update(repr(facts).encode() + plan.pattern_set.masks.tobytes())
-        tensors = [*self.dense.state_dict().values(), batch_input(batch)]
+        tensors = [*self.dense.state_dict().values(), batch_input(self._first())]
         for tensor in tensors:
             if isinstance(tensor, torch.Tensor):
                 digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
@@ -380,47 +420,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-class _Saved:
-    """Layers that are fitted, in a file where one was named."""
-
-    def __init__(self, path: str | Path | None, fingerprint: str) -> None:
-        self._path = None if path is None else Path(path)
-        self._fingerprint = fingerprint
-        self.layers: dict[str, Fit] = {}
-        if self._path is None or not self._path.is_file():
-            return
-        state = load_training(self._path, {"posttrain", "layers"})
-        if state["posttrain"] != fingerprint:
-            raise PosttrainError(
-                f"{self._path} is of another model, configuration or data; remove it, or name"
-                " another file"
-            )
-        self.layers = {name: Fit(**values) for name, values in state["layers"].items()}
-
-    def add(self, name: str, fit: Fit) -> None:
-        self.layers[name] = fit
-        if self._path is not None:
-            layers = {name: vars(fit) for name, fit in self.layers.items()}
-            save_training(self._path, {"posttrain": self._fingerprint, "layers": layers})
-
-
-def _watch_first_norm(model: nn.Module) -> list[RemovableHandle]:
-    """Warn if what reaches the first batch norm looks unlike what it was trained on."""
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-
-    def compare(norm: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        values = args[0].detach().float().transpose(0, 1).flatten(1)
-        spread = (norm.running_var.float() + norm.eps).sqrt()
-        shift = ((values.mean(1) - norm.running_mean.float()) / spread).abs().mean()
-        ratio = values.std(1) / spread
-        if shift > _FAR or not 0.25 < ratio.median() < 4:
-            warnings.warn(
-                "the calibration data look unlike those of the training: at the first batch norm"
-                f" they are off by {shift:.1f} standard deviations and {ratio.median():.2g} times"
-                " as wide; check mean, scale and order of the colours",
-                stacklevel=2,
-            )
-
-    return [norm.register_forward_pre_hook(compare) for norm in norms[:1]]

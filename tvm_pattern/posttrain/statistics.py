@@ -7,6 +7,7 @@ deliver, and that is a quadratic form of w' whose coefficients are the moments g
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,8 +16,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 Forward = Callable[[nn.Module, Any], Any]
+
+# Of a batch norm's first statistics, in standard deviations; random batches of trained data are
+# below 0.3.
+_FAR = 1.0
 
 
 @dataclass
@@ -249,3 +256,23 @@ def _output_size(conv: nn.Conv2d, image: torch.Tensor) -> tuple[int, int]:
         for span, k, d, s in zip(spans, conv.kernel_size, conv.dilation, conv.stride, strict=True)
     )
     return height, width
+
+
+def watch_first_norm(model: nn.Module) -> list[RemovableHandle]:
+    """Warn if what reaches the first batch norm looks unlike what it was trained on."""
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+
+    def compare(norm: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        values = args[0].detach().float().transpose(0, 1).flatten(1)
+        spread = (norm.running_var.float() + norm.eps).sqrt()
+        shift = ((values.mean(1) - norm.running_mean.float()) / spread).abs().mean()
+        ratio = values.std(1) / spread
+        if shift > _FAR or not 0.25 < ratio.median() < 4:
+            warnings.warn(
+                "the calibration data look unlike those of the training: at the first batch norm"
+                f" they are off by {shift:.1f} standard deviations and {ratio.median():.2g} times"
+                " as wide; check mean, scale and order of the colours",
+                stacklevel=2,
+            )
+
+    return [norm.register_forward_pre_hook(compare) for norm in norms[:1]]
