@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
-from benchmarks.architectures.__main__ import read_rows, run_missing
+from benchmarks.architectures.__main__ import read_rows, run_missing, time_missing
 from benchmarks.architectures.page import render
 from benchmarks.architectures.zoo import ZOO, Architecture
 from benchmarks.workloads import load_workloads, network_flops
@@ -40,6 +42,19 @@ def test_the_table_goes_on_where_it_stopped(tmp_path):
     assert run_missing(wanted, path, run) == 1
     assert ran == ["a/x", "a/y"]
     assert [row["key"] for row in read_rows(path)] == ["a/x", "a/y"]
+
+
+def test_what_was_kept_is_timed_once(tmp_path):
+    path, keep = tmp_path / "rows.jsonl", tmp_path / "kept"
+    (keep / "a-x").mkdir(parents=True)
+    (keep / "a-x" / "input.npy").touch()
+    rows = [{"key": "a/x", "dense": {"status": "equal"}}, {"key": "a/y", "dense": {}}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    times = {"dense": {"p10_ms": 2.0}, "onnxruntime": {"p10_ms": 3.0}}
+    assert time_missing(path, keep, 5, lambda folder, rounds: times) == 1
+    assert time_missing(path, keep, 5, lambda folder, rounds: times) == 0
+    timed = {"status": "equal", "p10_ms": 2.0}
+    assert {row["key"]: row["dense"] for row in read_rows(path)} == {"a/x": timed, "a/y": {}}
 
 
 def test_the_page_counts_and_names_what_failed():

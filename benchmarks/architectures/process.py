@@ -7,6 +7,7 @@ import multiprocessing
 import resource
 import warnings
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from .row import ERRORS, first_line, row_of
@@ -14,12 +15,17 @@ from .zoo import Architecture
 
 
 def row_in_process(
-    architecture: Architecture, size: int, rounds: int, seconds: int, memory_gb: int
+    architecture: Architecture,
+    size: int,
+    rounds: int,
+    seconds: int,
+    memory_gb: int,
+    keep: Path | None = None,
 ) -> dict[str, Any]:
     """The row of an architecture, from a process of its own with its limits."""
     failed = {"key": architecture.key, "size": architecture.size(size)}
     receiver, sender = _context().Pipe(duplex=False)
-    arguments = (architecture, size, rounds, memory_gb << 30, sender)
+    arguments = (architecture, size, rounds, memory_gb << 30, keep, sender)
     process = _context().Process(target=_send_row, args=arguments)
     process.start()
     sender.close()
@@ -45,13 +51,18 @@ def _context() -> Any:
 
 
 def _send_row(
-    architecture: Architecture, size: int, rounds: int, memory: int, sender: Connection
+    architecture: Architecture,
+    size: int,
+    rounds: int,
+    memory: int,
+    keep: Path | None,
+    sender: Connection,
 ) -> None:
     """In the process of a row: its figures, or what stopped it, to ``sender``."""
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     warnings.simplefilter("ignore")
     try:
-        row = row_of(architecture, size, rounds)
+        row = row_of(architecture, size, rounds, keep)
     except (*ERRORS, ImportError, MemoryError) as error:
         row = {"key": architecture.key, "size": architecture.size(size)}
         row["error"] = f"{type(error).__name__}: {first_line(error)}"

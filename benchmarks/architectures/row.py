@@ -6,6 +6,7 @@ import copy
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ CONNECTIVITY = 3.6
 ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
-def row_of(architecture: Architecture, size: int, rounds: int) -> dict[str, Any]:
+def row_of(
+    architecture: Architecture, size: int, rounds: int, keep: Path | None = None
+) -> dict[str, Any]:
     """Compile, check and time one architecture.
 
     Parameters
@@ -27,7 +30,9 @@ def row_of(architecture: Architecture, size: int, rounds: int) -> dict[str, Any]
     size : int
         Height and width of the image, where the network takes any.
     rounds : int
-        Timed runs of each engine, in turns.
+        Timed runs of each engine, in turns; 0: none.
+    keep : Path, optional
+        Folder that gets the libraries, the ONNX file and the input, for :func:`time_kept`.
     """
     import torch
 
@@ -45,7 +50,12 @@ def row_of(architecture: Architecture, size: int, rounds: int) -> dict[str, Any]
         row[name], library = _compiled(network, x)
         if library is not None:
             engines[name] = _run(library, x)
+            if keep is not None:
+                library.export(keep / f"{name}.so")
     with tempfile.TemporaryDirectory() as folder:
+        if keep is not None:
+            folder = str(keep)
+            np.save(keep / "input.npy", x.numpy())
         session = _onnx_runtime(model, x, Path(folder) / "net.onnx")
         if isinstance(session, str):
             row["onnxruntime"] = {"detail": session}
@@ -56,6 +66,27 @@ def row_of(architecture: Architecture, size: int, rounds: int) -> dict[str, Any]
             for name, times in _times(engines, rounds).items():
                 row.setdefault(name, {}).update(times)
     return row
+
+
+def time_kept(folder: Path, rounds: int) -> dict[str, dict[str, float]]:
+    """Times of what :func:`row_of` kept: nothing is compiled, so a short quiet while is enough.
+
+    Returns
+    -------
+    dict
+        Milliseconds by engine: ``dense``, ``pruned``, ``onnxruntime``, where there is one.
+    """
+    import tvm_pattern as tp
+
+    x = np.load(folder / "input.npy")
+    engines: dict[str, Callable[[], Any]] = {}
+    for name in ("dense", "pruned"):
+        if (folder / f"{name}.so").is_file():
+            engines[name] = partial(tp.load(folder / f"{name}.so"), x)
+    session = _session(folder / "net.onnx") if (folder / "net.onnx").is_file() else ""
+    if not isinstance(session, str):
+        engines["onnxruntime"] = partial(session.run, None, {session.get_inputs()[0].name: x})
+    return _times(engines, rounds)
 
 
 def _run(library: Any, x: Any) -> Callable[[], Any]:
@@ -102,7 +133,6 @@ def _compiled(model: Any, x: Any) -> tuple[dict[str, Any], Any]:
 
 def _onnx_runtime(model: Any, x: Any, path: Path) -> Any:
     """A session of the same network on one thread, or why there is none."""
-    import onnxruntime
     import torch
 
     try:
@@ -110,6 +140,12 @@ def _onnx_runtime(model: Any, x: Any, path: Path) -> Any:
         torch.onnx.export(model, (x,), path, dynamo=False, verbose=False)
     except ERRORS as error:
         return f"torch.onnx.export: {first_line(error)}"
+    return _session(path)
+
+
+def _session(path: Path) -> Any:
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
@@ -121,6 +157,8 @@ def _onnx_runtime(model: Any, x: Any, path: Path) -> Any:
 
 def _times(engines: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
     """Milliseconds of each engine, run in turns after one run to warm up."""
+    if not rounds:
+        return {}
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     for number in range(rounds + 1):
         for name, run in engines.items():
