@@ -1,13 +1,16 @@
 """TransposedByPhases: a transposed convolution -> one convolution of stride 1 and an interleaving.
 
-Preconditions: weights are constants, batch norms are folded. Run before PatternRewrite.
+Preconditions: weights are constants, batch norms and factors are folded, activations are named. Run
+before PatternRewrite.
 
 With stride ``s`` output pixel ``q`` of a transposed convolution with padding ``p`` only sees the
 taps ``k`` with ``k = q + p (mod s)``. So the pixels of one remainder (a phase) are a convolution of
 stride 1 with every ``s``-th tap, last one first. All phases are filters of a single convolution;
-reshapes put their pixels between each other::
+reshapes put their pixels between each other. A bias and an activation come before that, where the
+convolution has them for nothing::
 
     conv2d_transpose(x, W[i, o, kh, kw], s)  ->  conv2d(x, W'[o * sh * sw, i, ceil(kh / sh), ...])
+    add(b), activation                           add(b'), activation
                                                  reshape, permute, reshape, crop of the padding
 """
 
@@ -23,14 +26,17 @@ from tvm.ir import Call, Expr, Var
 
 from .dataflow import (
     FLOATS,
+    Uses,
     array_of,
     bindings_of,
+    channel_constant,
     constant,
     map_functions,
     op_name,
     rebuild,
     static_shape,
 )
+from .markers import Marker, parse
 
 
 @dataclass(frozen=True)
@@ -114,11 +120,41 @@ def _origin(call: Call, out: Var) -> Origin:
     )
 
 
-class _Phases:
-    """The bindings that one transposed convolution becomes."""
+@dataclass(frozen=True)
+class _Tail:
+    """What follows a transposed convolution and may come before the interleaving.
 
-    def __init__(self, call: Call, out: Var) -> None:
-        self.call, self.out = call, out
+    ``out`` is the last of ``dropped``, the variables that are no longer bound by themselves.
+    """
+
+    out: Var
+    bias: np.ndarray | None = None
+    activation: Marker | None = None
+    dropped: tuple[Var, ...] = ()
+
+    @classmethod
+    def of(cls, uses: Uses, conv: Var) -> _Tail:
+        """A bias per channel and an activation of values that nothing else uses."""
+        tail = cls(conv)
+        user = uses.sole_user(conv)
+        if user is not None and op_name(uses.definition(user)) == "relax.add":
+            shape, args = static_shape(conv) or (), list(uses.definition(user).args)
+            (other,) = [a for a in args if not a.same_as(conv)] or [conv]
+            bias = channel_constant(other, shape[1])
+            if bias is not None and static_shape(user) == shape:
+                tail = cls(user, bias, None, (user,))
+        user = uses.sole_user(tail.out)
+        marker = None if user is None else parse(uses.definition(user))
+        if user is None or marker is None or marker.op != "activation":
+            return tail
+        return cls(user, tail.bias, marker, (*tail.dropped, user))
+
+
+class _Phases:
+    """The bindings that one transposed convolution and its tail become."""
+
+    def __init__(self, call: Call, conv: Var, tail: _Tail) -> None:
+        self.call, self.conv, self.tail, self.out = call, conv, tail, tail.out
         self.bindings: list[relax.Binding] = []
 
     def emit(self, value: Expr, name: str) -> Var:
@@ -128,7 +164,7 @@ class _Phases:
         return var
 
     def run(self) -> list[relax.Binding]:
-        attrs, name = self.call.attrs, self.out.name
+        attrs, name = self.call.attrs, self.conv.name
         weight, groups = array_of(self.call.args[1]), int(attrs.groups)
         stride = int(attrs.strides[0]), int(attrs.strides[1])
         before = [int(p) for p in attrs.padding[:2]]
@@ -149,6 +185,7 @@ class _Phases:
             ),
             name,
         )
+        image = self.with_tail(image, stride[0] * stride[1])
         apart = self.emit(
             relax.op.reshape(image, (batch, channels, *stride, *made)), f"{name}_phases"
         )
@@ -161,6 +198,17 @@ class _Phases:
             value = relax.op.strided_slice(whole, [2, 3], before, ends)
         normal = relax.BlockBuilder().normalize(value)
         return [*self.bindings, relax.VarBinding(self.out, normal)]
+
+    def with_tail(self, image: Var, phases: int) -> Var:
+        """Bias and activation of all phases."""
+        bias, marker = self.tail.bias, self.tail.activation
+        if bias is not None:
+            every = np.repeat(bias, phases).reshape(1, -1, 1, 1)
+            image = self.emit(relax.op.add(image, relax.const(every)), f"{self.conv.name}_bias")
+        if marker is not None:
+            call = Marker(marker.op, (image,), marker.params).call(image.ty)
+            image = self.emit(call, f"{self.conv.name}_activation")
+        return image
 
 
 @tvm.transform.module_pass(opt_level=0, name="TransposedByPhases")
@@ -180,14 +228,16 @@ class TransposedByPhases:
         return map_functions(mod, self._transform)
 
     def _transform(self, func: relax.Function) -> relax.Function:
-        blocks = []
+        blocks, uses, dropped = [], Uses(func), set[Var]()
         for block in bindings_of(func):
             bindings: list[relax.Binding] = []
             for binding in block:
                 if isinstance(binding, relax.VarBinding) and _fits(binding.value, binding.var):
                     self.origins[str(binding.var.name)] = _origin(binding.value, binding.var)
-                    bindings += _Phases(binding.value, binding.var).run()
-                else:
+                    tail = _Tail.of(uses, binding.var)
+                    dropped.update(tail.dropped)
+                    bindings += _Phases(binding.value, binding.var, tail).run()
+                elif binding.var not in dropped:
                     bindings.append(binding)
             blocks.append(bindings)
         return rebuild(func, blocks)

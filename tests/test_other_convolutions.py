@@ -98,6 +98,28 @@ def test_transposed_convolutions_are_taken():
     assert odd.effective_gflop == odd.dense_equivalent_gflop
 
 
+class Tail(nn.Module):
+    """A transposed convolution whose bias and activation are applied to its phases, or are not."""
+
+    def __init__(self, *, used_twice: bool) -> None:
+        super().__init__()
+        self.up = nn.Sequential(nn.ConvTranspose2d(4, 6, 4, 2, 1), nn.BatchNorm2d(6))
+        self.used_twice = used_twice
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.up(x)
+        return torch.sigmoid(y) * y if self.used_twice else torch.sigmoid(y)
+
+
+@pytest.mark.parametrize("used_twice", [False, True])
+def test_bias_and_activation_come_before_the_interleaving(used_twice):
+    torch.manual_seed(0)
+    library = compiled(randomise(Tail(used_twice=used_twice)), torch.randn(1, 4, 5, 6))
+    names = [step["op"] for step in library.manifest.steps]
+    before = names[: next(i for i, name in enumerate(names) if "transpose" in name)]
+    assert any("sigmoid" in name for name in before) != used_twice
+
+
 def test_zeros_of_a_transposed_convolution_are_not_multiplied():
     torch.manual_seed(0)
     net = nn.ConvTranspose2d(8, 8, 4, 2, 1).eval()
