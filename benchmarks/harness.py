@@ -53,8 +53,9 @@ class Row:
 
     ``effective_gflops`` counts multiplications by non-zero weights, ``dense_equivalent_gflops`` all
     that the dense workload has (the same for a dense engine, whatever its algorithm: Winograd can
-    exceed the peak). ``peak_fraction`` is effective rate / (FMA peak x threads). Figures are None
-    where nothing was measured; ``note`` says why.
+    exceed the peak). ``peak_fraction`` is effective rate / (FMA peak x threads). ``peak_memory_mb``
+    is what :mod:`benchmarks.resident` measures, in 10^6 bytes. Figures are None where nothing was
+    measured; ``note`` says why.
     """
 
     workload: str
@@ -72,6 +73,8 @@ class Row:
     max_abs_error: float | None = None
     note: str = ""
     dtype: str = "float32"
+    images_per_second: float | None = None
+    peak_memory_mb: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -94,6 +97,8 @@ class Contender:
     max_abs_error: float | None = None
     samples_ms: list[float] = field(default_factory=list)
     busy: float = 1.0
+    batch: int = 1
+    peak_memory_mb: float | None = None
 
     def check(self) -> None:
         """Run once and compare with ``reference``; a wrong output takes the runner away."""
@@ -156,6 +161,8 @@ class Contender:
             effective_gflops=effective,
             dense_equivalent_gflops=self.dense_flops / median / 1e6,
             peak_fraction=effective / (peak_gflops * threads),
+            images_per_second=self.batch * 1e3 / median,
+            peak_memory_mb=self.peak_memory_mb,
         )
 
 

@@ -1,21 +1,26 @@
 """Whole networks: ours pruned and dense, against dense peers.
 
 Run as ``python -m benchmarks.networks --json FILE``; ``--dtype int8`` quantises the networks and
-hands the peers that read them ONNX files of QDQ pairs.
+hands the peers that read them ONNX files of QDQ pairs. With ``--keep FOLDER`` nothing is compiled
+or converted twice: ``--prepare`` does that alone, and a later run measures at once.
 """
 
 from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
 from torch import nn
 
-from . import int8_networks
+from . import int8_networks, resident
 from .harness import OURS, Contender
-from .ours import NetworkEngine, pruned
+from .ours import TARGET, NetworkEngine, pruned
+from .peers import PEERS, UNTUNED
 from .session import (
+    REFUSALS,
     CoresOption,
     DtypeOption,
     JsonByDtypeOption,
@@ -31,9 +36,36 @@ from .workloads import NetworkSpec, load_workloads, network_flops
 
 DEFAULT_SECONDS = 30.0
 
+TargetOption = Annotated[str, typer.Option("--target", help="What our libraries are built for.")]
+BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Images a run; float32.")]
+KeepOption = Annotated[
+    Path | None, typer.Option("--keep", help="Folder of libraries and converted models.")
+]
+PrepareOption = Annotated[bool, typer.Option("--prepare", help="Fill --keep, measure nothing.")]
+MemoryOption = Annotated[
+    bool, typer.Option("--memory", help="Peak memory too, each engine in a process of its own.")
+]
+UntunedOption = Annotated[
+    bool, typer.Option("--tvm", help="TVM's default pipeline too: seconds a run, untuned.")
+]
+GroupsOption = Annotated[
+    str | None, typer.Option("--groups", help="Filters that share kernels, e.g. 1,2,4,8.")
+]
+
+
+def library_name(group: int | None, target: str, threads: int) -> str:
+    """File of one of our libraries in the folder of its network."""
+    which = "dense" if group is None else f"F{group}"
+    return f"{which}-{target.rpartition('/')[2]}-{threads}.so"
+
 
 def our_contenders(
-    session: Session, spec: NetworkSpec, dense: nn.Module, example: torch.Tensor
+    session: Session,
+    spec: NetworkSpec,
+    dense: nn.Module,
+    example: torch.Tensor,
+    folder: Path,
+    target: str = TARGET,
 ) -> list[Contender]:
     """Our library at each group of ``spec`` and dense, as far as they are selected."""
     contenders = []
@@ -52,10 +84,42 @@ def our_contenders(
             effective_flops=effective_flops,
             sparsity=sparsity,
             group=group,
+            batch=len(example),
+            note="" if target == TARGET else target,
         )
-        build = partial(NetworkEngine.build, model, example, num_threads=session.threads)
+        path = folder / library_name(group, target, session.threads)
+        build = partial(
+            NetworkEngine.build, model, example, session.threads, target=target, path=path
+        )
         contenders.append(session.add_ours(contender, build, reference))
     return contenders
+
+
+def add_memory(
+    contenders: list[Contender], network: str, folder: Path, target: str, threads: int, batch: int
+) -> None:
+    """Measure what each engine that was right holds at most; a failure becomes a note."""
+    for contender in contenders:
+        if not contender.samples_ms:
+            continue
+        engine = contender.engine
+        if engine == OURS:
+            engine += f":{library_name(contender.group, target, threads)}"
+        try:
+            contender.peak_memory_mb = resident.peak_mb(engine, network, folder, threads, batch)
+        except REFUSALS as error:
+            contender.note = "; ".join(filter(None, [contender.note, f"memory: {error}"]))
+
+
+def _networks(dtype: str, groups: str | None) -> list[NetworkSpec]:
+    specs = [n for n in load_workloads()[1] if (n.groups_int8 if dtype == "int8" else n.groups)]
+    if groups is None:
+        return specs
+    try:
+        chosen = tuple(int(group) for group in groups.split(","))
+    except ValueError:
+        raise ValueError(f"--groups {groups!r}: expected numbers separated by commas") from None
+    return [spec.with_groups(chosen) for spec in specs]
 
 
 def main(
@@ -66,9 +130,19 @@ def main(
     cores: CoresOption = None,
     seconds: SecondsOption = None,
     dtype: DtypeOption = "float32",
+    target: TargetOption = TARGET,
+    batch: BatchOption = 1,
+    groups: GroupsOption = None,
+    keep: KeepOption = None,
+    prepare: PrepareOption = False,
+    memory: MemoryOption = False,
+    untuned: UntunedOption = False,
 ) -> None:
     """Time whole networks, ours and the peers', interleaved."""
+    if prepare and keep is None:
+        raise ValueError("--prepare without --keep FOLDER; expected the folder to fill")
     wanted = f"benchmarks/results/networks{'' if dtype == 'float32' else '_int8'}.json"
+    networks = _networks(dtype, groups)
     session = Session.start(
         "Networks",
         threads=threads,
@@ -78,20 +152,32 @@ def main(
         json_path=json_path or Path(wanted),
         dtype=dtype,
     )
-    networks = [n for n in load_workloads()[1] if (n.groups_int8 if dtype == "int8" else n.groups)]
+    peers = [*PEERS, UNTUNED] if untuned else PEERS
     with session.workloads([spec.name for spec in networks]) as begin:
-        for spec in networks:
-            folder = begin(spec.name)
+        for plain in networks:
+            spec, folder = plain.with_batch(batch), begin(plain.name)
+            if not session.selects_any(spec.name, spec.groups, peers):
+                continue
+            if keep is not None:
+                folder = keep.resolve() / spec.name
+                folder.mkdir(parents=True, exist_ok=True)
             model, example = spec.build(), spec.example()
             if dtype == "int8":
                 session.run(int8_networks.contenders(session, spec, model, example, folder))
                 continue
             flops, _, _ = network_flops(model, example)
-            contenders = session.add_peers(spec.name, model, example, folder, flops)
-            contenders += our_contenders(session, spec, model, example)
-            if contenders:
-                session.run(contenders)
-    session.finish()
+            contenders = session.add_peers(spec.name, model, example, folder, flops, peers)
+            contenders += our_contenders(session, spec, model, example, folder, target)
+            if prepare:
+                continue
+            after = (
+                partial(add_memory, contenders, plain.name, folder, target, threads, batch)
+                if memory
+                else None
+            )
+            session.run(contenders, after)
+    if not prepare:
+        session.finish()
 
 
 if __name__ == "__main__":

@@ -136,14 +136,32 @@ class NetworkEngine:
         self._output = image
 
     @classmethod
+    def load(cls, path: Path, example: torch.Tensor, num_threads: int) -> NetworkEngine:
+        """A library that :meth:`build` exported."""
+        return cls(tvm_pattern.load(path, num_threads), example.numpy())
+
+    @classmethod
     def build(
-        cls, model: Any, example: torch.Tensor, num_threads: int, target: str = TARGET
+        cls,
+        model: Any,
+        example: torch.Tensor,
+        num_threads: int,
+        target: str = TARGET,
+        path: Path | None = None,
     ) -> NetworkEngine:
-        """Compile ``model``, a module or a quantised one, for ``target``."""
+        """Compile ``model``, a module or a quantised one, for ``target``.
+
+        With ``path``, what was exported there before is loaded; else it is exported there.
+        """
+        if path is not None and path.exists():
+            return cls.load(path, example, num_threads)
         # The harness holds every engine's output against torch itself.
         library = tvm_pattern.compile(
             model, (example,), target=target, num_threads=num_threads, verify=False
         )
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            library.export(path)
         return cls(library, example.numpy())
 
     def run(self) -> None:

@@ -94,7 +94,7 @@ def markdown(title: str, device: dict[str, Any], peak: float, rows: Sequence[Row
         f"# {title}",
         "",
         f"{device['cpu']}, {device['threads']} thread(s) on core(s) {device['pinned_to']},"
-        f" {dtype}, batch 1, {device['date']}. {of_what} of one core, measured in the same run:"
+        f" {dtype}, {device['date']}. {of_what} of one core, measured in the same run:"
         f" {peak:.1f} {'GOP/s' if dtype == 'int8' else 'GFLOP/s'}.",
         "",
         f"Command: `{device['command']}`. Engines: "
@@ -108,10 +108,10 @@ def markdown(title: str, device: dict[str, Any], peak: float, rows: Sequence[Row
         out += [
             f"## {workload}",
             "",
-            "| engine | median ms | p10-p90 ms | runs | sparsity | effective GFLOP/s |"
-            " dense-equivalent GFLOP/s | effective / peak | over fastest other | max abs error |"
-            " note |",
-            "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|",
+            "| engine | median ms | p10-p90 ms | runs | images/s | peak memory MB | sparsity |"
+            " effective GFLOP/s | dense-equivalent GFLOP/s | effective / peak |"
+            " over fastest other | max abs error | note |",
+            "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|",
         ]
         timed = [r.median_ms for r in group if r.median_ms]
         for row in sorted(group, key=lambda r: (r.median_ms is None, r.median_ms or 0.0)):
@@ -121,6 +121,8 @@ def markdown(title: str, device: dict[str, Any], peak: float, rows: Sequence[Row
                 f"**{median}**" if timed and row.median_ms == min(timed) else median,
                 f"{_figure(row.p10_ms)}-{_figure(row.p90_ms)}" if row.runs else "",
                 str(row.runs) if row.runs else "",
+                _figure(row.images_per_second),
+                "" if row.peak_memory_mb is None else f"{row.peak_memory_mb:.1f}",
                 "" if row.sparsity is None else f"{row.sparsity:.1%}",
                 _figure(row.effective_gflops, 4),
                 _figure(row.dense_equivalent_gflops, 4),

@@ -23,7 +23,7 @@ from .device import package_version
 from .dot_peak import DotPeak
 from .harness import OURS, Budget, Contender, Row, Selection, measure
 from .peak import PeakMeter
-from .peers import PEERS
+from .peers import PEERS, Peer
 from .results import variant_name, write_all, write_samples
 
 # What an engine may raise when it refuses a model; anything else is a fault of the benchmark.
@@ -97,16 +97,23 @@ class Session:
         return cls(title, threads, pinned, select, budget, json_path, peak, dtype)
 
     def add_peers(
-        self, workload: str, model: nn.Module, example: torch.Tensor, folder: Path, flops: int
+        self,
+        workload: str,
+        model: nn.Module,
+        example: torch.Tensor,
+        folder: Path,
+        flops: int,
+        peers: Sequence[Peer] = PEERS,
     ) -> list[Contender]:
         """Every selected peer on a dense workload, in a fixed order; refusals become notes."""
         with torch.inference_mode():
             reference = model(example).numpy()
         contenders = []
-        for peer in PEERS:
+        for peer in peers:
             if not self.select(workload, peer.name):
                 continue
             contender = Contender(workload, peer.name, None, reference=reference)
+            contender.batch = len(example)
             contender.dense_flops = contender.effective_flops = flops
             reason = peer.unavailable()
             if reason is None:
@@ -155,15 +162,26 @@ class Session:
             self.console.print(f"[red]{contender.workload}: {contender.note}", markup=True)
         return contender
 
-    def run(self, contenders: Sequence[Contender]) -> None:
-        """Time one workload, print a line per engine, and write the results so far."""
+    def selects_any(self, workload: str, groups: Sequence[int], peers: Sequence[Peer]) -> bool:
+        """Whether any engine on a workload is selected: else it need not be built."""
+        ours = any(self.select(workload, OURS, group) for group in (*groups, None))
+        return ours or any(self.select(workload, peer.name) for peer in peers)
+
+    def run(self, contenders: Sequence[Contender], after: Callable[[], None] | None = None) -> None:
+        """Time one workload, print a line per engine, and write the results so far.
+
+        ``after`` is called when the engines' times are taken and their memory is free.
+        """
         measure(contenders, self.budget, each_round=self.peak.sample)
+        for contender in contenders:
+            contender.runner = None  # frees the engine's memory
+            contender.reference = None
+        if after is not None:
+            after()
         self.contenders += contenders
         for contender in contenders:
             row = contender.row(self.threads, self.peak.gflops)
             self.console.print(_line(row), highlight=False, markup=False)
-            contender.runner = None  # frees the engine's memory
-            contender.reference = None
         self.write()
 
     def rows(self) -> list[Row]:

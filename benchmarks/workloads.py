@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -92,6 +92,16 @@ class NetworkSpec:
     part: str = ""
     #: Groups in which it is pruned and quantised to bytes; empty where only float32 is measured.
     groups_int8: tuple[int, ...] = ()
+
+    def with_groups(self, groups: tuple[int, ...]) -> NetworkSpec:
+        """The same network with other groups of filters that share kernels."""
+        return replace(self, groups=groups)
+
+    def with_batch(self, batch: int) -> NetworkSpec:
+        """The same network for ``batch`` inputs at a time, named ``NAME-batchN``."""
+        if batch == 1:
+            return self
+        return replace(self, name=f"{self.name}-batch{batch}", input=(batch, *self.input[1:]))
 
     def build(self) -> nn.Module:
         """The dense network; the same random weights at every call."""

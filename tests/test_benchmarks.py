@@ -18,9 +18,20 @@ import torch
 from torch import nn
 
 import tvm_pattern.pruning
-from benchmarks import accuracy_linear, device, harness, ours, peak, results, session, workloads
+from benchmarks import (
+    accuracy_linear,
+    device,
+    harness,
+    networks,
+    ours,
+    peak,
+    resident,
+    results,
+    session,
+    workloads,
+)
 from benchmarks.harness import OURS, Budget, Contender, Row, Selection, interleave
-from benchmarks.peers import PEERS, Peer
+from benchmarks.peers import PEERS, UNTUNED, Peer
 from benchmarks.peers.tflite_writer import to_tflite
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,6 +52,8 @@ ROW_KEYS = [
     "max_abs_error",
     "note",
     "dtype",
+    "images_per_second",
+    "peak_memory_mb",
 ]
 
 
@@ -164,6 +177,11 @@ def test_row_statistics() -> None:
     assert row.dense_equivalent_gflops == pytest.approx(8e6 / 6e-3 / 1e9)
     assert row.peak_fraction == pytest.approx(row.effective_gflops / 20.0)
     assert (row.sparsity, row.group, row.threads) == (0.875, 4, 2)
+    assert row.images_per_second == pytest.approx(1000 / 6)
+    contender.batch, contender.peak_memory_mb = 8, 12.5
+    row = contender.row(threads=2, peak_gflops=10.0)
+    assert row.images_per_second == pytest.approx(8000 / 6)
+    assert row.peak_memory_mb == 12.5
 
 
 def test_row_without_samples_has_no_figures() -> None:
@@ -614,6 +632,79 @@ def test_networks_are_pruned_at_the_rates_of_their_rows() -> None:
     model = ours.pruned(dense, spec, 4)
     assert int(torch.count_nonzero(model[2].weight)) == 288 * 64 // 4
     assert int(torch.count_nonzero(dense[2].weight)) == 288 * 64
+
+
+def test_other_batches_and_groups_are_rows_of_their_own() -> None:
+    spec = workloads.NetworkSpec("a", "vgg16", (1, 3, 8, 8), 3.6, (4,))
+    batches = spec.with_batch(8)
+    assert (batches.name, batches.input) == ("a-batch8", (8, 3, 8, 8))
+    assert spec.with_batch(1) == spec
+    assert spec.with_groups((1, 2)).groups == (1, 2)
+    names = {networks.library_name(g, t, n) for g in (None, 2) for t in "ab" for n in (1, 2)}
+    assert len(names) == 8
+    assert networks.library_name(2, "pattern/x86-avx2", 1) == "F2-x86-avx2-1.so"
+
+
+@pytest.mark.skipif(not resident._RESET.exists(), reason="the peak is known on Linux alone")
+def test_the_peak_of_a_process_counts_what_is_freed_again() -> None:
+    size = 64_000_000
+    # The kernel counts pages in batches.
+    assert 0.97 * size <= resident.added_peak(lambda: np.ones(size, np.uint8).sum()) < 1.2 * size
+    assert resident.added_peak(lambda: None) < 0.1 * size
+
+
+def test_memory_that_cannot_be_measured_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> float:
+        raise RuntimeError("it is a pity")
+
+    right = Contender("w", OURS, None, group=4, samples_ms=[1.0])
+    wrong = Contender("w", "torch", None, note="wrong output")
+    monkeypatch.setattr(resident, "peak_mb", refuse)
+    networks.add_memory([right, wrong], "w", Path(), ours.TARGET, 1, 1)
+    assert (right.peak_memory_mb, right.note) == (None, "memory: it is a pity")
+    assert wrong.note == "wrong output"
+    asked = []
+    monkeypatch.setattr(resident, "peak_mb", lambda *what: asked.append(what) or 3.5)
+    networks.add_memory([right, wrong], "w", Path("f"), ours.TARGET, 2, 8)
+    assert asked == [(f"{OURS}:F4-native-2.so", "w", Path("f"), 2, 8)]
+    assert right.peak_memory_mb == 3.5
+
+
+def test_an_engine_that_cannot_be_opened_is_told_by_its_last_line(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"in a process of its own: .*no such library"):
+        resident.peak_mb(f"{OURS}:F4.so", "keyword-spotting", tmp_path, 1)
+
+
+def test_a_network_compiled_before_is_not_compiled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = torch.ones(1, 3, 8, 8)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3)).eval()
+    path = tmp_path / "new" / "F1.so"
+    first = ours.NetworkEngine.build(model, example, 1, path=path)
+    monkeypatch.setattr(tvm_pattern, "compile", None)
+    again = ours.NetworkEngine.build(model, example, 1, path=path)
+    for engine in (first, again):
+        engine.run()
+    np.testing.assert_array_equal(first.output(), again.output())
+
+
+def test_what_networks_refuses(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--prepare without --keep FOLDER"):
+        networks.main(tmp_path / "x.json", prepare=True)
+    with pytest.raises(ValueError, match=r"--groups 'a': expected numbers"):
+        networks.main(tmp_path / "x.json", groups="a")
+
+
+def test_plain_tvm_computes_the_network(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    example = torch.randn(2, 3, 8, 8)
+    for runner in (
+        UNTUNED.build(model, example, 1, tmp_path),
+        UNTUNED.reopen(lambda: model, example, 1, tmp_path),
+    ):
+        runner.run()
+        np.testing.assert_allclose(runner.output(), model(example).detach().numpy(), atol=1e-5)
 
 
 def test_the_study_of_linear_layers_prunes_two_of_three() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -59,6 +60,22 @@ class Peer(ABC):
             If the engine reads no such files.
         """
         raise ValueError(f"{self.name} reads no networks of bytes here")
+
+    def reopen(
+        self,
+        make_model: Callable[[], nn.Module],
+        example: torch.Tensor,
+        threads: int,
+        folder: Path,
+    ) -> Runner:
+        """Open what :meth:`build` left in ``folder``, without the model in torch if that will do.
+
+        Raises
+        ------
+        RuntimeError, ValueError, OSError
+            As :meth:`build`.
+        """
+        return self.build(nn.Identity(), example, threads, folder)
 
 
 def export_onnx(model: nn.Module, example: torch.Tensor, folder: Path) -> Path:

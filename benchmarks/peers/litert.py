@@ -39,8 +39,11 @@ class LiteRt(Peer):
     def build(
         self, model: nn.Module, example: torch.Tensor, threads: int, folder: Path
     ) -> _LiteRtRunner:
+        path = folder / "model.tflite"
+        if not path.exists():
+            path.write_bytes(to_tflite(model, example))
         interpreter = importlib.import_module("ai_edge_litert.interpreter").Interpreter(
-            model_content=bytes(to_tflite(model, example)), num_threads=threads
+            model_path=str(path), num_threads=threads
         )
         interpreter.allocate_tensors()
         interpreter.set_tensor(

@@ -46,11 +46,12 @@ class Mnn(Peer):
         source = export_onnx(model, example, folder)
         target = folder / "model.mnn"
         command = ["-f", "ONNX", "--modelFile", str(source), "--MNNModel", str(target)]
-        subprocess.run(
-            [sys.executable, "-c", _CONVERT, *command, "--bizCode", "benchmark"],
-            check=True,
-            capture_output=True,
-        )
+        if not target.exists():
+            subprocess.run(
+                [sys.executable, "-c", _CONVERT, *command, "--bizCode", "benchmark"],
+                check=True,
+                capture_output=True,
+            )
         expr = importlib.import_module("MNN.expr")
         network = importlib.import_module("MNN.nn")
         runtime = network.create_runtime_manager(

@@ -39,6 +39,18 @@ class _NcnnRunner:
         return np.array(self._output)
 
 
+def _convert(model: nn.Module, example: torch.Tensor, folder: Path) -> None:
+    converter = importlib.import_module("pnnx").EXEC_PATH
+    torch.jit.trace(model, example).save(str(folder / "model.pt"))
+    shape = ",".join(map(str, example.shape))
+    subprocess.run(
+        [converter, "model.pt", f"inputshape=[{shape}]", "fp16=0"],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
+
+
 class Ncnn(Peer):
     name = "ncnn"
     packages = ("ncnn", "pnnx")
@@ -48,15 +60,8 @@ class Ncnn(Peer):
         self, model: nn.Module, example: torch.Tensor, threads: int, folder: Path
     ) -> _NcnnRunner:
         ncnn = importlib.import_module("ncnn")
-        converter = importlib.import_module("pnnx").EXEC_PATH
-        torch.jit.trace(model, example).save(str(folder / "model.pt"))
-        shape = ",".join(map(str, example.shape))
-        subprocess.run(
-            [converter, "model.pt", f"inputshape=[{shape}]", "fp16=0"],
-            cwd=folder,
-            check=True,
-            capture_output=True,
-        )
+        if not (folder / "model.ncnn.bin").exists():
+            _convert(model, example, folder)
         net = ncnn.Net()
         net.opt.num_threads = threads
         net.opt.use_winograd_convolution = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,3 +39,12 @@ class Torch(Peer):
         if torch.get_num_threads() != threads:
             raise RuntimeError(f"torch has {torch.get_num_threads()} threads, expected {threads}")
         return _TorchRunner(model, example)
+
+    def reopen(
+        self,
+        make_model: Callable[[], nn.Module],
+        example: torch.Tensor,
+        threads: int,
+        folder: Path,
+    ) -> _TorchRunner:
+        return self.build(make_model(), example, threads, folder)
