@@ -85,6 +85,8 @@ class Row:
         Share of the devices' time that they played.
     per_minute : float
         Results a minute, from the first timed run to the last.
+    span : float
+        Seconds from the first timed run to the last; ``busy`` is a share of them.
     client_cores, servers_cores : float
         Processor time of the client, and of tracker and servers, over the wall time.
     client_mb, client_processes : float, int
@@ -100,6 +102,7 @@ class Row:
     command: str
     devices: int
     seconds: float
+    span: float
     results: int
     failed: int
     lost: int
@@ -364,6 +367,7 @@ def measure(command: str, devices: int, job: Job, library: Path) -> Row:
         command,
         devices,
         job.seconds,
+        span,
         good,
         failed,
         wanted - good - failed,
@@ -398,16 +402,35 @@ def small_library() -> Iterator[Path]:
 
 def table(rows: Sequence[Row]) -> str:
     """Rows in Markdown."""
-    head = "| command | devices | results | failed | lost | busy | results / min | client: cores |"
-    head += " MB | processes | servers: cores | bottleneck |\n"
-    lines = [head + "|" + "---|" * 12]
+    head = "| command | devices | runs | seconds | results | failed | lost | busy | results / min |"
+    head += " client: cores | MB | processes | servers: cores | bottleneck |\n"
+    lines = [head + "|" + "---|" * 14]
     for r in rows:
         lines.append(
-            f"| {r.command} | {r.devices} | {r.results} | {r.failed} | {r.lost} | {r.busy:.0%} |"
-            f" {r.per_minute:.1f} | {r.client_cores:.2f} | {r.client_mb:.0f} | {r.client_processes}"
-            f" | {r.servers_cores:.2f} | {r.bottleneck} |"
+            f"| {r.command} | {r.devices} | {r.seconds:g} s | {r.span:.0f} | {r.results} |"
+            f" {r.failed} | {r.lost} | {r.busy:.0%} | {r.per_minute:.1f} | {r.client_cores:.2f} |"
+            f" {r.client_mb:.0f} | {r.client_processes} | {r.servers_cores:.2f} | {r.bottleneck} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows, and their table beside them; others of the file stay, equal ones give way."""
+    known = {}
+    if path.exists():
+        known = {_key(row): row for row in json.loads(path.read_text())["rows"]}
+    known |= {_key(asdict(row)): asdict(row) for row in rows}
+    ordered = [known[key] for key in sorted(known)]
+    cores = len(os.sched_getaffinity(0))
+    data = {"device": {"machine": device_name(), "cores": cores}, "rows": ordered}
+    path.write_text(json.dumps(data, indent=1) + "\n")
+    about = f"{device_name()}, {cores} cores for client, tracker and servers together.\n\n"
+    text = table([Row(**row) for row in ordered])
+    path.with_suffix(".md").write_text(f"# Simulated devices\n\n{about}{text}")
+
+
+def _key(row: dict[str, Any]) -> tuple[str, int, float]:
+    return row["command"], row["devices"], -row["seconds"]
 
 
 def main(
@@ -420,7 +443,9 @@ def main(
     script: Annotated[
         str, typer.Option(help="What the first devices do instead: hang, vanish, throttle, lie.")
     ] = "",
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write the rows there.")] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Join the rows to those there.")
+    ] = None,
 ) -> None:
     """Print how busy ``bench`` and ``tune`` keep simulated devices."""
     behaviours = tuple(filter(None, script.split(",")))
@@ -436,13 +461,9 @@ def main(
             for count in map(int, devices.split(",")):
                 rows.append(measure(command, count, job, library))
                 print(table(rows[-1:]).splitlines()[-1], flush=True)
-    text = table(rows)
-    print(text)
+    print(table(rows))
     if json_path is not None:
-        facts = {"machine": device_name(), "cores": len(os.sched_getaffinity(0))}
-        data = {"device": facts, "rows": [asdict(row) for row in rows]}
-        json_path.write_text(json.dumps(data, indent=1) + "\n")
-        json_path.with_suffix(".md").write_text(f"# Simulated devices\n\n{text}")
+        write_rows(json_path, rows)
 
 
 if __name__ == "__main__":

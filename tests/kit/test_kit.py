@@ -18,10 +18,11 @@ from .conftest import damage, start
 @pytest.mark.parametrize("tag", ["native", "cortex-a76", "armv7"])
 def test_checked_and_timed(kits, tmp_path, tag):
     out = tmp_path / "result.json"
-    done = start(kits(tag), "--runs", "3", "--warm-up", "1", "--json", str(out), "--name", "A B")
+    name = 'A "手机" \udcff'  # the last one is a byte of no text
+    done = start(kits(tag), "--runs", "3", "--warm-up", "1", "--json", str(out), "--name", name)
     assert done.returncode == 0, done.stderr
     result = read_result(out)
-    assert (result.device["name"], result.kit["target"]) == ("A B", f"pattern/{tag}")
+    assert (result.device["name"], result.kit["target"]) == ('A "手机" ?', f"pattern/{tag}")
     assert (result.threads, result.runs) == (2, 3)
     assert [row["engine"] for row in result.rows] == ["sparse", "dense"]
     assert all(0 <= row["max_abs_error"] < 1e-4 for row in result.rows)
@@ -119,6 +120,7 @@ def test_a_file_is_missing_or_short(copy_of, file):
     [
         (("--runs", "0"), 2, "got --runs 0"),
         (("--runs",), 2, "got --runs"),
+        (("--runs", "1.5"), 2, "got --runs 1.5"),
         (("--speed", "1"), 2, "got --speed 1"),
         (("--threads", "3"), 1, "made for 2 threads, got --threads 3"),
         (("--cores", "fast"), 1, "got --cores fast, expected big, little or all"),

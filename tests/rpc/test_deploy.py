@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ from tvm_pattern.deploy.device import Verification
 from tvm_pattern.deploy.farm import results_table
 from tvm_pattern.rpc.client import NoDeviceError, TrackerUnreachableError
 from tvm_pattern.rpc.server import end_group, free_port
+from tvm_pattern.rpc.session_process import ProcessEndedError
 
 from .conftest import await_true
 
@@ -151,6 +153,14 @@ def test_a_process_that_crashed_does_not_hold_up_the_others(monkeypatch, tmp_pat
 
     assert deploy_farm._in_process(Work(), range(0, 4, 2), str(tmp_path), 2) == [0, 2]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["requested-0", "started-0"]
+
+
+def test_devices_of_a_process_that_ended_have_rows_that_say_so():
+    answers: Future = Future()
+    answers.set_exception(ProcessEndedError("a process ended (exit code -9)"))
+    rows = deploy_farm._rows("k", range(1, 6, 2), answers)
+    assert [row.device for row in rows] == ["k 1", "k 3", "k 5"]
+    assert all(row.failed and "exit code -9" in row.error for row in rows)
 
 
 def test_commands(farm, exported, expected, tmp_path):

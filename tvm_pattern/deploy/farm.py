@@ -7,17 +7,18 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from rich.table import Table
-from tvm.support.popen_pool import PopenPoolExecutor
 
 from ..profiling import Profile
 from ..rpc.client import SESSIONS_PER_PROCESS, RPCError, TrackerClient, parse_address
 from ..rpc.gate import meet
+from ..rpc.session_process import ProcessEndedError, SessionProcess
 from .device import SESSION_TIMEOUT, Device
 
 #: Seconds to wait for devices that others use.
@@ -96,16 +97,24 @@ def run_everywhere(
     numbers = [range(part, count, parts) for part in range(parts)]
     if parts == 1:
         return work.on_devices(numbers[0], lambda: None)
-    with tempfile.TemporaryDirectory(prefix="tvm-pattern-") as meeting:
-        processes = PopenPoolExecutor(max_workers=parts)
-        try:
-            futures = [
-                processes.submit(_in_process, work, mine, meeting, parts) for mine in numbers
-            ]
-            rows = [row for future in futures for row in future.result()]
-        finally:
-            processes.shutdown()
+    with contextlib.ExitStack() as open_things:
+        meeting = open_things.enter_context(tempfile.TemporaryDirectory(prefix="tvm-pattern-"))
+        futures = []
+        for mine in numbers:
+            process = SessionProcess(partial(ThreadPoolExecutor, 1), runtime_only=False)
+            open_things.callback(process.close)
+            futures.append(process.submit(partial(_in_process, work, mine, meeting, parts)))
+        answers = zip(numbers, futures, strict=True)
+        rows = [row for mine, future in answers for row in _rows(key, mine, future)]
     return sorted(rows, key=lambda row: int(row.device.rpartition(" ")[2]))
+
+
+def _rows(key: str, numbers: range, future: Future[list[DeviceResult]]) -> list[DeviceResult]:
+    """What a process answers of its devices."""
+    try:
+        return future.result()
+    except ProcessEndedError as error:
+        return [DeviceResult(f"{key} {number}", error=str(error)) for number in numbers]
 
 
 MEETING_SECONDS = 60.0

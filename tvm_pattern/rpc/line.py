@@ -27,6 +27,8 @@ from . import wire
 ANSWER_TIMEOUT = 5.0
 #: Seconds after its end at which a session that the server did not end is cut off.
 GRACE = 5.0
+#: Seconds to read what came while this process did not run: the clock went on.
+LAST_CHANCE = 0.2
 _WAY_OUT = (
     "TVM's servers serve one connection at a time and wait for it without a limit: restart it, or"
     " serve by `tvm-pattern rpc server`, which no connection holds"
@@ -73,8 +75,9 @@ class _Line:
         """
         limit = struct.pack("ll", math.ceil(seconds), 0)
         with _socket_of(self.file) as sock:
-            if sock is not None:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+            if sock is not None and _line_of(self.file) == self:
+                with contextlib.suppress(OSError):
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
 
 @contextlib.contextmanager
@@ -256,7 +259,8 @@ def connect(host: str, port: int, key: str, session_timeout: float, wait: float)
     late, done = threading.Event(), threading.Event()
 
     def guard() -> None:
-        if not done.wait(max(0.0, deadline - time.monotonic())):
+        # Where this computer slept, the answer may be here, and only be read now.
+        if not done.wait(max(0.0, deadline - time.monotonic())) and not done.wait(LAST_CHANCE):
             late.set()
             # The connection may be set up after the deadline, too.
             while not done.wait(0.1):

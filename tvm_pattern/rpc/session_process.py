@@ -24,7 +24,7 @@ _LENGTH = struct.Struct("<Q")
 class Service(Protocol):
     """What such a process does."""
 
-    def submit(self, argument: Any) -> Future:
+    def submit(self, argument: Any, /) -> Future:
         """Begin one call."""
 
 

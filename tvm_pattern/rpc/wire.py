@@ -32,7 +32,8 @@ def receive(sock: socket.socket, count: int, deadline: float) -> bytes:
     sock : socket.socket
     count : int
     deadline : float
-        Value of ``time.monotonic()`` after which waiting ends, however many bytes have come.
+        Value of ``time.monotonic()`` after which waiting ends, however many bytes have come. What
+        is there already is read after it too: this computer may have slept meanwhile.
 
     Raises
     ------
@@ -43,11 +44,11 @@ def receive(sock: socket.socket, count: int, deadline: float) -> bytes:
     """
     data = bytearray()
     while len(data) < count:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError(f"{len(data)} of {count} bytes came in time")
-        sock.settimeout(left)
-        chunk = sock.recv(count - len(data))
+        sock.settimeout(max(0.0, deadline - time.monotonic()))
+        try:
+            chunk = sock.recv(count - len(data))
+        except (BlockingIOError, TimeoutError):
+            raise TimeoutError(f"{len(data)} of {count} bytes came in time") from None
         if not chunk:
             raise ConnectionError("it hung up")
         data += chunk

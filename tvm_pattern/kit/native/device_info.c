@@ -108,12 +108,29 @@ double temperature(void) {
   return (double)warmest / 1000.0;
 }
 
+/* Bytes of the UTF-8 character at `text`; 0 if it is none. */
+static int character(const unsigned char *text) {
+  int more = text[0] < 0x80 ? 0 : text[0] < 0xc2 ? -1 : text[0] < 0xe0 ? 1 : text[0] < 0xf0 ? 2
+             : text[0] < 0xf5 ? 3 : -1;
+  for (int i = 1; i <= more; ++i) {
+    if ((text[i] & 0xc0) != 0x80) return 0;
+  }
+  /* Too long, a surrogate, or beyond the last one. */
+  if ((text[0] == 0xe0 && text[1] < 0xa0) || (text[0] == 0xed && text[1] >= 0xa0) ||
+      (text[0] == 0xf0 && text[1] < 0x90) || (text[0] == 0xf4 && text[1] >= 0x90)) {
+    return 0;
+  }
+  return more + 1;
+}
+
 void write_json_text(FILE *file, const char *text) {
   fputc('"', file);
-  for (; *text != 0; ++text) {
-    unsigned char c = (unsigned char)*text;
-    if (c == '"' || c == '\\') fputc('\\', file);
-    if (c >= 0x20 && c < 0x7f) fputc(c, file);
+  for (const unsigned char *c = (const unsigned char *)text; *c != 0;) {
+    int bytes = character(c);
+    if (bytes == 0) fputc('?', file);
+    if (bytes == 1 && (*c == '"' || *c == '\\')) fputc('\\', file);
+    if (bytes > 1 || (bytes == 1 && *c >= 0x20 && *c != 0x7f)) fwrite(c, 1, (size_t)bytes, file);
+    c += bytes == 0 ? 1 : bytes;
   }
   fputc('"', file);
 }

@@ -271,22 +271,30 @@ void pattern_close(pattern_model *m) {
 
 int pattern_input_count(const pattern_model *m) { return m->input_count; }
 int pattern_output_count(const pattern_model *m) { return m->output_count; }
-pattern_spec pattern_input(const pattern_model *m, int i) { return m->tensors[m->inputs[i]].spec; }
+
+static int check_index(const char *what, int index, int count) {
+  if (index >= 0 && index < count) return 0;
+  return pattern_fail("no %s %d, there are %d", what, index, count);
+}
+
+pattern_spec pattern_input(const pattern_model *m, int i) {
+  static const pattern_spec none;
+  return check_index("input", i, m->input_count) ? none : m->tensors[m->inputs[i]].spec;
+}
+
 pattern_spec pattern_output(const pattern_model *m, int i) {
-  return m->tensors[m->outputs[i]].spec;
+  static const pattern_spec none;
+  return check_index("output", i, m->output_count) ? none : m->tensors[m->outputs[i]].spec;
 }
 
 static int check_place(const char *what, int index, int count, size_t got, size_t bytes) {
-  if (index < 0 || index >= count) {
-    return pattern_fail("no %s %d, there are %d", what, index, count);
-  }
+  if (check_index(what, index, count) != 0) return -1;
   if (got != bytes) return pattern_fail("%s %d has %zu bytes, got %zu", what, index, bytes, got);
   return 0;
 }
 
 int pattern_set_input(pattern_model *m, int index, const void *data, size_t bytes) {
-  int is_there = index >= 0 && index < m->input_count;
-  size_t wanted = is_there ? pattern_input(m, index).bytes : 0;
+  size_t wanted = pattern_input(m, index).bytes;
   if (check_place("input", index, m->input_count, bytes, wanted) != 0) return -1;
   return backend_write(m, &m->tensors[m->inputs[index]], data);
 }
@@ -294,8 +302,7 @@ int pattern_set_input(pattern_model *m, int index, const void *data, size_t byte
 int pattern_run(pattern_model *m) { return backend_run(m); }
 
 int pattern_get_output(pattern_model *m, int index, void *data, size_t bytes) {
-  int is_there = index >= 0 && index < m->output_count;
-  size_t wanted = is_there ? pattern_output(m, index).bytes : 0;
+  size_t wanted = pattern_output(m, index).bytes;
   if (check_place("output", index, m->output_count, bytes, wanted) != 0) return -1;
   return backend_read(m, &m->tensors[m->outputs[index]], data);
 }

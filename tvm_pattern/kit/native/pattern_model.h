@@ -45,6 +45,7 @@ void pattern_close(pattern_model *model);
 
 int pattern_input_count(const pattern_model *model);
 int pattern_output_count(const pattern_model *model);
+/* All zero for an index that there is not, with a message in pattern_error. */
 pattern_spec pattern_input(const pattern_model *model, int index);
 pattern_spec pattern_output(const pattern_model *model, int index);
 
