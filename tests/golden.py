@@ -36,7 +36,16 @@ from topi_kernels.pattern import fixed8_patterns
 from topi_kernels.plane_ops import PlaneTarget
 from topi_kernels.plane_windows import DepthwiseConfig
 from topi_kernels.schedules.config import Family
-from topi_kernels.structure import determine
+from topi_kernels.schedules.cpu_int8.byte_layout import byte_layout
+from topi_kernels.schedules.cpu_int8.plan import (
+    Int8DepthwisePlan,
+    Int8Layer,
+    Int8Plan,
+    plan_int8_conv,
+    plan_int8_depthwise,
+)
+from topi_kernels.schedules.cpu_int8.quantisation import Quantisation
+from topi_kernels.structure import Structure, determine
 from topi_kernels.workload import Epilogue
 
 PATH = Path(__file__).with_suffix(".json")
@@ -158,6 +167,19 @@ CONVOLUTIONS = {
     },
 }
 
+#: What stands before a layer whose channels are convolved one by one.
+DEPTHWISE = "depthwise-"
+
+#: Instructions -> ``layer/group[/threads]``.
+INT8_CONVOLUTIONS = {
+    "avx512-vnni": "vgg-56/1 vgg-56/2 vgg-28/4/4 vgg-14/1 res-first/1 res-56/2 res-14/1 res-7/2"
+    " res-56-s2/1 res-14-s2/2 res-1x1-56/2 res-1x1-14/1 res-1x1-28-s2/1 mobile-first/1"
+    " mobile-1x1-112/1 depthwise-res-14/1 depthwise-narrow-32-s2/1",
+    "avx-vnni": "vgg-28/1 res-56-s2/2 res-1x1-56/1 depthwise-res-7/1",
+    "avx2": "vgg-56/2 res-14/1 res-1x1-14/1 mobile-first/1",
+    "neon-dotprod": "vgg-28/2 res-14-s2/1 res-1x1-7/1 depthwise-res-14/1 mobile-first/1",
+}
+
 #: Operators without weights to analyse: ``name[/threads]`` for every one of these families.
 PLANE_TARGETS = {
     "x86-avx512": "float32",
@@ -234,9 +256,49 @@ def plane_names() -> Iterator[str]:
         yield from (f"{family}/{dtype}/{operator}" for operator in PLANE_OPERATORS)
 
 
+def int8_names() -> Iterator[str]:
+    """Names of the pins of operators on bytes: ``instructions/int8/layer/group[/threads]``."""
+    for isa, cases in INT8_CONVOLUTIONS.items():
+        yield from (f"{isa}/int8/{case}" for case in cases.split())
+
+
 def names() -> list[str]:
     """Names of all pins."""
-    return [*conv_names(), *plane_names()]
+    return [*conv_names(), *int8_names(), *plane_names()]
+
+
+def int8_plan_of(isa: str, what: str, group: int, threads: int) -> tuple[dict, tirx.PrimFunc]:
+    """Level-0 config and PrimFunc of a convolution of bytes."""
+    layer = LAYERS[what.removeprefix(DEPTHWISE)]
+    kept = layer.weight(group, "float32") != 0
+    if what.startswith(DEPTHWISE):
+        kept = np.ones((layer.out_channels, 1, layer.kernel, layer.kernel), bool)
+    filters = len(kept)
+    weight = np.random.default_rng(0).integers(-127, 128, kept.shape).astype(np.int8) * kept
+    moves = (layer.kernel, layer.stride, layer.padding, layer.dilation)
+    source, result, residual = (Quantisation(0.01 * n, n) for n in (1, 2, 3))
+    described = Int8Layer(
+        weight=weight,
+        weight_scale=np.full(filters, 1e-3, np.float32),
+        bias=np.ones(filters, np.float32),
+        geometry=ConvGeometry(*((n, n) for n in moves)),
+        source=source,
+        result=result,
+        structure=Structure(kept),
+        low=0.0,
+        residual=residual if layer.residual else None,
+    )
+    layouts = (
+        byte_layout(layer.size, layer.size, layer.padding),
+        byte_layout(layer.out_size, layer.out_size, 1),
+    )
+    plan: Int8Plan | Int8DepthwisePlan
+    if what.startswith(DEPTHWISE):
+        dims = (1, layer.in_channels)
+        plan = plan_int8_depthwise(described, dims, layouts, isa, num_threads=threads)
+    else:
+        plan = plan_int8_conv(described, 1, layouts, isa, num_threads=threads)
+    return plan.config.as_dict(), plan.primfunc()
 
 
 def plan_of(name: str) -> tuple[dict[str, Any], tirx.PrimFunc]:
@@ -247,7 +309,10 @@ def plan_of(name: str) -> tuple[dict[str, Any], tirx.PrimFunc]:
         # GPUs have one schedule of each of these operators, without knobs.
         config = config if isinstance(DEVICES.facts(family), Family) else None
         return asdict(config) if config else {}, make(PlaneTarget(family, 1, dtype))
-    layer, (group, threads, *_) = LAYERS[what.removeprefix(LANES)], [*map(int, rest), 1]
+    group, threads, *_ = [*map(int, rest), 1]
+    if dtype == "int8":
+        return int8_plan_of(family, what, group, threads)
+    layer = LAYERS[what.removeprefix(LANES)]
     sizes = [(layer.size, layer.padding), (layer.out_size, 1), (layer.out_size, 0)]
     layouts = [default_layout(n, n, pad, family, dtype) for n, pad in sizes]
     weight, moves = layer.weight(group, dtype), (layer.kernel, layer.stride, layer.padding)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from typing import Any
 
 import golden
 import pytest
@@ -11,6 +12,9 @@ from families import FAMILIES, GPU_FAMILIES
 from topi_kernels.devices import DEVICES
 from topi_kernels.schedules import pattern_conv
 from topi_kernels.schedules.config import Family
+from topi_kernels.schedules.cpu_int8 import conv as int8_conv
+from topi_kernels.schedules.cpu_int8 import requantise
+from topi_kernels.schedules.cpu_int8.isa import ISAS
 from topi_kernels.schedules.opencl.config import GpuFacts
 
 STORED = golden.stored()
@@ -90,6 +94,22 @@ def test_other_code_for_the_same_config_is_seen(monkeypatch: pytest.MonkeyPatch)
     got = golden.pin(name)
     assert got["config"] == STORED[name]["config"]
     assert "PrimFunc of one configuration" in golden.difference(name, STORED[name], got)
+
+
+def test_other_code_for_bytes_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "avx512-vnni/int8/res-56/2"
+
+    def to_bytes(*args: Any, far: bool) -> requantise.Bytes:
+        return requantise.to_bytes(*args, far=not far)
+
+    monkeypatch.setattr(int8_conv, "to_bytes", to_bytes)
+    got = golden.pin(name)
+    assert got["config"] == STORED[name]["config"]
+    assert "PrimFunc of one configuration" in golden.difference(name, STORED[name], got)
+
+
+def test_pins_of_bytes_cover_every_kind_of_instructions() -> None:
+    assert set(golden.INT8_CONVOLUTIONS) == set(ISAS) - {"avx2-narrow"}  # weights choose that one
 
 
 def test_a_failing_pin_shows_both_configs_and_how_to_renew() -> None:
