@@ -16,7 +16,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import tvm_pattern as tp
-from tvm_pattern import cli
+from tvm_pattern import cli, report_cli
 from tvm_pattern.html_report import ReportError, layer_facts, write_html
 from tvm_pattern.html_report.data import energy_curves, read_pruned, read_weights
 from tvm_pattern.html_report.figures import curves, kernels, lost_energy
@@ -86,10 +86,13 @@ def test_page_of_everything(run, tmp_path):
     page = Page(path.read_text())
     head, *rows = page.rows
     assert head == [
-        *("layer", "kind", "shape", "ms", "share", "GFLOP, dense", "rate", "energy kept")
+        *("layer", "kind", "shape", "ms", "share", "x against dense, expected"),
+        *("GFLOP, dense", "rate", "energy kept"),
     ]
     cells = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
     assert cells["2"]["rate"] == "4.50x"
+    expected = {row.layer: row.expected_gain for row in tp.load(run / "net.so").report.rows}
+    assert cells["2"]["x against dense, expected"] == f"{expected['2']:.2f}x"
     assert re.fullmatch(r"\d+\.\d{3}", cells["0"]["ms"])
     pruned, dense = (read_weights(run / n) for n in ("model.safetensors", "dense.safetensors"))
     kept = (pruned["2"] ** 2).sum() / (dense["2"] ** 2).sum()
@@ -153,6 +156,25 @@ def test_times_of_a_layer_are_summed_and_sorted(tmp_path, run):
     assert [row[0] for row in rows] == ["2", "0"]
     assert rows[0][head.index("ms")] == "3.000"
     assert rows[0][head.index("share")] == "60.0 %"
+
+
+def test_gains_are_those_of_two_profiles(run, tmp_path, monkeypatch):
+    path = tmp_path / "page.html"
+    profiles = [
+        Profile((StepTime("0", "conv", 2.0, 0.4), StepTime("0", "pack", 1.0, 0.2)), 3.0),
+        Profile((StepTime("0", "conv", 6.0, 1.0),), 7.5),
+    ]
+    monkeypatch.setattr(report_cli, "_timed", lambda _: {"profile": profiles.pop(0)})
+    more = ("--profile", "--against", run / "net.so", "-o", path)
+    assert command(run / "net.so", *more)[0] == 0
+    head, *rows = Page(path.read_text()).rows
+    cells = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+    assert cells["0"]["x against dense"] == "2.00x"
+    assert cells["2"]["x against dense"] == ""
+    assert "7.500 ms compiled dense: 2.50x" in path.read_text()
+    code, _, error = command(run / "net.so", "--against", run / "net.so")
+    assert code == 1
+    assert "add --profile" in error
 
 
 def test_rows_say_what_was_left_dense(run):

@@ -31,6 +31,12 @@ def report(
     profile: Annotated[
         bool, typer.Option("--profile", help="Time the library here, whole and by layer.")
     ] = False,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            help="The network compiled without pruning: timed too, for each layer's gain."
+        ),
+    ] = None,
     kernels: Annotated[
         list[str] | None,
         typer.Option(help="Layers whose kernels are drawn; default: those that lost most energy."),
@@ -44,6 +50,8 @@ def report(
     Name what there is: a library, the folder of a pruning run, the weights before it.
 
     Example: tvm-pattern report net.so --pruned pruned --profile -o report.html
+
+    Example: tvm-pattern report net.so --profile --against dense.so
     """
     from .html_report import ReportError, write_html
     from .html_report.data import energy_curves, read_pruned, read_weights
@@ -51,6 +59,8 @@ def report(
 
     if profile and library is None:
         raise ReportError("--profile: got no library to time; name one, net.so")
+    if against is not None and not profile:
+        raise ReportError(f"--against {against}: got nothing to time it against; add --profile")
     facts: dict[str, Any] = {"by_time": by_time}
     if pruned is not None:
         run = read_pruned(pruned)
@@ -69,6 +79,8 @@ def report(
         facts["title"] = library.name
     if profile:
         facts |= _timed(Path(str(library)))
+    if against is not None:
+        facts["dense_profile"] = _timed(against)["profile"]
     write_html(output, **facts)
     if json_output:
         print_json({"report": str(output), "bytes": output.stat().st_size})

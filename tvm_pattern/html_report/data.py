@@ -39,6 +39,10 @@ class LayerFacts:
         Measured time, and its share of all steps.
     gflop : float, optional
         Dense-equivalent GFLOP.
+    expected_gain : float, optional
+        Time of the layer compiled dense over its time, by the cost model, before any timing.
+    measured_gain : float, optional
+        The same of two profiles.
     note : str
         Why it was left out by pruner or compiler, or how it runs.
     """
@@ -51,6 +55,8 @@ class LayerFacts:
     ms: float | None = None
     share: float | None = None
     gflop: float | None = None
+    expected_gain: float | None = None
+    measured_gain: float | None = None
     note: str = ""
 
 
@@ -116,6 +122,7 @@ def layer_facts(
     pruned: Mapping[str, Any] | None,
     report: RewriteReport | None,
     times: Mapping[str, tuple[float, float]],
+    dense_times: Mapping[str, tuple[float, float]] | None = None,
 ) -> list[LayerFacts]:
     """Rows in the order of the network; layers are joined by name.
 
@@ -127,6 +134,8 @@ def layer_facts(
         Of a compiled library.
     times : mapping
         Layer -> measured milliseconds and share, of all its steps.
+    dense_times : mapping, optional
+        The same of the network compiled without pruning.
     """
     rows: dict[str, dict[str, Any]] = {}
     for layer in pruned["layers"] if pruned else ():
@@ -140,10 +149,14 @@ def layer_facts(
     for row in report.rows if report is not None else ():
         facts = rows.setdefault(row.layer, {"kind": row.op, "shape": _shape(row.out_shape)})
         facts["gflop"] = row.dense_equivalent_gflop
+        facts["expected_gain"] = row.expected_gain or None
         facts.setdefault("rate", 1 / (1 - row.sparsity) if row.sparsity < 1 else None)
         facts["note"] = "; ".join(filter(None, (facts.get("note", ""), _compiled(row))))
     for name, (ms, share) in times.items():
-        rows.setdefault(name, {}).update(ms=ms, share=share)
+        facts = rows.setdefault(name, {})
+        facts.update(ms=ms, share=share)
+        if dense_times is not None and name in dense_times and ms > 0:
+            facts["measured_gain"] = dense_times[name][0] / ms
     return [LayerFacts(name, **facts) for name, facts in rows.items()]
 
 

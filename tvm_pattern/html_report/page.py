@@ -33,12 +33,14 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "shape": ("shape", str),
     "ms": ("ms", lambda value: f"{value:.3f}"),
     "share": ("share", lambda value: f"{100 * value:.1f} %"),
+    "x against dense": ("measured_gain", _times),
+    "x against dense, expected": ("expected_gain", _times),
     "GFLOP, dense": ("gflop", lambda value: f"{value:.3g}"),
     "rate": ("rate", _times),
     "energy kept": ("energy", lambda value: f"{100 * value:.1f} %"),
     "note": ("note", str),
 }
-_NUMBERS = ("ms", "share", "GFLOP, dense", "rate", "energy kept")
+_NUMBERS = tuple(name for name in _COLUMNS if name not in ("layer", "kind", "shape", "note"))
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def write_html(
     epochs: Sequence[Mapping[str, Any]] = (),
     library: Any = None,
     profile: Any = None,
+    dense_profile: Any = None,
     latency: str = "",
     sensitivity: Mapping[str, Sequence[tuple[float, float]]] | None = None,
     sensitivity_label: str = "loss increase, one-shot",
@@ -77,6 +80,8 @@ def write_html(
         What was compiled.
     profile : Profile, optional
         Of ``library.profile()``.
+    dense_profile : Profile, optional
+        Of the network compiled without pruning, for the gain of each layer.
     latency : str
         A line about the time of whole runs.
     sensitivity : mapping, optional
@@ -105,7 +110,8 @@ def write_html(
         raise ReportError("got neither a pruning report nor a library; expected at least one")
     manifest = getattr(library, "manifest", library)
     report = None if manifest is None else _report_of(manifest)
-    rows = layer_facts(pruned, report, _times_of(profile))
+    dense_times = None if dense_profile is None else _times_of(dense_profile)
+    rows = layer_facts(pruned, report, _times_of(profile), dense_times)
     if by_time:
         rows.sort(key=lambda row: -(row.ms or 0.0))
     columns = [name for name, (field, _) in _COLUMNS.items() if _is_known(rows, field)]
@@ -119,7 +125,7 @@ def write_html(
     text = environment.get_template(_TEMPLATE).render(
         title=title,
         warnings=[report.warning] if report is not None and report.warning else [],
-        summary=_summary(pruned, manifest, report, profile, latency),
+        summary=_summary(pruned, manifest, report, profile, latency, dense_profile),
         columns=[(name, None) for name in columns],
         numbers=_NUMBERS,
         rows=[_cells(row, columns) for row in rows],
@@ -164,6 +170,7 @@ def _summary(
     report: RewriteReport | None,
     profile: Any,
     latency: str,
+    dense_profile: Any,
 ) -> list[tuple[str, str]]:
     lines: list[tuple[str, str]] = []
     if pruned is not None:
@@ -184,6 +191,11 @@ def _summary(
     if profile is not None:
         lines.append(
             ("time", f"{profile.whole_ms:.3f} ms, the steps one by one {profile.sum_ms:.3f} ms")
+        )
+    if profile is not None and dense_profile is not None:
+        gain = dense_profile.whole_ms / max(profile.whole_ms, 1e-9)
+        lines.append(
+            ("against dense", f"{dense_profile.whole_ms:.3f} ms compiled dense: {gain:.2f}x")
         )
     if latency:
         lines.append(("runs", latency))
