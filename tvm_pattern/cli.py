@@ -79,10 +79,6 @@ MOUNTED: dict[str, tuple[str, str]] = {
         "tvm_pattern.opencl.cli",
         "List the OpenCL devices of this computer and what they can do.",
     ),
-    "device": (
-        "tvm_pattern.deploy.cli",
-        "Run libraries on devices over RPC: the same as run and bench with --tracker.",
-    ),
 }
 
 

@@ -34,7 +34,6 @@ from tvm_pattern.deploy import (
     run_everywhere,
 )
 from tvm_pattern.deploy import farm as deploy_farm
-from tvm_pattern.deploy.cli import app
 from tvm_pattern.deploy.device import Verification
 from tvm_pattern.deploy.farm import results_table
 from tvm_pattern.rpc.client import NoDeviceError, TrackerUnreachableError
@@ -168,12 +167,12 @@ def test_commands(farm, exported, expected, tmp_path):
     np.save(tmp_path / "y.npy", expected)
     where = ["--lib", str(exported), "--tracker", farm.address, "--key", KEY]
     data = ["-i", str(tmp_path / "x.npy"), "--expected", str(tmp_path / "y.npy"), "--json"]
-    done = CliRunner().invoke(app, ["run", *where, *data])
+    done = CliRunner().invoke(main_app, ["run", *where, *data])
     assert done.exit_code == 0, done.output
     assert [row["verified"] for row in json.loads(done.stdout)] == [True, True]
     np.save(tmp_path / "y.npy", expected + 1)
-    assert CliRunner().invoke(app, ["run", *where, *data]).exit_code == 1
-    done = CliRunner().invoke(app, ["bench", *where, "--repeat", "2", "--cool-down", "0"])
+    assert CliRunner().invoke(main_app, ["run", *where, *data]).exit_code == 1
+    done = CliRunner().invoke(main_app, ["bench", *where, "--repeat", "2", "--cool-down", "0"])
     assert done.exit_code == 0
     assert "board 1" in done.stdout
 

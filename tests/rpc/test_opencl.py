@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 import tvm
+from docs.blocks import ROOT, blocks_of
 from torch import nn
 from tvm.target import Target
 from typer.testing import CliRunner
 
 import tvm_pattern as tp
 from relay_passes.targets import resolve
-from tvm_pattern import devices, opencl
+from tvm_pattern import autotvm, devices, opencl, relay
 from tvm_pattern.cli import app
 from tvm_pattern.crosscompile import linker_for
 from tvm_pattern.deploy.device import Device, DeviceError, WrongDeviceError
@@ -71,6 +72,26 @@ def test_run_verify_and_profile(servers, exported):
     assert row.max_abs_error < 1e-5
     assert row.median_ms > 0
     assert any("conv2d" in step.op for step in row.profile.steps)
+
+
+def test_the_script_for_a_mobile_gpu_of_the_docs_runs(servers, tmp_path, monkeypatch):
+    """As it stands there, with a small network for ResNet-50."""
+    [block] = [b for b in blocks_of(ROOT / "docs" / "from-relay.md") if "pattern/mali" in b.code]
+    monkeypatch.chdir(tmp_path)
+
+    def small(num_classes):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    monkeypatch.setattr(relay.testing.resnet, "_builders", {50: small})
+    code = block.code.replace("PORT", str(servers.port)).replace("224", "9")
+    names: dict[str, Any] = {"__name__": "script"}
+    exec(compile(code, block.page.name, "exec"), names)
+    with torch.no_grad():
+        want = small(8)(torch.from_numpy(names["image"])).numpy()
+    np.testing.assert_allclose(names["module"].get_output(0).numpy(), want, atol=1e-5)
+    records = autotvm.record.load_from_file(names["log_file"])
+    assert [r.ok for r in records] == [True]
 
 
 def test_a_server_without_opencl(servers, exported):

@@ -1,4 +1,4 @@
-"""Libraries on devices of a tracker: ``tvm-pattern device``, ``run --tracker``, ``bench``."""
+"""Libraries on devices of a tracker: what ``run --tracker`` and ``bench --tracker`` do."""
 
 from __future__ import annotations
 
@@ -7,28 +7,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import typer
 from rich.console import Console
-
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Run libraries on devices over RPC."
-)
-
-Tracker = Annotated[str, typer.Option(help="HOST:PORT of the tracker.")]
-Key = Annotated[str, typer.Option(help="Key of the devices; all of them are used.")]
-Lib = Annotated[Path, typer.Option(help="Library for the devices (.so, its manifest beside it).")]
-Inputs = Annotated[
-    list[Path] | None, typer.Option("--input", "-i", help="An .npy file; once per input.")
-]
-Expected = Annotated[Path | None, typer.Option(help="Outputs to compare with (.npy or .npz).")]
-Repeat = Annotated[int, typer.Option(min=1, help="Results per device.")]
-CoolDown = Annotated[float, typer.Option(min=0, help="Seconds of rest before each.")]
-Cluster = Annotated[str | None, typer.Option(help="Bind to big or little cores.")]
-ProfileOption = Annotated[bool, typer.Option("--profile", help="Time each layer by itself too.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def run_on_devices(
@@ -169,60 +152,3 @@ def check_place(tracker: str | None, key: str | None) -> bool:
             f"got {given} without {missing}; give both to use devices, or none for this machine"
         )
     return tracker is not None
-
-
-@app.command()
-def run(
-    lib: Lib,
-    tracker: Tracker,
-    key: Key,
-    inputs: Inputs = None,
-    expected: Expected = None,
-    profile: ProfileOption = False,
-    json_output: Json = False,
-) -> None:
-    """Run a library once on every device of a key, and verify it if asked to.
-
-    Example: tvm-pattern device run --tracker 127.0.0.1:9190 --key pi5 --lib m.so --expected y.npy
-    """
-    failed = run_on_devices(
-        lib,
-        tracker,
-        key,
-        inputs=inputs,
-        expected=expected,
-        profile=profile,
-        json_output=json_output,
-        repeat=1,
-    )
-    raise typer.Exit(1 if failed else 0)
-
-
-@app.command()
-def bench(
-    lib: Lib,
-    tracker: Tracker,
-    key: Key,
-    repeat: Repeat = 10,
-    cool_down: CoolDown = 1.0,
-    cluster: Cluster = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="With --cluster.")] = None,
-    profile: ProfileOption = False,
-    json_output: Json = False,
-) -> None:
-    """Time a library on every device of a key.
-
-    Example: tvm-pattern device bench --tracker 127.0.0.1:9190 --key pi5 --lib m.so --cluster big
-    """
-    failed = bench_on_devices(
-        lib,
-        tracker,
-        key,
-        json_output=json_output,
-        repeat=repeat,
-        cool_down=cool_down,
-        cluster=cluster,
-        threads=threads,
-        profile=profile,
-    )
-    raise typer.Exit(1 if failed else 0)

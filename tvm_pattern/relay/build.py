@@ -12,6 +12,8 @@ from tvm.support import cc as tvm_cc
 from tvm.support import ndk
 from tvm.target import Target
 
+from relay_passes.targets import resolve
+
 from ..artifact import Library
 from ..compiler import compile as compile_library
 from ..crosscompile import NDK_VARIABLE
@@ -95,7 +97,7 @@ def build(
         :func:`tvm_pattern.autotvm.apply_history_best` around the call. The library is held against
         ``ir_mod``; the model that it was imported from is not known any more.
     target_host : str or tvm.target.Target, optional
-        Host of a GPU target.
+        The CPU beside a GPU target, such as ``cortex-a76`` or ``native``.
     params : dict of str to array, optional
         Inputs of ``main`` to bind as constants.
     mod_name : str
@@ -109,7 +111,7 @@ def build(
     if tuning_log is None:
         tuning_log = current_log()
     if target_host is not None:
-        target = Target(target, host=target_host)
+        target = resolve(target, target_host)
     library = compile_library(
         ir_mod, target=target, tuning_log=tuning_log, num_threads=num_threads, verify=verify
     )
