@@ -249,7 +249,7 @@ def test_a_config_for_other_weights() -> None:
 @pytest.mark.parametrize("group", GROUP_SIZES)
 def test_accumulators_stay_in_registers(group: int) -> None:
     """A dot product for each vector and filter, a shuffle for each vector, nothing stored."""
-    plan = int8_case(64, 64, (28, 28), group=group).plan(VBMI)
+    plan = int8_case(64, 64, (56, 56), group=group).plan(VBMI)
     target = tvm.target.Target(TARGETS[VBMI][0])
     assembly = tvm.compile(plan.primfunc(), target=target).mod.inspect_source("asm")
     # LLVM unrolls short loops; the rest of an odd count follows them.

@@ -15,8 +15,10 @@ from .packing import WORD, Chunk
 #: Forms whose vectors are neighbouring bytes of a plane.
 RUNS = ("run", "window")
 FREE_REGISTERS = {32: {1: 4, 2: 4, 4: 8}, 16: {1: 6, 2: 6, 4: 8}}
-"""Registers that are no accumulators (shuffled bytes, positions, weights), of how many there are
-and by filters of a group; with fewer, LLVM spills."""
+"""Registers that are no accumulators (bytes, weights), of how many there are and by filters of a
+group; with fewer, LLVM spills."""
+FREE_FOR_LINES = {32: {1: 6, 2: 6, 4: 8}, 16: {1: 6, 2: 6, 4: 8}}
+"""The same where lines are shuffled: their positions take some too."""
 
 
 def pieces(count: int, largest: int = ROW_LOAD) -> Iterator[tuple[int, int]]:
@@ -138,7 +140,8 @@ def has_windows(geometry: ConvGeometry, isa: DotIsa) -> bool:
 def configs(workload: Int8Workload) -> Iterator[Int8Config]:
     """All choices of a workload, in a fixed order."""
     isa = isa_named(workload.isa)
-    free = FREE_REGISTERS[isa.registers][workload.group]
+    in_lines = not (workload.pointwise or workload.by_rows)
+    free = (FREE_FOR_LINES if in_lines else FREE_REGISTERS)[isa.registers][workload.group]
     most = (isa.registers - free) // workload.group
     if workload.pointwise:
         yield from (Int8Config("run", 1, v, workload.group) for v in range(1, most + 1))
@@ -192,7 +195,7 @@ class Costs:
     #: A sum waits for its last one.
     latency: float = 6.0
     gathered_line: float = 14.0
-    finished_vector: float = 10.0
+    finished_vector: float = 5.0
     store: float = 2.0
     group: float = 10.0
 
