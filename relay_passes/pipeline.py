@@ -65,7 +65,7 @@ def marker_passes(
         QuantisedIslands(backend, report, structures),
         LowerMatmul(backend.planes(), report=report, structures=structures),
         *normalize_passes(),
-        TransposedByPhases(origins),
+        TransposedByPhases(origins, on_planes=backend.device_kind == "cpu"),
         PatternRewrite(report, structures=structures, backend=backend, origins=origins),
         FuseEpilogue(),
         NameLayers(),

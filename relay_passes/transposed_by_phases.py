@@ -6,12 +6,12 @@ before PatternRewrite.
 With stride ``s`` output pixel ``q`` of a transposed convolution with padding ``p`` only sees the
 taps ``k`` with ``k = q + p (mod s)``. So the pixels of one remainder (a phase) are a convolution of
 stride 1 with every ``s``-th tap, last one first. All phases are filters of a single convolution;
-reshapes put their pixels between each other. A bias and an activation come before that, where the
-convolution has them for nothing::
+``pixel_shuffle`` puts their pixels between each other. A bias and an activation come before that,
+where the convolution has them for nothing::
 
     conv2d_transpose(x, W[i, o, kh, kw], s)  ->  conv2d(x, W'[o * sh * sw, i, ceil(kh / sh), ...])
     add(b), activation                           add(b'), activation
-                                                 reshape, permute, reshape, crop of the padding
+                                                 pixel_shuffle, cut to size
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ import tvm
 from tvm import relax
 from tvm.ir import Call, Expr, Var
 
+from topi_kernels.pixel_shuffle import Phases
+
 from .dataflow import (
     FLOATS,
     Uses,
@@ -31,11 +33,13 @@ from .dataflow import (
     bindings_of,
     channel_constant,
     constant,
+    height_width,
     map_functions,
     op_name,
     rebuild,
     static_shape,
 )
+from .islands.pixel_shuffle import by_relax, marker_of
 from .markers import Marker, parse
 
 
@@ -153,8 +157,9 @@ class _Tail:
 class _Phases:
     """The bindings that one transposed convolution and its tail become."""
 
-    def __init__(self, call: Call, conv: Var, tail: _Tail) -> None:
+    def __init__(self, call: Call, conv: Var, tail: _Tail, *, on_planes: bool) -> None:
         self.call, self.conv, self.tail, self.out = call, conv, tail, tail.out
+        self.on_planes = on_planes
         self.bindings: list[relax.Binding] = []
 
     def emit(self, value: Expr, name: str) -> Var:
@@ -168,14 +173,12 @@ class _Phases:
         weight, groups = array_of(self.call.args[1]), int(attrs.groups)
         stride = int(attrs.strides[0]), int(attrs.strides[1])
         before = [int(p) for p in attrs.padding[:2]]
-        batch, _, *size = static_shape(self.call.args[0]) or ()
-        _, channels, *wanted = static_shape(self.out) or ()
+        size, wanted = height_width(self.call.args[0]), height_width(self.out)
         phases = phase_weights(weight, groups, stride)
         # Pixels of a phase, counted from that of the uncropped output's first one.
         counts = [-(-(w + p) // s) for w, p, s in zip(wanted, before, stride, strict=True)]
         reach = [t - 1 for t in phases.shape[2:]]
         after = [max(c - n, 0) for c, n in zip(counts, size, strict=True)]
-        made = [n + a for n, a in zip(size, after, strict=True)]
         image = self.emit(
             relax.op.nn.conv2d(
                 self.call.args[0],
@@ -186,18 +189,13 @@ class _Phases:
             name,
         )
         image = self.with_tail(image, stride[0] * stride[1])
-        apart = self.emit(
-            relax.op.reshape(image, (batch, channels, *stride, *made)), f"{name}_phases"
-        )
-        between = self.emit(relax.op.permute_dims(apart, [0, 1, 4, 2, 5, 3]), f"{name}_between")
-        full = [m * s for m, s in zip(made, stride, strict=True)]
-        value = relax.op.reshape(between, (batch, channels, *full))
-        if before != [0, 0] or full != list(wanted):
-            whole = self.emit(value, f"{name}_whole")
-            ends = [p + w for p, w in zip(before, wanted, strict=True)]
-            value = relax.op.strided_slice(whole, [2, 3], before, ends)
-        normal = relax.BlockBuilder().normalize(value)
-        return [*self.bindings, relax.VarBinding(self.out, normal)]
+        marker = marker_of(image, Phases(stride, (before[0], before[1])), wanted)
+        if self.on_planes:
+            value: Expr = marker.call(self.out.ty)
+        else:
+            value = by_relax(marker, lambda step: self.emit(step, f"{name}_phases"))
+            value = relax.BlockBuilder().normalize(value)
+        return [*self.bindings, relax.VarBinding(self.out, value)]
 
     def with_tail(self, image: Var, phases: int) -> Var:
         """Bias and activation of all phases."""
@@ -219,13 +217,20 @@ class TransposedByPhases:
     ----------
     origins : mapping
         Receives the original layer by the name of the convolution's variable.
+    on_planes : bool
+        Whether the device puts phases between each other on planes; else Relax's operators do.
     """
 
-    def __init__(self, origins: MutableMapping[str, Origin]) -> None:
+    def __init__(self, origins: MutableMapping[str, Origin], *, on_planes: bool = True) -> None:
         self.origins = origins
+        self.on_planes = on_planes
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         return map_functions(mod, self._transform)
+
+    def _phases(self, binding: relax.VarBinding, tail: _Tail) -> list[relax.Binding]:
+        phases = _Phases(binding.value, binding.var, tail, on_planes=self.on_planes)
+        return phases.run()
 
     def _transform(self, func: relax.Function) -> relax.Function:
         blocks, uses, dropped = [], Uses(func), set[Var]()
@@ -236,7 +241,7 @@ class TransposedByPhases:
                     self.origins[str(binding.var.name)] = _origin(binding.value, binding.var)
                     tail = _Tail.of(uses, binding.var)
                     dropped.update(tail.dropped)
-                    bindings += _Phases(binding.value, binding.var, tail).run()
+                    bindings += self._phases(binding, tail)
                 elif binding.var not in dropped:
                     bindings.append(binding)
             blocks.append(bindings)

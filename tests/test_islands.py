@@ -141,13 +141,14 @@ class Everything(nn.Module):
         self.second = nn.Conv2d(8, 8, 3, padding=1)
         self.depthwise = nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8)
         self.last = nn.Conv2d(8, 8, 1)
+        self.up = nn.ConvTranspose2d(8, 4, 4, 2, 1)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = nn.functional.relu6(self.first(x))
         x = self.second(x).clamp(-0.5, 0.75) * x
         y = nn.functional.hardswish(self.depthwise(x))
         y = nn.functional.max_pool2d(self.last(y) + y, 3, 2, 1)
-        z = nn.functional.avg_pool2d(y, 3, 1, 1, count_include_pad=False)
+        z = nn.functional.avg_pool2d(self.up(y), 3, 1, 1, count_include_pad=False)
         return z, torch.sigmoid(z).mean((2, 3))
 
 

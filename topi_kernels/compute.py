@@ -19,6 +19,7 @@ from tvm.tirx.script import builder as T
 
 from .geometry import ConvGeometry
 from .layout import PlaneLayout
+from .pixel_shuffle import Phases
 from .plane_ops import PlaneTarget, plane_arg
 from .primfunc import primfunc_builder
 from .schedules.tile import Buffers, declare_parameters
@@ -394,3 +395,27 @@ def depthwise_conv(
         return pixel
 
     return _to_planes("depthwise_conv", batch, channels, out_layout, target, inputs)
+
+
+def pixel_shuffle(
+    batch: int,
+    channels: int,
+    in_layout: PlaneLayout,
+    out_layout: PlaneLayout,
+    phases: Phases,
+    target: PlaneTarget,
+) -> tirx.PrimFunc:
+    """``(x planes, out planes)``: see :mod:`topi_kernels.pixel_shuffle`."""
+    (sh, sw), (top, left) = phases.stride, phases.first
+
+    def inputs() -> Pixel:
+        x = plane_arg("x", batch, channels * sh * sw, in_layout, target)
+
+        def pixel(n: Any, c: Any, y: Any, column: Any) -> Expr:
+            row, col = y + top, column + left
+            channel = (c * sh + row % sh) * sw + col % sw
+            return x[n, channel, in_layout.element(row // sh, col // sw)]
+
+        return pixel
+
+    return _to_planes("pixel_shuffle", batch, channels, out_layout, target, inputs)

@@ -12,10 +12,12 @@ from tvm import tirx
 
 from . import layout_ops, plane_ops, plane_windows
 from . import matvec as cpu_matvec
+from . import pixel_shuffle as cpu_pixel_shuffle
 from .devices import DEVICES
 from .geometry import ConvGeometry
 from .layout import PlaneLayout
 from .matvec import MatvecConfig
+from .pixel_shuffle import Phases
 from .plane_ops import PlaneTarget
 from .schedules.choose import vector_facts
 from .schedules.opencl import depthwise as opencl_depthwise
@@ -90,6 +92,18 @@ def avg_pool(
     return schedules.avg_pool(
         batch, channels, in_layout, out_layout, window, target, count_include_pad=count_include_pad
     )
+
+
+def pixel_shuffle(
+    batch: int,
+    channels: int,
+    in_layout: PlaneLayout,
+    out_layout: PlaneLayout,
+    phases: Phases,
+    target: PlaneTarget,
+) -> tirx.PrimFunc:
+    """See :func:`topi_kernels.pixel_shuffle.pixel_shuffle`; for processors."""
+    return cpu_pixel_shuffle.pixel_shuffle(batch, channels, in_layout, out_layout, phases, target)
 
 
 def global_avg_pool(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from . import borders, conv2d, depthwise, elementwise, global_pool, int8, pool
+from . import borders, conv2d, depthwise, elementwise, global_pool, int8, pixel_shuffle, pool
 from .operator import Islands
 
 ISLANDS = Islands()
-for _module in (borders, conv2d, depthwise, elementwise, global_pool, int8, pool):
+for _module in (borders, conv2d, depthwise, elementwise, global_pool, int8, pixel_shuffle, pool):
     _module.register(ISLANDS)
 
 __all__ = ["ISLANDS"]
