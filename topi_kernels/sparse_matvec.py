@@ -72,11 +72,17 @@ class SparseMatvecConfig:
             raise ValueError(f"chains must be in 1..{MAX_CHAINS}, got {self}")
 
     @classmethod
-    def fitting(cls, group: int, rows: int, lanes: int) -> SparseMatvecConfig:
-        """The tile for ``rows`` rows on vectors of ``lanes``."""
-        tile = min(rows, MAX_ROWS)
+    def fitting(
+        cls, group: int, rows: int, lanes: int, registers: int = 2 * FREE_SUMS
+    ) -> SparseMatvecConfig:
+        """The tile for ``rows`` rows on vectors of ``lanes``.
+
+        In which order a row is summed, its ``chains``, does not depend on how many rows there are:
+        a batch gives what its images give.
+        """
         vectors = -(-group // lanes)
-        return cls(group, tile, max(1, min(MAX_CHAINS, FREE_SUMS // (tile * vectors))))
+        chains = max(1, min(MAX_CHAINS, FREE_SUMS // vectors))
+        return cls(group, max(1, min(rows, MAX_ROWS, registers // 2 // (chains * vectors))), chains)
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ def sparse_cycles(
     structure: Structure, rows: int, group: int, family: Family, itemsize: int = 4
 ) -> float:
     """Estimated cycles of :func:`sparse_matvec` with filter_groups of ``group``."""
-    config = SparseMatvecConfig.fitting(group, rows, family.vector_width)
+    config = SparseMatvecConfig.fitting(group, rows, family.vector_width, family.vector_registers)
     lengths = [int(structure.kept[c[0]].sum()) for c in structure.classes]
     counts = [-(-len(c) // group) for c in structure.classes]
     entries = sum(length * count for length, count in zip(lengths, counts, strict=True))
@@ -165,7 +171,8 @@ def choose(structure: Structure, rows: int, target: PlaneTarget) -> MatvecChoice
         )
         return MatvecChoice(None, cost=dense * facts.fma_ports, reason=reason)
     cost = cycles[group] * facts.fma_ports
-    return MatvecChoice(SparseMatvecConfig.fitting(group, rows, target.lanes), gain, cost)
+    config = SparseMatvecConfig.fitting(group, rows, target.lanes, facts.vector_registers)
+    return MatvecChoice(config, gain, cost)
 
 
 def pack_matrix(weight: np.ndarray, structure: Structure, config: SparseMatvecConfig) -> FKW:
