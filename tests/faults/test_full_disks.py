@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from tvm_pattern.posttrain import posttrain
+from tvm_pattern.posttrain.saved import Saved
 from tvm_pattern.pruning import load_pruned, oneshot, save_pruned
 from tvm_pattern.pruning.checkpoint import CheckpointError, load_training, save_training
 from tvm_pattern.tuning.records import LogError, Record, TuningLog
@@ -56,6 +58,31 @@ def test_training_state(disk, left):
     weight = load_training(path, {"model"})["model"]["0.weight"]
     assert torch.equal(weight, network(1)[0].weight)
     assert names(disk.path) == {path.name}
+
+
+def test_pruning_by_pictures_goes_on_when_there_is_room(disk, monkeypatch):
+    """What was done before the disk was full is kept, and the network is as it was."""
+    path, pictures = disk.path / "posttrain.pt", [torch.randn(4, 3, 8, 8)]
+    whole, net = network(1), network(1)
+    posttrain(whole, pictures, 2.0)
+    add, fitted = Saved.add, []
+
+    def fill_after_the_first(self, name, fit):
+        if fitted:
+            disk.fill()
+        fitted.append(name)
+        add(self, name, fit)
+
+    monkeypatch.setattr(Saved, "add", fill_after_the_first)
+    with pytest.raises(CheckpointError, match=r"cannot write .*No space left.*unchanged"):
+        posttrain(net, pictures, 2.0, checkpoint=path)
+    assert torch.equal(net[0].weight, network(1)[0].weight)
+    assert fitted == ["0", "2"]
+    disk.empty()
+    monkeypatch.setattr(Saved, "add", lambda *a: fitted.append(a[1]) or add(*a))
+    posttrain(net, pictures, 2.0, checkpoint=path)
+    assert fitted == ["0", "2", "2"]
+    assert torch.equal(net[2].weight, whole[2].weight)
 
 
 def test_tuning_log(disk):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import re
 import warnings
 
 import numpy as np
@@ -215,6 +216,15 @@ def test_bad_input_is_refused_and_changes_nothing(trained, data, options, error,
         posttrain(net, data, **options)
     for name, tensor in trained.state_dict().items():
         assert torch.equal(net.state_dict()[name], tensor)
+
+
+def test_pictures_of_another_size_or_other_colours():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 2)).eval()
+    before = net[0].weight.clone()
+    for shape in ((2, 1, 9, 9), (2, 3, 8, 8)):
+        with pytest.raises(PosttrainError, match=f"of {re.escape(str(list(shape)))}: .*size"):
+            posttrain(net, [torch.randn(*shape)])
+    assert torch.equal(net[0].weight, before)
 
 
 def test_a_layer_that_never_runs(trained, batches):

@@ -319,6 +319,13 @@ class _Run:
         try:
             with torch.no_grad():
                 self.forward(self.dense, batch)
+        except RuntimeError as error:
+            value = batch_input(batch)
+            shape = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+            raise PosttrainError(
+                f"the network refuses a calibration batch of {shape}: {error}; give pictures of the"
+                " size and the colours that it was trained on (--image-size)"
+            ) from error
         finally:
             for handle in handles:
                 handle.remove()
