@@ -55,6 +55,7 @@ from tvm_pattern.tuning.environment import device_name
 from tvm_pattern.tuning.measure import MeasureOptions, Measurer
 from tvm_pattern.tuning.records import TuningLog
 from tvm_pattern.tuning.session import Search, TuneOptions
+from tvm_pattern.tuning.space import Space
 from tvm_pattern.tuning.tasks import WeightedTask
 
 from .tuning_table import task_of
@@ -119,8 +120,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command got: medians in milliseconds, and errors."""
+    """What a command was to get, and got: medians in milliseconds, and errors."""
 
+    wanted: int
     told_ms: list[float]
     errors: list[str]
 
@@ -286,7 +288,7 @@ class ClientWatch:
         self._thread.join()
 
 
-def bench(farm: Farm, job: Job, _wanted: int, library: Path) -> Outcome:
+def bench(farm: Farm, job: Job, devices: int, library: Path) -> Outcome:
     """One ``bench``."""
     rows = run_everywhere(
         farm.client.address,
@@ -298,7 +300,7 @@ def bench(farm: Farm, job: Job, _wanted: int, library: Path) -> Outcome:
         session_timeout=job.timeout,
     )
     good = [row.median_ms for row in rows if row.median_ms is not None]
-    return Outcome(good, [row.error for row in rows if row.failed])
+    return Outcome(devices, good, [row.error for row in rows if row.failed])
 
 
 class RecordedBuilder(Measurer):
@@ -320,8 +322,8 @@ class RecordedBuilder(Measurer):
         return future
 
 
-def tune(farm: Farm, job: Job, wanted: int, _library: Path) -> Outcome:
-    """One search over one layer."""
+def tune(farm: Farm, job: Job, devices: int, _library: Path) -> Outcome:
+    """One search over one layer, at most over its whole space."""
     target = resolve("pattern/native")
     spec = next(s for s in load_workloads()[0] if s.name == LAYER)
     task, weight = task_of(spec, 1, DEVICES.of(target).name)
@@ -329,12 +331,13 @@ def tune(farm: Farm, job: Job, wanted: int, _library: Path) -> Outcome:
         tracker=farm.client.address, key=KEY, repeat=3, run_timeout=job.timeout
     )
     log = TuningLog(farm.folder / "log.jsonl")
+    wanted = min(devices * job.rounds, len(Space(task)))
     options = TuneOptions(trials=wanted, early_stop=None, measure=measure)
     with RecordedBuilder(target, 1, measure) as measurer:
         Search([WeightedTask(task, weight, [LAYER])], target, log, options).run(measurer)
     records = log.records()
     good = [1e3 * float(np.median(r.times)) for r in records if r.ok]
-    return Outcome(good, [r.error_kind for r in records if not r.ok])
+    return Outcome(wanted, good, [r.error_kind for r in records if not r.ok])
 
 
 def bottleneck(busy: float, client: float, servers: float, cores: int) -> str:
@@ -350,11 +353,10 @@ def measure(command: str, devices: int, job: Job, library: Path) -> Row:
     """Run one command on a farm of its own."""
     farm = Farm(devices, job.seconds, job.script)
     try:
-        wanted = devices if command == "bench" else devices * job.rounds
         before, start = farm.processor_seconds(), time.monotonic()
         own = time.process_time()
         with ClientWatch(farm.pids) as watch:
-            outcome = COMMANDS[command](farm, job, wanted, library)
+            outcome = COMMANDS[command](farm, job, devices, library)
         wall = time.monotonic() - start
         client, servers = time.process_time() - own, farm.processor_seconds() - before
         played = farm.journal.read()
@@ -370,7 +372,7 @@ def measure(command: str, devices: int, job: Job, library: Path) -> Row:
         span,
         good,
         failed,
-        wanted - good - failed,
+        outcome.wanted - good - failed,
         busy,
         60 * good / span,
         client / wall,

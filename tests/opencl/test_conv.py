@@ -63,6 +63,29 @@ CASES = {
     "vectors of 2": (PRUNED, {"config": GpuConfig(2, 1, 7, 1)}),
     "single pixels": (PRUNED, {"size": (7, 7), "config": GpuConfig(1, 1, 7, 1)}),
     "stride 2": (PRUNED, {"stride": 2, "size": (15, 17), "config": GpuConfig(4, 1, 2, 1)}),
+    "loads that begin anywhere, tiles of 14 pixels": (
+        PRUNED,
+        {"size": (7, 28), "config": GpuConfig(2, 1, 3, 7, loads="anywhere")},
+    ),
+    "the same, stride 2, the last tile moved back": (
+        PRUNED,
+        {
+            "stride": 2,
+            "size": (15, 21),
+            "family": "adreno",
+            "config": GpuConfig(2, 1, 2, 4, loads="anywhere"),
+        },
+    ),
+    "the same, dilation, shared by four": (
+        SHARED,
+        {
+            "dilation": 2,
+            "padding": 2,
+            "size": (9, 14),
+            "family": "adreno",
+            "config": GpuConfig(2, 4, 2, 2, loads="anywhere"),
+        },
+    ),
     "dilation": (PRUNED, {"dilation": 2, "padding": 2}),
     "dense": (DENSE, {}),
     "dense, two taps at a time": (DENSE, {"family": "adreno", "config": GpuConfig(4, 4, 2, 2, 2)}),
@@ -104,6 +127,7 @@ LEGAL = GpuConfig(4, 4, 1, 1)
         ({"tiles_per_group": 0}, "must be >= 1"),
         ({"tiles_per_group": 512}, "512 work_items exceed the device's 256"),
         ({"order": "rows"}, "order 'rows' is not one of"),
+        ({"loads": "late"}, "loads 'late' is not one of"),
         ({"accumulator": "float64"}, "accumulator 'float64' is not one of"),
         ({"accumulator": "float16"}, "float16 sums are for float16 layers"),
         ({"tile_rows": 15}, "exceeds the output"),

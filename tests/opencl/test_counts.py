@@ -82,8 +82,10 @@ def test_executed_loads_are_those_of_the_source(executed):
         assert promised == pytest.approx(per_four, rel=0.25)
 
 
-def test_no_race_and_nothing_outside_a_buffer(simulator, tmp_path):
+@pytest.mark.parametrize("config", [GpuConfig(4, 1, 2, 1), GpuConfig(2, 1, 3, 3, loads="anywhere")])
+def test_no_race_and_nothing_outside_a_buffer(simulator, tmp_path, config):
     case = Case(Layer(6, 4, 8), 1, "adreno")
+    case.__dict__["config"] = config
     assert oclgrind.count(case.bundle(tmp_path / "b"), races=True).multiply_adds > 0
 
 

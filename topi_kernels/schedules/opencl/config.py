@@ -9,6 +9,8 @@ import numpy as np
 
 ORDERS = ("tiles", "filters")
 ACCUMULATORS = ("float32", "float16")
+ALIGNED, ANYWHERE = "aligned", "anywhere"
+LOADS = (ALIGNED, ANYWHERE)
 VECTOR_WIDTHS = (1, 2, 4, 8)
 MAX_FILTERS = 16
 
@@ -98,6 +100,9 @@ class GpuConfig:
         What neighbouring work_groups differ in: ``tiles`` or ``filters``.
     accumulator : str
         Type of the sums of float16 layers; those of float32 are float32.
+    loads : str
+        Where wide loads of inputs begin: ``aligned`` at multiples of their width, ``anywhere`` with
+        the first pixel that a tile wants, for tiles that do not begin at such multiples.
     """
 
     vector_width: int
@@ -109,6 +114,7 @@ class GpuConfig:
     filter_groups_per_group: int = 1
     order: str = "tiles"
     accumulator: str = "float32"
+    loads: str = ALIGNED
 
     @property
     def group(self) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ...geometry import ConvGeometry
 from ...layout import PlaneLayout
-from .config import GpuConfig
+from .config import ANYWHERE, GpuConfig
 
 #: Input row -> first column of a vector -> ``(tap, tile row, tile column)`` that read it.
 Uses = dict[int, dict[int, list[tuple[int, int, int]]]]
@@ -29,7 +29,7 @@ def tile_uses(geometry: ConvGeometry, config: GpuConfig, taps: Taps) -> Uses:
 
 @dataclass(frozen=True)
 class Chunks:
-    """Aligned loads: ``width`` elements from each multiple of ``width`` of a buffer on.
+    """Loads of ``width`` elements; aligned ones begin at multiples of ``width`` of a buffer.
 
     Parameters
     ----------
@@ -37,10 +37,12 @@ class Chunks:
         Elements of a load.
     phase : int
         Where a tile's first pixel lies in its chunk; the same for all tiles of a plane.
+    is_aligned : bool
     """
 
     width: int
     phase: int
+    is_aligned: bool = True
 
     def numbers(self, column: int, lanes: int, step: int) -> list[int]:
         """The chunks that hold a vector from ``column`` on; number 0 has the first pixel."""
@@ -63,11 +65,15 @@ def chunks_of(
     out_layout: PlaneLayout,
     widest: int,
 ) -> Chunks:
-    """The widest aligned loads of at most ``widest`` elements that suit all tiles of an output.
+    """The widest loads of at most ``widest`` elements that suit all tiles of an output.
+
+    Where they may begin anywhere, the first begins with the first pixel that any tap wants.
 
     They may be wider than the vectors that are computed: a row that one tile covers is read in
     whole loads, however narrow its vectors.
     """
+    if config.loads == ANYWHERE:
+        return Chunks(widest, geometry.padding[1] % widest, is_aligned=False)
     vectors = -(-out_layout.width // config.vector_width)
     steps = [in_layout.row_stride, in_layout.size]
     if config.tile_cols < vectors:  # The last tile of a row is moved back into the image.

@@ -1,4 +1,4 @@
-"""Input rows: whole aligned vectors are loaded once, shifted and strided ones picked from them."""
+"""Input rows: whole vectors are loaded once, shifted and strided ones picked from them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from tvm.tirx.script import builder as T
 
 from .reuse import Chunks, streamed
-from .vectors import converted, gather, load_aligned
+from .vectors import converted, gather, load_aligned, load_any
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class RowLoader:
     width : int
         Lanes of a vector.
     chunks : Chunks
-        The aligned loads.
+        The loads.
     step : int
         Stride of the convolution along a row.
     dtype : str
@@ -60,7 +60,8 @@ class RowLoader:
 
     def _chunk(self, base: Any, offset: int) -> Any:
         stored, width = str(self.buffer.dtype), self.chunks.width
-        value = T.Bind(load_aligned(self.buffer, base, width, offset))
+        load = load_aligned if self.chunks.is_aligned else load_any
+        value = T.Bind(load(self.buffer, base, width, offset))
         if stored == self.dtype:
             return value
         return T.Bind(converted(value, stored, self.dtype, width))

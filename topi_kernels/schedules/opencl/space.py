@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from itertools import product
 
@@ -12,6 +13,9 @@ from ...reorder import GROUP_SIZES
 from ..search_space import ConvShape
 from .config import (
     ACCUMULATORS,
+    ALIGNED,
+    ANYWHERE,
+    LOADS,
     MAX_FILTERS,
     ORDERS,
     VECTOR_WIDTHS,
@@ -51,6 +55,8 @@ def illegal_for(shape: ConvShape, config: GpuConfig, facts: GpuFacts) -> str | N
         return f"order {c.order!r} is not one of {ORDERS}"
     if c.accumulator not in ACCUMULATORS:
         return f"accumulator {c.accumulator!r} is not one of {ACCUMULATORS}"
+    if c.loads not in LOADS:
+        return f"loads {c.loads!r} is not one of {LOADS}"
     if c.accumulator == "float16" and facts.dtype != "float16":
         return "float16 sums are for float16 layers"
     vectors = -(-layout.width // c.vector_width)
@@ -114,14 +120,29 @@ def search_space(shape: ConvShape, facts: GpuFacts) -> Iterator[GpuConfig]:
         groups, widths, range(1, MAX_TILE_ROWS + 1), TILE_COLS, sorted(steps, reverse=True), sums
     )
     for filters, width, rows, cols, step, accumulator in tiles:
-        tile = GpuConfig(width, filters, rows, cols, step, 1, accumulator=accumulator)
-        if illegal_for(shape, tile, facts) is not None:
-            continue
-        for per_group, filter_groups in _work_groups(shape, tile, facts):
-            for order in ORDERS:
-                yield GpuConfig(
-                    width, filters, rows, cols, step, per_group, filter_groups, order, accumulator
-                )
+        aligned = GpuConfig(width, filters, rows, cols, step, 1, accumulator=accumulator)
+        for tile in (aligned, replace(aligned, loads=ANYWHERE)):
+            if _is_needless(shape, tile, facts) or illegal_for(shape, tile, facts) is not None:
+                continue
+            for per_group, filter_groups in _work_groups(shape, tile, facts):
+                for order in ORDERS:
+                    yield replace(
+                        tile,
+                        tiles_per_group=per_group,
+                        filter_groups_per_group=filter_groups,
+                        order=order,
+                    )
+
+
+def _is_needless(shape: ConvShape, tile: GpuConfig, facts: GpuFacts) -> bool:
+    """Whether aligned loads are as wide as those that begin anywhere, or arithmetic is scalar."""
+    if tile.loads != ANYWHERE:
+        return False
+    if tile.vector_width == 1:
+        return True
+    layouts = (shape.in_layout, shape.out_layout)
+    aligned = chunks_of(replace(tile, loads=ALIGNED), shape.geometry, *layouts, facts.vector_width)
+    return aligned.width == facts.vector_width
 
 
 def _work_groups(shape: ConvShape, tile: GpuConfig, facts: GpuFacts) -> Iterator[tuple[int, int]]:
