@@ -53,7 +53,16 @@ CASES = {
     "7x7 stride 2": int8_case(4, 3, (13, 37), kernel=7, stride=2, weight=dense(4, 3, 7)),
     "1x1": int8_case(8, 10, (7, 9), kernel=1, weight=dense(8, 10, 1), residual=True),
     "1x1 by blocks": int8_case(8, 32, (6, 6), kernel=1, weight=blocks_of_channels(8, 32, 0.3)),
-    "1x1 stride 2": int8_case(4, 8, (9, 11), kernel=1, stride=2, weight=dense(4, 8, 1)),
+    "1x1 stride 2": int8_case(4, 8, (9, 37), kernel=1, stride=2, weight=dense(4, 8, 1)),
+    "1x1 stride 2, two rows to a vector": int8_case(
+        4, 9, (9, 14), kernel=1, stride=2, weight=dense(4, 9, 1), residual=True
+    ),
+    "1x1 stride 2, four rows to a vector": int8_case(
+        4, 8, (13, 7), kernel=1, stride=2, weight=dense(4, 8, 1), batch=2
+    ),
+    "1x1 stride 2, fewer rows than a vector has": int8_case(
+        4, 8, (1, 5), kernel=1, stride=2, weight=dense(4, 8, 1)
+    ),
 }
 
 
@@ -86,6 +95,15 @@ OTHERS = {
         "size": (9, 18),
         "weight": dense(3, 2, 3),
         "dilation": 4,
+    },
+    "1x1 stride 2": {
+        "out_channels": 4,
+        "in_channels": 6,
+        "size": (5, 4),
+        "kernel": 1,
+        "stride": 2,
+        "weight": dense(4, 6, 1),
+        "residual": True,
     },
     "1x1": {
         "out_channels": 5,

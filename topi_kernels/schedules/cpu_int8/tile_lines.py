@@ -14,7 +14,15 @@ from ...vector import shuffle
 from .isa import DotIsa
 from .lines import LANE, ROW_LOAD, LaneShape
 from .requantise import Bytes
-from .workload import RUNS, Int8Config, Int8Workload, pieces, shape_of_form, tiles_of
+from .workload import (
+    RUNS,
+    Int8Config,
+    Int8Workload,
+    pieces,
+    rows_of_vector,
+    shape_of_form,
+    tiles_of,
+)
 
 Index = Any
 Expression = Any
@@ -241,6 +249,7 @@ class RunTiling:
             raise ValueError("a 1x1 convolution of bytes has no padding")
         self.workload, self.isa = workload, isa
         self.strided = not workload.in_runs
+        self.rows = rows_of_vector(workload, isa)
         self.vectors = config.vectors
         self.tiles = tiles_of(workload, config)
         self.scratch = workload.units * self.vectors * isa.vector_bytes
@@ -266,27 +275,41 @@ class RunTiling:
         starts = []
         for vector in range(self.vectors):
             number = vector if self.tiles[1] == 1 else col * self.vectors + vector
+            if self.rows > 1:
+                starts.append((_limited(number * self.rows, out.height - self.rows), 0))
+                continue
             number = _limited(number, out.height * per_row - 1)
             y, x = number // per_row, _limited(number % per_row * pixels, out.width - pixels)
             starts.append((y, x))
         return Place(batch, tuple(starts))
 
-    def _at(self, place: Place, vector: int, layout: PlaneLayout, stride: tuple[int, int]) -> Index:
+    def _at(
+        self,
+        place: Place,
+        vector: int,
+        layout: PlaneLayout,
+        stride: tuple[int, int] = (1, 1),
+        row: int = 0,
+    ) -> Index:
+        """Offset of the first pixel of a vector, or of one of the rows that share it."""
         if not self.strided:
             return layout.origin + place.starts[0] + vector * self.isa.pixels
         (y, x), (sy, sx) = place.starts[vector], stride
-        return layout.offset(y * sy, x * sx)
+        return layout.offset((y + row) * sy, x * sx)
 
     def _channel(self, x: Any, place: Place, channel: Index, vector: int) -> Expression:
         """The bytes of one in_channel under the outputs of a vector."""
         pixels, layout = self.isa.pixels, self.workload.in_layout
         stride = self.workload.geometry.stride
-        start = self._at(place, vector, layout, stride)
-        if stride[1] == 1:
-            return x[place.batch, channel, T.ramp(start, 1, pixels)]
+        starts = [self._at(place, vector, layout, stride, row) for row in range(self.rows)]
+        width = pixels // self.rows
         wide = [
-            x[place.batch, channel, T.ramp(start + i * pixels, 1, pixels)] for i in range(stride[1])
+            x[place.batch, channel, T.ramp(start + i * width, 1, width)]
+            for start in starts
+            for i in range(stride[1])
         ]
+        if len(wide) == 1:
+            return wide[0]
         return shuffle(wide, range(0, pixels * stride[1], stride[1]))
 
     def gather(self, x: Any, lines: Any, place: Place) -> None:
@@ -310,24 +333,37 @@ class RunTiling:
 
     def load_rows(self, planes: Any, place: Place, channel: Index) -> list[Expression]:
         layout, pixels = self.workload.out_layout, self.isa.pixels
-        return [
-            planes[place.batch, channel, T.ramp(self._at(place, v, layout, (1, 1)), 1, pixels)]
-            for v in range(self.vectors)
-        ]
+        width, vectors = pixels // self.rows, []
+        for vector in range(self.vectors):
+            starts = [self._at(place, vector, layout, row=row) for row in range(self.rows)]
+            parts = [planes[place.batch, channel, T.ramp(at, 1, width)] for at in starts]
+            vectors.append(parts[0] if self.rows == 1 else shuffle(parts, range(pixels)))
+        return vectors
 
     def store(self, out: Any, place: Place, channel: Index, values: Bytes) -> None:
         layout, pixels = self.workload.out_layout, self.isa.pixels
-        # Parts of a run follow each other; those of rows are stored one by one.
-        together = 1 if self.strided else values.together
-        for first in range(0, self.vectors, together):
-            vectors = range(first, min(first + together, self.vectors))
-            at = self._at(place, first, layout, (1, 1))
-            count = min(pixels, layout.width) if self.strided else pixels * len(vectors)
+        if self.strided:
+            width = min(pixels // self.rows, layout.width)
+            for vector in range(self.vectors):
+                for row in range(self.rows):
+                    first = row * (pixels // self.rows)
+                    lanes = [(vector, first + lane) for lane in range(width)]
+                    at = self._at(place, vector, layout, row=row)
+                    self._store(out, (place.batch, channel), at, values, lanes)
+            return
+        for first in range(0, self.vectors, values.together):
+            vectors = range(first, min(first + values.together, self.vectors))
             lanes = [(vector, lane) for vector in vectors for lane in range(pixels)]
-            for start, width in pieces(count, self.isa.vector_bytes):
-                value = values.of(lanes[start : start + width])
-                index = _ramp(at + start, width)
-                T.buffer_store(out, value, [place.batch, channel, index])
+            at = self._at(place, first, layout)
+            self._store(out, (place.batch, channel), at, values, lanes)
+
+    def _store(
+        self, out: Any, plane: tuple[Any, Any], at: Index, values: Bytes, lanes: list[Any]
+    ) -> None:
+        """Write neighbouring pixels."""
+        for start, width in pieces(len(lanes), self.isa.vector_bytes):
+            value = values.of(lanes[start : start + width])
+            T.buffer_store(out, value, [*plane, _ramp(at + start, width)])
 
 
 class WindowTiling(RunTiling):

@@ -164,6 +164,15 @@ def configs(workload: Int8Workload) -> Iterator[Int8Config]:
                     yield Int8Config(form, rows, vectors, workload.group)
 
 
+def rows_of_vector(workload: Int8Workload, isa: DotIsa) -> int:
+    """Short rows of the output that share a vector of a strided 1x1 convolution."""
+    out = workload.out_layout
+    if not workload.pointwise or workload.in_runs:
+        return 1
+    rows = largest_power_of_two(max(1, isa.pixels // out.width))
+    return rows if rows <= out.height else 1
+
+
 def tiles_of(workload: Int8Workload, config: Int8Config) -> tuple[int, int]:
     """Tiles below each other and beside each other."""
     isa = isa_named(workload.isa)
@@ -171,7 +180,8 @@ def tiles_of(workload: Int8Workload, config: Int8Config) -> tuple[int, int]:
     if config.form in RUNS:
         if not workload.in_runs:
             per_row = -(-out.width // isa.pixels)
-            return 1, -(-out.height * per_row // config.vectors)
+            vectors = -(-out.height // rows_of_vector(workload, isa)) * per_row
+            return 1, -(-vectors // config.vectors)
         run = (out.height - 1) * out.row_stride + out.width
         return 1, -(-run // (config.vectors * isa.pixels))
     line = shape_of_form(config.form, workload.geometry, isa)
