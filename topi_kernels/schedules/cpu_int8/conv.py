@@ -23,7 +23,8 @@ from ...primfunc import primfunc_builder
 from .borders import fill_borders
 from .isa import DotIsa, isa_named
 from .requantise import to_bytes
-from .tile_lines import Source, Tiling, tiling_of
+from .tiles import Source, Tiling
+from .tiling import tiling_of
 from .workload import Int8Config, Int8Workload
 
 Index = Any

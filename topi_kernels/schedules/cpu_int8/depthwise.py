@@ -16,7 +16,8 @@ from .borders import fill_plane_borders
 from .conv import start_sums
 from .isa import isa_named
 from .requantise import to_bytes
-from .tile_lines import Source, tiling_of
+from .tiles import Source
+from .tiling import tiling_of
 from .workload import Int8Config, Int8Workload
 
 Index = Any

@@ -16,7 +16,7 @@ from .isa import DotIsa, for_weights, isa_named
 from .packing import PackedWeights, check_sums, chunk_words, pack, row_chunks
 from .quantisation import LEVELS, Quantisation, byte_limits
 from .requantise import FAR, ROUNDING
-from .tile_lines import tiling_of
+from .tiling import tiling_of
 from .workload import (
     Int8Config,
     Int8Workload,
