@@ -29,6 +29,7 @@ from topi_kernels.devices import DEVICES
 from topi_kernels.geometry import ConvGeometry
 from topi_kernels.operator import ConvPlan, plan_conv
 from topi_kernels.pattern import fixed8_patterns
+from topi_kernels.schedules.tile import tile_grid
 from topi_kernels.workload import Epilogue
 
 from . import arm_assembly, arm_emulation
@@ -172,10 +173,10 @@ def row(layer: Layer, group: int, core: str, *, count: bool) -> dict:
     per_cycle = min(fmla / cycles, facts.fmla_per_cycle)
     share = per_cycle / facts.fmla_per_cycle
     w, c = conv.workload, conv.config
-    columns = -(-w.out_layout.width // c.pixel_lanes)
-    tiles = -(-w.out_layout.height // c.tile_rows) * -(-columns // c.tile_cols)
+    _, across = tile_grid(w, c)
     stored = w.num_weights // c.filter_lanes
-    executed = stored * tiles * c.tile_rows * c.tile_cols
+    rows = c.computed_rows(w.out_layout.band_height)
+    executed = stored * rows * across * c.tile_cols
     ideal = np.count_nonzero(weight) * layer.out_size**2 / c.vector_width
     result = {
         "workload": layer.name,

@@ -237,6 +237,21 @@ class PlaneLayout:
         """Equal for layouts whose vectors hold the same pixels; pad and border may differ."""
         return self.height, self.width, self.lanes, self.bands
 
+    def keeps_lanes_of(self, source: PlaneLayout, stride: tuple[int, int] = (1, 1)) -> bool:
+        """Whether a window of that stride over ``source`` finds each output in its own lane.
+
+        Interleaved, the input of output ``(y, x)`` is ``(y * stride, x * stride)``; it lies in the
+        output's lane where bands and rows of the source hold ``stride`` times as many.
+        """
+        if stride == (1, 1):
+            return self.same_lanes == source.same_lanes
+        bands = self.lanes == source.lanes and self.bands == source.bands
+        return (
+            bands
+            and source.band_height == stride[0] * self.band_height
+            and source.columns == stride[1] * self.columns
+        )
+
     def as_values(self) -> list[int]:
         """Plain data; plain rows have six figures, interleaved lanes nine."""
         values = [self.height, self.width, self.pad, self.row_stride, self.origin, self.size]

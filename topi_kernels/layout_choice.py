@@ -23,8 +23,12 @@ CHANGE_COST = 12.0
 # A new order must promise this much; the model is no better than that.
 LEAST_GAIN = 0.97
 MAX_BORDER = 2
-# Rows with vectors beside them are longer: what they must gain over an order without.
-BORDER_COST = 1.02
+# Empty places cost for certain what the model says, and what else it says is less sure.
+WASTE_COST = 0.1
+# No order halves shorter vectors: these have full ones of their own.
+LEAST_LANES = 8
+# Rows with vectors beside them are longer: what they must gain over orders without.
+BORDER_COST = 1.08
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,12 @@ class LaneOrder:
     lanes: int
     bands: int
     border: int = 0
+
+    def waste(self, height: int, width: int) -> float:
+        """How much worse an order is for the places that hold no pixel, beyond its estimate."""
+        layout = self.layout(height, width, 0, 0)
+        places = layout.band_height * layout.columns * layout.lanes
+        return 1.0 + WASTE_COST * (places / (height * width) - 1.0)
 
     def layout(self, height: int, width: int, pad: int, border: int) -> PlaneLayout:
         """Layout of a tensor; ``border`` is what its readers want at most."""
@@ -104,8 +114,13 @@ def _cost(task: ConvTask) -> float | None:
 
 
 def lane_orders(size: tuple[int, int], pad: int, reach: int, lanes: int) -> Iterator[LaneOrder]:
-    """Every order of interleaved lanes for images of a size, padded by ``pad`` rows."""
+    """Every order of interleaved lanes for images of a size, padded by ``pad`` rows.
+
+    ``lanes`` are those of the processor's vectors; rows that fill no half of one get half of them.
+    """
     height, width = size
+    if lanes // 2 >= max(width, LEAST_LANES):
+        yield from lane_orders(size, pad, reach, lanes // 2)
     for bands in band_choices(height, width, pad, lanes):
         for border in {0, reach}:
             columns = -(-width // (lanes // bands))
@@ -149,8 +164,8 @@ def choose_lane_order(
     costs = [_cost(task) for task in tasks]
     if None in costs:
         return None
-    best = sum(cost for cost in costs if cost is not None) * LEAST_GAIN
-    chosen = None
+    limit = sum(cost for cost in costs if cost is not None) * LEAST_GAIN
+    best, chosen = float("inf"), None
     vectors = changed_channels * -(-height * width // machine.vector_width)
     for order in lane_orders(size, pad, reach, machine.vector_width):
         total = vectors * CHANGE_COST
@@ -160,11 +175,11 @@ def choose_lane_order(
             layouts = [order.layout(height, width, pad, border) for pad in rows]
             cost = _cost(replace(task, in_layout=layouts[0], out_layout=layouts[1]))
             total = float("inf") if cost is None else total + cost
-            if total >= best:
+            if total >= min(limit, best):
                 break
-        over_another = BORDER_COST if order.border and chosen is not None else 1.0
-        if total * over_another < best:
-            best, chosen = total, order
+        rank = total * (BORDER_COST if order.border else 1.0) * order.waste(height, width)
+        if total < limit and rank < best:
+            best, chosen = rank, order
     return chosen
 
 

@@ -17,7 +17,7 @@ from .conv_task import ConvTask, check_weight
 from .fkw import FKW, pack, validate
 from .schedules.choose import Config
 from .schedules.config import COPIED
-from .schedules.tile import tiles_per_image
+from .schedules.tile import tile_grid
 from .schedules.tile_copy import copied_floats
 from .structure import Structure, determine
 from .tap_lists import TapCode, TapLists, pack_taps, validate_taps
@@ -159,6 +159,7 @@ def _packed_taps(
 def wasted_share(plan: ConvPlan) -> float:
     """Fraction of a plan's multiply-adds that fall on tile overlaps and over-run columns."""
     w, c = plan.workload, plan.config
-    tiles = tiles_per_image(w, c)
-    computed = tiles * c.tile_rows * c.tile_cols * c.pixel_lanes
+    _, across = tile_grid(w, c)
+    rows = c.computed_rows(w.out_layout.band_height)
+    computed = rows * across * c.tile_cols * c.pixel_lanes
     return 1.0 - w.out_layout.height * w.out_layout.width / computed

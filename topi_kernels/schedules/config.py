@@ -15,6 +15,7 @@ PATTERNS, TAPS, COPIED = BODIES
 SPLIT_STRIDE = 2
 MAX_PREFETCH = 8
 MAX_CHANNEL_BLOCK = 1 << 16
+MAX_CHAINS = 4
 ISAS = ("any", "neon")
 
 
@@ -156,6 +157,13 @@ class ConvConfig:
         loaded inputs; ``taps`` one loop over a flat list of (offset, weight), whatever the
         patterns, see :mod:`topi_kernels.tap_lists`; ``copied`` the same for kernels of one tap,
         whose inputs of a tile and block are copied first, see :mod:`.tile_copy`.
+    even_rows : bool
+        Where ``tile_rows`` does not divide the rows: tiles whose heights differ by one at most and
+        which overlap nowhere, with a body for each height. Otherwise all tiles have the same rows,
+        and the last one is moved back, so that it computes some of them again.
+    chains : int
+        Sums per output, which take the taps of a kernel in turns and are added at the end: where a
+        tile is too small for the latency of the multiply-adds.
     """
 
     vector_width: int
@@ -171,6 +179,8 @@ class ConvConfig:
     channel_block: int = 0
     fetch_ahead: bool = False
     body: str = PATTERNS
+    even_rows: bool = False
+    chains: int = 1
 
     @property
     def pixel_lanes(self) -> int:
@@ -192,8 +202,30 @@ class ConvConfig:
         return self.filter_lanes * self.filter_vectors
 
     @property
-    def accumulators(self) -> int:
+    def outputs(self) -> int:
+        """Vectors of outputs of a register_tile."""
         return self.filter_vectors * self.tile_rows * self.tile_cols
+
+    @property
+    def accumulators(self) -> int:
+        """Vectors of sums that a register_tile holds."""
+        return self.chains * self.outputs
+
+    def row_tiles(self, height: int) -> tuple[tuple[int, int], ...]:
+        """``(rows, number)`` of the tiles that ``height`` rows are cut into, from the top down."""
+        number = -(-height // self.tile_rows)
+        if not self.even_rows:
+            return ((self.tile_rows, number),)
+        low, tall = divmod(height, number)
+        return ((low + 1, tall), (low, number - tall)) if tall else ((low, number),)
+
+    def computed_rows(self, height: int) -> int:
+        """Rows that the tiles compute for ``height`` rows."""
+        return sum(rows * number for rows, number in self.row_tiles(height))
+
+    def with_rows(self, rows: int) -> ConvConfig:
+        """The body of a tile of so many rows."""
+        return replace(self, tile_rows=rows, even_rows=False)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -272,8 +304,12 @@ def _taps_reason(config: ConvConfig, stride_w: int) -> str | None:
     if config.body == COPIED:
         if not config.channel_block:
             return "body copied needs a channel_block, whose input is copied"
-    elif stride_w != 1:
-        return "body taps needs lanes over pixels, stride 1, and shift load or lanes"
+        if config.even_rows:
+            return "body copied has tiles of one size, even_rows must be off"
+    elif stride_w != 1 and config.shift != "lanes":
+        return "body taps needs lanes over pixels, and stride 1 or shift lanes"
+    if config.chains > 1:
+        return f"body {config.body} has one sum per output"
     if config.prefetch or config.taps_per_step != 1:
         return f"body {config.body} works off one tap at a time and prefetches none"
     return None
@@ -299,6 +335,10 @@ def illegal_reason(
         return "filter_vectors, tile_rows, tile_cols and taps_per_step must be >= 1"
     if not 0 <= c.prefetch <= MAX_PREFETCH:
         return f"prefetch {c.prefetch} is not in 0..{MAX_PREFETCH}"
+    if not 1 <= c.chains <= MAX_CHAINS:
+        return f"chains {c.chains} is not in 1..{MAX_CHAINS}"
+    if c.channel_block and c.chains > 1:
+        return "channel_block keeps one partial sum per output, chains must be 1"
     if c.shift not in SHIFTS:
         return f"shift {c.shift!r} is not one of {SHIFTS}"
     if c.isa not in ISAS:

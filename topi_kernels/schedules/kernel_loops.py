@@ -39,7 +39,7 @@ def _kernel_body(
             value = loader.load(row, col)
             for n, r, c in uses[row, col]:
                 for f in range(config.filter_vectors):
-                    acc = tile.acc[f, r, c]
+                    acc = tile.chain(first + n)[f, r, c]
                     T.buffer_store(acc, acc[vec] + weights[first + n, f] * value, [vec])
 
 

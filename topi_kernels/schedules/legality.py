@@ -38,7 +38,7 @@ def illegal_for(shape: ConvShape, config: ConvConfig, family: Family) -> str | N
 def _interleaved_reason(shape: ConvShape, config: ConvConfig) -> str | None:
     """Why ``config`` can't be used on interleaved lanes, or None."""
     source, layout = shape.in_layout, shape.out_layout
-    if source.same_lanes != layout.same_lanes or shape.geometry.stride != (1, 1):
+    if not layout.keeps_lanes_of(source, shape.geometry.stride):
         return "input and output with interleaved lanes hold the same pixels in the same lanes"
     if config.shift != "lanes" or config.filter_lanes != 1 or config.vector_width != layout.lanes:
         return f"interleaved lanes need shift lanes and vectors of {layout.lanes} pixels"

@@ -15,6 +15,9 @@ LLVM promotes them to registers, whereas scope "local" becomes a heap workspace 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from tvm import tirx
@@ -55,22 +58,38 @@ def _start_accumulators(
         for r in range(config.tile_rows):
             for c in range(config.tile_cols):
                 T.buffer_store(tile.acc[f, r, c], start, [lanes(0, width)])
+    for chain in tile.chains:
+        for acc in chain.values():
+            T.buffer_store(acc, constant(0.0, width, workload.dtype), [lanes(0, width)])
+
+
+def _join_chains(config: ConvConfig, tile: Tile) -> None:
+    """Add the further sums of every output to its first."""
+    vec = lanes(0, config.vector_width)
+    for chain in tile.chains:
+        for where, acc in chain.items():
+            total = tile.acc[where]
+            T.buffer_store(total, total[vec] + acc[vec], [vec])
 
 
 def _register_tile(
     workload: ConvWorkload, config: ConvConfig, buffers: Buffers, place: Place, group: Any
 ) -> Tile:
     """Open the register_tile of filter_group ``group`` at ``place``."""
-    tile = Tile(place.batch, place.y0, place.x0, place.row_block, place.col_block, group)
+    tile = Tile(**vars(place), group=group)
     tile.slots = [
         T.Bind(T.Cast("int32", buffers.filter_order[group * config.group + j]))
         for j in range(config.group)
     ]
-    for f in range(config.filter_vectors):
-        for r in range(config.tile_rows):
-            for c in range(config.tile_cols):
-                acc = T.alloc_buffer((config.vector_width,), workload.dtype, scope="global")
-                tile.acc[f, r, c] = acc
+    extents = (config.filter_vectors, config.tile_rows, config.tile_cols)
+    places = list(product(*map(range, extents)))
+    size = (config.vector_width,)
+
+    def sums() -> dict[tuple[int, ...], Any]:
+        return {at: T.alloc_buffer(size, workload.dtype, scope="global") for at in places}
+
+    tile.acc = sums()
+    tile.chains = [sums() for _ in range(1, config.chains)]
     return tile
 
 
@@ -80,6 +99,103 @@ def _group_blocks(workload: ConvWorkload, tiles: int, num_threads: int) -> int:
         return 1
     wanted = -(-4 * num_threads // max(1, tiles))
     return max(1, min(wanted, workload.num_groups))
+
+
+def _of_each_height(
+    workload: ConvWorkload, config: ConvConfig, place: Place, emit: Callable[[ConvConfig], None]
+) -> None:
+    """Emit the body of the tile at ``place``, one for every height that tiles have."""
+    tall, *low = config.row_tiles(workload.out_layout.band_height)
+    if not low:
+        emit(config.with_rows(tall[0]))
+        return
+    with T.If(place.row_block < tall[1]):
+        with T.Then():
+            emit(config.with_rows(tall[0]))
+        with T.Else():
+            emit(config.with_rows(low[0][0]))
+
+
+def _compute(
+    workload: ConvWorkload, config: ConvConfig, buffers: Buffers, place: Place, group: Any
+) -> None:
+    """One register_tile from its start to its store."""
+    tile = _register_tile(workload, config, buffers, place, group)
+    if config.fetch_ahead:
+        fetch_outputs(workload, config, buffers, tile)
+    _start_accumulators(workload, config, buffers, tile)
+    if config.has_lists:
+        TapLoops(workload, config, buffers, tile).all_blocks()
+    else:
+        KernelLoops(workload, config, buffers, tile).all_kernels()
+    _join_chains(config, tile)
+    store_tile(workload, config, buffers, tile)
+
+
+@dataclass(frozen=True)
+class _Share:
+    """The filter_groups that one task goes over at a tile: ``size`` from ``first`` on."""
+
+    first: Any
+    size: int
+
+
+def _blockwise(
+    workload: ConvWorkload,
+    config: ConvConfig,
+    buffers: Buffers,
+    places: tuple[Place, Place | None],
+    share: _Share,
+) -> None:
+    """All groups of a share take turns over one block of in_channels after the other."""
+    place, following = places
+    kind = TapBlocks if config.has_lists else ChannelBlocks
+    channels = kind(workload, config, share.size)
+
+    def compute(block: Any, turn: Any) -> None:
+        tile = _register_tile(workload, config, buffers, place, share.first + turn)
+        with T.If(block == 0):
+            with T.Then():
+                _start_accumulators(workload, config, buffers, tile)
+            with T.Else():
+                channels.resume(tile, turn)
+        if config.fetch_ahead:
+            with T.If(channels.is_last(block)), T.Then():
+                fetch_outputs(workload, config, buffers, tile)
+        channels.accumulate(buffers, tile, block, turn)
+        with T.If(channels.is_last(block)):
+            with T.Then():
+                store_tile(workload, config, buffers, tile)
+            with T.Else():
+                channels.suspend(tile, turn)
+
+    turns = T.Bind(T.min(share.size, workload.num_groups - share.first))
+    with T.serial(0, channels.count) as block:
+        channels.begin(buffers, place, block)
+        with T.serial(0, turns) as turn:
+            if following is not None and config.has_lists:
+                fetch = (block * share.size + turn, channels.count * share.size)
+                fetch_next_input(workload, config, buffers, following, fetch)
+            compute(block, turn)
+
+
+def _at_place(
+    workload: ConvWorkload,
+    config: ConvConfig,
+    buffers: Buffers,
+    places: tuple[Place, Place | None],
+    share: _Share,
+) -> None:
+    """All groups of a share at one tile; the input of the one that follows is fetched."""
+    if config.channel_block:
+        _blockwise(workload, config, buffers, places, share)
+        return
+    place, following = places
+    first, size = share.first, share.size
+    with T.serial(first, T.min(first + size, workload.num_groups)) as g:
+        if following is not None:
+            fetch_next_input(workload, config, buffers, following, (g - first, size))
+        _compute(workload, config, buffers, place, g)
 
 
 def _loop_nest(
@@ -92,38 +208,12 @@ def _loop_nest(
     tiles = workload.batch * tiles_per_image(workload, config)
     parallel = T.parallel if num_threads != 1 else T.serial
     groups = workload.num_groups
-
-    def compute(place: Place, group: Any) -> None:
-        tile = _register_tile(workload, config, buffers, place, group)
-        if config.fetch_ahead:
-            fetch_outputs(workload, config, buffers, tile)
-        _start_accumulators(workload, config, buffers, tile)
-        if config.has_lists:
-            TapLoops(workload, config, buffers, tile).all_blocks()
-        else:
-            KernelLoops(workload, config, buffers, tile).all_kernels()
-        store_tile(workload, config, buffers, tile)
-
-    def compute_block(place: Place, blocks: TapBlocks, block: Any, group: Any, turn: Any) -> None:
-        tile = _register_tile(workload, config, buffers, place, group)
-        with T.If(block == 0):
-            with T.Then():
-                _start_accumulators(workload, config, buffers, tile)
-            with T.Else():
-                blocks.resume(tile, turn)
-        if config.fetch_ahead:
-            with T.If(blocks.is_last(block)), T.Then():
-                fetch_outputs(workload, config, buffers, tile)
-        blocks.accumulate(buffers, tile, block, turn)
-        with T.If(blocks.is_last(block)):
-            with T.Then():
-                store_tile(workload, config, buffers, tile)
-            with T.Else():
-                blocks.suspend(tile, turn)
-
     if config.loop_order == "filter_outer":
         with parallel(0, groups) as g, T.serial(0, tiles) as t:
-            compute(place_of(workload, config, t), g)
+            place = place_of(workload, config, t)
+            _of_each_height(
+                workload, config, place, lambda body: _compute(workload, body, buffers, place, g)
+            )
         return
     blocks = _group_blocks(workload, tiles, num_threads)
     share = -(-groups // blocks)
@@ -133,23 +223,13 @@ def _loop_nest(
         following = None
         if config.fetch_ahead and tiles > 1 and config.shift != "split":  # just written, so near
             following = place_of(workload, config, T.Bind(T.min(task // blocks + 1, tiles - 1)))
-        if config.channel_block:
-            kind = TapBlocks if config.has_lists else ChannelBlocks
-            channels = kind(workload, config, share)
-            turns = T.Bind(T.min(share, groups - first))
-            with T.serial(0, channels.count) as block:
-                channels.begin(buffers, place, block)
-                with T.serial(0, turns) as turn:
-                    if following is not None and config.has_lists:
-                        number = block * share + turn
-                        fetch = (number, channels.count * share)
-                        fetch_next_input(workload, config, buffers, following, fetch)
-                    compute_block(place, channels, block, first + turn, turn)
-            return
-        with T.serial(first, T.min(first + share, groups)) as g:
-            if following is not None:
-                fetch_next_input(workload, config, buffers, following, (g - first, share))
-            compute(place, g)
+        places, groups_of = (place, following), _Share(first, share)
+        _of_each_height(
+            workload,
+            config,
+            place,
+            lambda body: _at_place(workload, body, buffers, places, groups_of),
+        )
 
 
 def schedule_pattern_conv(

@@ -7,6 +7,7 @@ searches the same space by measuring.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -14,7 +15,7 @@ from typing import Any
 
 from ..layout import PlaneLayout
 from ..reorder import GROUP_SIZES
-from .config import MAX_PREFETCH, SHIFTS, ConvConfig, Family
+from .config import MAX_CHAINS, MAX_PREFETCH, SHIFTS, ConvConfig, Family
 from .legality import illegal_for
 from .load_reuse import input_rows
 from .shape import ConvShape
@@ -25,6 +26,9 @@ MAX_FILTER_VECTORS = 4
 MIN_LIST = 4
 MISSING_CHAIN_COST = 0.01
 ONE_STEP_TAPS = 4
+# Vectors of a row that LLVM loads ahead of their use for in-order cores: with more accumulators
+# beside them it spilled.
+EARLY_INPUTS = 11
 # Dense kernels take several steps; LLVM starts the next step's loads early, which needs registers.
 MULTI_STEP_ACCUMULATORS = 0.5
 
@@ -48,10 +52,9 @@ def _row_vectors(shape: ConvShape, config: ConvConfig) -> int:
     return layout.columns if layout.is_interleaved else -(-layout.width // config.pixel_lanes)
 
 
-def tile_count(shape: ConvShape, config: ConvConfig) -> int:
-    """Register_tiles of one image."""
-    row_blocks = -(-shape.out_layout.band_height // config.tile_rows)
-    return row_blocks * -(-_row_vectors(shape, config) // config.tile_cols)
+def tiles_across(shape: ConvShape, config: ConvConfig) -> int:
+    """Register_tiles beside each other."""
+    return -(-_row_vectors(shape, config) // config.tile_cols)
 
 
 def _column_step(shape: ConvShape, config: ConvConfig) -> int:
@@ -251,7 +254,7 @@ def _step_cost(
         shuffles += weights
     lines *= _miss_share(shape, config, family)
     weight_lines = len(taps) * config.group / line
-    busy = config.accumulators * len(taps) + shuffles * family.shuffle_cost
+    busy = config.outputs * len(taps) + shuffles * family.shuffle_cost
     busy += deinterleaves * family.deinterleave_cost
     waits = loads * family.load_cost + splits * family.split_cost + lines * family.line_cost
     waits += weight_lines * family.weight_line_cost
@@ -261,12 +264,20 @@ def _step_cost(
 
 def estimate_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
     """Estimated cost of the whole layer in FMA slots of one core; only its order matters."""
-    tiles = tile_count(shape, config)
-    groups = -(-shape.out_channels // config.group)
-    work = float(groups * tiles)
+    tiles = -(-shape.out_channels // config.group) * tiles_across(shape, config)
+    work = sum(
+        number * _group_cost(shape, config.with_rows(rows), family)
+        for rows, number in config.row_tiles(shape.out_layout.band_height)
+    )
+    return tiles * work + _separation_cost(shape, config, family)
+
+
+def _group_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
+    """Estimated slots of one filter_group at one tile."""
     if config.has_lists:
-        return work * (taps_cost(shape, config, family) + _tile_cost(shape, config, family))
+        return taps_cost(shape, config, family) + _tile_cost(shape, config, family)
     per_kernel = 0.0
+    sums = config.accumulators
     for pattern in shape.patterns:
         taps = pattern.taps
         for first in range(0, len(taps), config.taps_per_step):
@@ -276,18 +287,17 @@ def estimate_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float
     per_kernel += _page_cost(shape, config, family)
     # Few FMAs in flight can't hide their latency; twice as many also smooth over late loads.
     in_flight = family.fma_ports * family.fma_latency
-    if config.accumulators < in_flight:
-        per_kernel *= in_flight / config.accumulators
-    per_kernel *= 1 + MISSING_CHAIN_COST * max(0.0, 2 * in_flight - config.accumulators)
+    if sums < in_flight:
+        per_kernel *= in_flight / sums
+    per_kernel *= 1 + MISSING_CHAIN_COST * max(0.0, 2 * in_flight - sums)
     tile = _tile_cost(shape, config, family) + _block_cost(shape, config, family)
-    work *= shape.kernels_per_group * per_kernel + tile
-    return work + _separation_cost(shape, config, family)
+    return shape.kernels_per_group * per_kernel + tile
 
 
 def _tile_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
     """Starting the accumulators of a tile and storing it."""
     layout = shape.out_layout
-    pieces = float(config.accumulators * config.filter_lanes)
+    pieces = float(config.outputs * config.filter_lanes)
     if config.pixel_lanes == 1 and config.tile_cols >= 4:
         pieces /= 4
     if layout.is_interleaved:  # rows at the edges of bands are stored twice, and so are borders
@@ -351,6 +361,9 @@ def _pattern_configs(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
             columns = -(-layout.width // (width // filter_lanes))
             columns = layout.columns if layout.is_interleaved else columns
             for rows in range(1, min(layout.band_height, budget) + 1):
+                even = interleaved and layout.band_height % rows != 0
+                if even and rows > -(-layout.band_height // -(-layout.band_height // rows)):
+                    continue  # fewer rows make as many tiles
                 for cols in range(1, min(columns, budget // rows) + 1):
                     base = ConvConfig(
                         width,
@@ -361,6 +374,7 @@ def _pattern_configs(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
                         prefetch=distance,
                         fetch_ahead=family.fetch_ahead,
                         isa=family.isa if width == family.vector_width else "any",
+                        even_rows=even,
                     )
                     for step in steps:
                         for shift in shifts:
@@ -368,15 +382,32 @@ def _pattern_configs(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
                             if _why_not(shape, config, family) is not None:
                                 continue
                             yield config
+                            yield from _more_chains(shape, config, family)
                             block = _channel_block(shape, config, family)
                             if block:
                                 yield replace(config, channel_block=block, prefetch=0)
+
+
+def _more_chains(shape: ConvShape, config: ConvConfig, family: Family) -> Iterator[ConvConfig]:
+    """A tile as large as the image whose sums are too few to hide the latency of a multiply-add."""
+    is_whole = config.tile_rows == shape.out_layout.band_height
+    is_whole = is_whole and tiles_across(shape, config) == 1
+    wanted = math.ceil(family.fma_ports * family.fma_latency / config.accumulators)
+    if not is_whole or wanted == 1 or shape.geometry.kernel_size == (1, 1):
+        return
+    more = replace(config, chains=min(wanted, MAX_CHAINS))
+    if _why_not(shape, more, family) is None:
+        yield more
 
 
 def _interleaved_registers(shape: ConvShape, config: ConvConfig, family: Family) -> str | None:
     """Why the inputs of a row and the weights do not fit beside the accumulators, or None."""
     kw = shape.patterns[0].kernel_size[1]
     inputs = min(kw, 3) if kw == 1 or shape.in_layout.border else config.tile_cols + 2
+    if family.early_loads:
+        if config.tile_cols == shape.in_layout.columns:
+            return "whole rows are loaded as late as they are used, which in-order cores wait for"
+        inputs = max(EARLY_INPUTS, 2 * inputs)
     need = config.accumulators + inputs + weight_loads(config, config.taps_per_step)
     if need <= family.vector_registers:
         return None
@@ -392,7 +423,9 @@ def _why_not(shape: ConvShape, config: ConvConfig, family: Family) -> str | None
         limit = int(family.vector_registers * MULTI_STEP_ACCUMULATORS)
     if config.isa == "neon" and 1 < config.filter_lanes < config.vector_width:
         return "lanes that mix pixels and filters cost NEON a shuffle per weight vector"
-    if family.early_loads and _live_early(shape, config) > family.vector_registers:
+    # Of interleaved lanes LLVM loads pairs, near their use: see _interleaved_registers.
+    early = family.early_loads and config.shift != "lanes"
+    if early and _live_early(shape, config) > family.vector_registers:
         return "the inputs and weights of a step do not fit beside the accumulators"
     extra = weight_loads(config, config.taps_per_step)
     halved = config.taps_per_step < min(4, max(len(p) for p in shape.patterns))

@@ -72,7 +72,7 @@ class TapLoops:
         def value(place: tuple[int, int]) -> Any:
             if self.copy is not None:
                 return T.Bind(self.copy.vector(start, *place))
-            row, col = place[0] * geometry.row_step, place[1] * width
+            row, col = place[0] * geometry.row_step, place[1] * width * geometry.col_step
             return T.Bind(self.buffers.x[lanes(start + row + col, width)])
 
         def weight(f: int) -> Any:

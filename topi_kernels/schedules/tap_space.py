@@ -38,14 +38,14 @@ def _channel_floats(
     if body == COPIED:
         return rows * cols * width
     kh, kw = shape.geometry.kernel_size
-    dh, dw = shape.geometry.dilation
+    (dh, dw), (sh, sw) = shape.geometry.dilation, shape.geometry.stride
     interleaved, line = shape.in_layout.is_interleaved, family.cache_line_floats
     step = shape.in_layout.lanes if interleaved else 1
-    columns = cols * width + (kw - 1) * dw * step
+    columns = ((cols - 1) * sw + 1) * width + (kw - 1) * dw * step
     # A row that starts anywhere in a line touches one more; half a line further, every other time.
     if not interleaved or width % line:
         columns += line // 2 if interleaved else line
-    return (rows + (kh - 1) * dh) * max(columns, line)
+    return ((rows - 1) * sh + (kh - 1) * dh + 1) * max(columns, line)
 
 
 def channel_block(
@@ -60,7 +60,7 @@ def channel_block(
 def tap_configs(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
     """Configurations of tap lists that are worth trying, in a fixed order."""
     suits = family.block_floats and max(len(p) for p in shape.patterns) > 1
-    if not suits or shape.geometry.stride != (1, 1):
+    if not suits or (shape.geometry.stride != (1, 1) and not shape.in_layout.is_interleaved):
         return
     if why_no_tap_lists(shape.geometry, shape.in_layout) is None:
         yield from _list_configs(shape, family, TAPS)
@@ -74,8 +74,9 @@ def copied_configs(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
 
 
 def _list_configs(shape: ConvShape, family: Family, body: str) -> Iterator[ConvConfig]:
-    layout, width = shape.out_layout, family.vector_width
+    layout = shape.out_layout
     interleaved = layout.is_interleaved
+    width = layout.lanes if interleaved else family.vector_width
     while body == COPIED and not interleaved and width > 4 and layout.width <= width // 2:
         width //= 2
     least = LEAST_TILE if body == TAPS else LEAST_COPY
@@ -109,7 +110,8 @@ def _list_configs(shape: ConvShape, family: Family, body: str) -> Iterator[ConvC
 def level_0_takes_taps(shape: ConvShape, family: Family) -> bool:
     """Whether the estimate was held against measurements: interleaved lanes, pruned kernels."""
     pruned = max(len(p) for p in shape.patterns) < math.prod(shape.geometry.kernel_size)
-    return shape.in_layout.is_interleaved and pruned and shape.max_group <= family.tap_filters
+    few = shape.max_group <= family.tap_filters or shape.geometry.stride != (1, 1)
+    return shape.in_layout.is_interleaved and pruned and few
 
 
 def taps_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:

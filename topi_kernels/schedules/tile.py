@@ -41,22 +41,42 @@ class Buffers:
 
 @dataclass
 class Place:
-    """Where a register_tile lies in the output; all members are index expressions."""
+    """Where a register_tile lies in the output, and how many an image has.
+
+    All members but these numbers are index expressions.
+    """
 
     batch: Any
     y0: Any
     x0: Any
     row_block: Any
     col_block: Any
+    row_blocks: int
+    col_blocks: int
+
+    @property
+    def is_last(self) -> Any:
+        """Whether no tile of the image follows; True where there is one tile."""
+        count = self.row_blocks * self.col_blocks
+        return count == 1 or self.row_block * self.col_blocks + self.col_block == count - 1
 
 
 @dataclass
 class Tile(Place):
-    """One register_tile of one filter_group."""
+    """One register_tile of one filter_group.
+
+    ``acc`` holds the sums by filter vector, row and column, ``chains`` the further ones of each.
+    """
 
     group: Any
-    acc: dict[tuple[int, int, int], Any] = field(default_factory=dict)
+    acc: dict[tuple[int, ...], Any] = field(default_factory=dict)
+    chains: list[dict[tuple[int, ...], Any]] = field(default_factory=list)
     slots: list[Any] = field(default_factory=list)
+
+    def chain(self, tap: int) -> dict[tuple[int, ...], Any]:
+        """The sums that a kernel's tap of that number is added to."""
+        number = tap % (1 + len(self.chains))
+        return self.chains[number - 1] if number else self.acc
 
 
 def row_vectors(workload: ConvWorkload, config: ConvConfig) -> int:
@@ -64,27 +84,37 @@ def row_vectors(workload: ConvWorkload, config: ConvConfig) -> int:
     return layout.columns if layout.is_interleaved else -(-layout.width // config.pixel_lanes)
 
 
-def tiles_per_image(workload: ConvWorkload, config: ConvConfig) -> int:
+def tile_grid(workload: ConvWorkload, config: ConvConfig) -> tuple[int, int]:
+    """Register_tiles above each other and beside each other."""
     row_blocks = -(-workload.out_layout.band_height // config.tile_rows)
-    return row_blocks * -(-row_vectors(workload, config) // config.tile_cols)
+    return row_blocks, -(-row_vectors(workload, config) // config.tile_cols)
+
+
+def tiles_per_image(workload: ConvWorkload, config: ConvConfig) -> int:
+    return math.prod(tile_grid(workload, config))
 
 
 def place_of(workload: ConvWorkload, config: ConvConfig, number: Any) -> Place:
     """Place of register_tile ``number`` of the batch.
 
     The last tile of a row or column is moved back to end with the image: no masks, no remainder.
+    Tiles of even rows differ in height instead, the tall ones lie above.
     """
-    per_image = tiles_per_image(workload, config)
-    columns = row_vectors(workload, config)
-    col_blocks = -(-columns // config.tile_cols)
+    row_blocks, col_blocks = tile_grid(workload, config)
+    per_image = row_blocks * col_blocks
+    columns, height = row_vectors(workload, config), workload.out_layout.band_height
     within = T.Bind(number % per_image)
     row_block = T.Bind(within // col_blocks)
     col_block = T.Bind(within % col_blocks)
-    last_row = workload.out_layout.band_height - config.tile_rows
     last_col = (columns - config.tile_cols) * config.pixel_lanes
-    y0 = T.Bind(T.min(row_block * config.tile_rows, last_row))
+    if config.even_rows:
+        low, tall = divmod(height, row_blocks)
+        y0 = T.Bind(row_block * low + T.min(row_block, tall))
+    else:
+        y0 = T.Bind(T.min(row_block * config.tile_rows, height - config.tile_rows))
     x0 = T.Bind(T.min(col_block * (config.tile_cols * config.pixel_lanes), last_col))
-    return Place(T.Bind(number // per_image), y0, x0, row_block, col_block)
+    batch = T.Bind(number // per_image)
+    return Place(batch, y0, x0, row_block, col_block, row_blocks, col_blocks)
 
 
 def declare_parameters(workload: ConvWorkload) -> Buffers:

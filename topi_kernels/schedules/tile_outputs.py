@@ -13,7 +13,7 @@ from ..vector import constant, lanes, shuffle, transpose_blocks
 from ..vector_math import activate
 from ..workload import ConvWorkload
 from .config import ConvConfig
-from .tile import Buffers, Tile, row_vectors, tiles_per_image
+from .tile import Buffers, Tile
 
 
 def activated(value: Any, workload: ConvWorkload, config: ConvConfig, count: int) -> Any:
@@ -113,10 +113,7 @@ def _store_interleaved(
                 value = value + buffers.residual[lanes(start, width)]
             value = activated(value, workload, config, width)
             writer.store(row, first + c, writer.zero_beyond_image(value, first + c, row))
-    blocks = tiles_per_image(workload, config)
-    col_blocks = -(-layout.columns // config.tile_cols)
-    number = tile.row_block * col_blocks + tile.col_block
-    when(True if blocks == 1 else number == blocks - 1, writer.clear_slack)
+    when(tile.is_last, writer.clear_slack)
 
 
 def _split_row(config: ConvConfig, values: list[Any]) -> list[tuple[int, int, int, Any]]:
@@ -170,8 +167,7 @@ def _zero_halo(
     """
     layout, width = workload.out_layout, config.vector_width
     plane = T.Bind((tile.batch * workload.out_channels + slot) * layout.size)
-    row_blocks = -(-layout.height // config.tile_rows)
-    col_blocks = -(-row_vectors(workload, config) // config.tile_cols)
+    row_blocks, col_blocks = tile.row_blocks, tile.col_blocks
 
     def clear_gaps() -> None:
         for r in range(config.tile_rows):

@@ -20,7 +20,7 @@ from topi_kernels.schedules.choose import Config
 from topi_kernels.schedules.config import TAPS, ConvConfig, register_need
 from topi_kernels.schedules.load_reuse import input_rows
 from topi_kernels.schedules.opencl.config import GpuConfig
-from topi_kernels.schedules.search_space import tile_count
+from topi_kernels.schedules.search_space import tiles_across
 
 from .gpu_features import gpu_features
 
@@ -112,15 +112,16 @@ def _cpu_features(task: ConvTask, config: ConvConfig, estimate: float) -> np.nda
     itemsize = np.dtype(task.dtype).itemsize
     c, layout = config, task.out_layout
     pixels, (filters, channels) = c.pixel_lanes, task.weight_shape[:2]
-    tiles = tile_count(task.shape, c)
+    rows, across = c.computed_rows(layout.band_height), tiles_across(task.shape, c)
+    tiles = across * sum(number for _, number in c.row_tiles(layout.band_height))
     groups = -(-filters // c.group)
     outputs = layout.height * layout.width * filters
     # Outputs computed, tails and over-run columns included, to outputs wanted.
-    computed = tiles * groups * c.tile_rows * c.tile_cols * pixels * c.group / outputs
+    computed = rows * across * groups * c.tile_cols * pixels * c.group / outputs
     width_share = c.vector_width / family.vector_width
     kernels = max(1.0, task.shape.kernels_per_group)
     taps = max(1.0, task.kept_weights / max(1, task.kept_kernels))
-    fmas = c.accumulators * taps
+    fmas = c.outputs * taps
     rotate = c.shift == "rotate"
     # Of all knobs only these say what is loaded; one answer serves every value of the others.
     tile = ConvConfig(c.vector_width, c.filter_lanes, 1, c.tile_rows, c.tile_cols, shift=c.shift)
