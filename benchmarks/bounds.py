@@ -22,6 +22,7 @@ from rich.table import Table
 
 from relay_passes.targets import resolve
 from topi_kernels.fkw import FKW
+from topi_kernels.gemm_weights import GemmWeights
 from topi_kernels.operator import wasted_share
 
 from . import device as device_info
@@ -67,6 +68,8 @@ def _near(engine: LayerEngine) -> LayerEngine:
         codes = packed.in_channel
         delta = packed.index_encoding == "delta8"
         near = np.zeros_like(codes) if delta else codes % NEAR_CHANNELS
+    elif isinstance(packed, GemmWeights):  # inputs are brought in order: no index to change
+        return engine
     else:
         codes, step = packed.offset, packed.code.plane_size // packed.code.unit
         near = (codes % (NEAR_CHANNELS * step)).astype(codes.dtype)

@@ -84,10 +84,13 @@ class LayerEngine:
         num_threads: int,
         target: str = TARGET,
         objects: Path | None = None,
+        *,
+        winograd: bool = True,
     ) -> LayerEngine:
         """Plan, pack and build for ``target``, with ``image`` (``[1, C, H, W]``) as the input.
 
         ``objects`` is a folder that keeps what was built, so that the next process builds nothing.
+        ``winograd`` lets a dense layer be computed by Winograd's filtering.
 
         Raises
         ------
@@ -104,6 +107,7 @@ class LayerEngine:
             out_layout,
             family=backend.name,
             epilogue=Epilogue(bias=True, activation="relu"),
+            winograd=winograd,
         )
         plan = plan_conv(task, weight, num_threads=num_threads)
         function = compiled(plan, resolved, objects)
@@ -116,6 +120,8 @@ class LayerEngine:
         c = self.plan.config
         tile = f"{c.filter_lanes}x{c.filter_vectors} filters, {c.tile_rows}x{c.tile_cols} tile"
         blocks = f", blocks of {c.channel_block} in_channels" if c.channel_block else ""
+        if c.is_gemm:
+            return f"{c.body}, {c.group} filters, {c.tile_cols} of {c.positions} positions"
         layout = self.plan.task.in_layout
         bands = f" in {layout.bands} bands" if layout.is_interleaved else ""
         return f"{tile}, {c.vector_width} lanes{bands}, {c.shift}, {c.loop_order}{blocks}"

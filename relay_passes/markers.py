@@ -108,7 +108,13 @@ class ConvParams:
         return cls(**data)
 
     def task(
-        self, weight: np.ndarray, batch: int, family: str, structure: Structure | None = None
+        self,
+        weight: np.ndarray,
+        batch: int,
+        family: str,
+        structure: Structure | None = None,
+        *,
+        winograd: bool = True,
     ) -> ConvTask:
         """The task of a ``plane_conv2d`` marker with these weights.
 
@@ -131,6 +137,7 @@ class ConvParams:
             epilogue=self.epilogue,
             residual_layout=self.residual_layout,
             structure=structure,
+            winograd=winograd,
         )
 
 

@@ -94,6 +94,7 @@ def lower(
     config_for: ConfigFor = no_records,
     structures: Mapping[str, Structure] | None = None,
     interleaved_lanes: bool | None = None,
+    winograd: bool = True,
 ) -> tuple[tvm.IRModule, RewriteReport]:
     """Rewrite a module for ``target``; what this project does not take is legalised by TVM.
 
@@ -115,6 +116,9 @@ def lower(
     interleaved_lanes : bool, optional
         Let tensors have interleaved lanes where the cost model expects a gain, see
         :mod:`topi_kernels.layout`. Default: on devices where that was measured.
+    winograd : bool
+        Let dense 3x3 layers be computed by Winograd's filtering where the cost model expects a
+        gain, see :mod:`topi_kernels.winograd`.
 
     Returns
     -------
@@ -129,7 +133,9 @@ def lower(
     if num_threads is not None and num_threads < 1:
         raise ValueError(f"num_threads must be at least 1, got {num_threads}")
     report = ReportBuilder()
-    backend = Backend.of(resolved, num_threads, interleaved_lanes=interleaved_lanes)
+    backend = Backend.of(
+        resolved, num_threads, interleaved_lanes=interleaved_lanes, winograd=winograd
+    )
     passes = sparse_passes(backend, report, config_for, structures)
     given = mod
     with resolved:

@@ -110,6 +110,7 @@ class ConvCase:
     config: ConvConfig | None = None
     out_pad: int = 1
     lanes: LaneOrder | None = None
+    winograd: bool = True
 
     def out_size(self, kernel: tuple[int, int]) -> tuple[int, int]:
         sizes = zip(
@@ -135,6 +136,7 @@ class ConvCase:
             batch=self.batch,
             epilogue=Epilogue(self.bias, self.residual, self.activation),
             residual_layout=layout(height, width, self.out_pad) if self.residual else None,
+            winograd=self.winograd,
         )
         config = self.config and replace(self.config, fetch_ahead=task.machine.fetch_ahead)
         return plan_conv(task, weight, config, self.threads)

@@ -242,9 +242,10 @@ class Network(nn.Module):
 @pytest.fixture(scope="module")
 def compiled():
     torch.manual_seed(0)
-    model = Network().eval()
+    model, image = Network().eval(), torch.zeros(1, 3, 64, 60)
+    # Winograd's filtering spreads what is not finite over its tiles, see test_gemm_conv.py.
     return model, {
-        target: tp.compile(model, torch.zeros(1, 3, 64, 60), target=target, num_threads=1)
+        target: tp.compile(model, image, target=target, num_threads=1, winograd=False)
         for target in ("pattern/native", "pattern/x86-avx2")
     }
 

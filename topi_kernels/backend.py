@@ -39,6 +39,8 @@ class Backend:
         Name of the instructions that multiply bytes; empty if the device has none.
     max_work_items : int
         Work_items that a GPU's work_groups may have; 0 for as many as the device's facts allow.
+    winograd : bool
+        Whether dense 3x3 layers may be computed by Winograd's filtering.
     """
 
     device: Device
@@ -47,6 +49,7 @@ class Backend:
     interleaved_lanes: bool = False
     int8: str = ""
     max_work_items: int = 0
+    winograd: bool = True
 
     @classmethod
     def of(
@@ -55,6 +58,7 @@ class Backend:
         num_threads: int | None = None,
         *,
         interleaved_lanes: bool | None = None,
+        winograd: bool = True,
     ) -> Backend:
         """The backend of a Target.
 
@@ -65,6 +69,8 @@ class Backend:
             Default: the target's ``num-cores``, else the cores that this process may use.
         interleaved_lanes : bool, optional
             Default: as the device's facts say.
+        winograd : bool
+            Whether dense 3x3 layers may be computed by Winograd's filtering.
 
         Raises
         ------
@@ -77,7 +83,8 @@ class Backend:
             interleaved_lanes = isinstance(device.facts, Family) and device.facts.interleaved_lanes
         int8 = "" if device.int8 is None else device.int8(target)
         most = int(target.attrs.get("max_num_threads", 0)) if device.kind == "opencl" else 0
-        return cls(device, threads, why_no_float16(device, target), interleaved_lanes, int8, most)
+        no_float16 = why_no_float16(device, target)
+        return cls(device, threads, no_float16, interleaved_lanes, int8, most, winograd)
 
     @classmethod
     def named(cls, name: str, num_threads: int = 1) -> Backend:
@@ -149,7 +156,9 @@ class Backend:
         """Order of the pixels of connected tensors, see :func:`choose_lane_order`."""
         if not self.interleaved_lanes or isinstance(self.facts, GpuFacts):
             return None
-        return choose_lane_order(needs, size, pad, changed_channels, self.name, dtype)
+        return choose_lane_order(
+            needs, size, pad, changed_channels, self.name, dtype, winograd=self.winograd
+        )
 
     def planes(self, dtype: str = "float32") -> PlaneTarget:
         """What the operators on planes need to know."""

@@ -8,6 +8,7 @@ because the condition says so, whatever lies in the padding. No blocking, no vec
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from functools import reduce
@@ -32,12 +33,14 @@ Pixel = Callable[[Any, Any, Any, Any], Expr]
 
 def _output_element(w: ConvWorkload, b: Buffers, where: tuple[Any, Any, Any, Any, Any]) -> None:
     n, g, j, y, x = where
-    slot = T.Bind(T.Cast("int32", b.filter_order[g * w.group + j]))
+    place = g * w.group + j
+    slot = T.Bind(place if b.filter_order is None else T.Cast("int32", b.filter_order[place]))
     with T.If(slot < w.out_channels), T.Then():
         total = T.alloc_buffer((1,), w.dtype, scope="global")
         start = tirx.const(0.0, w.dtype) if b.bias is None else b.bias[slot]
         T.buffer_store(total, start, [0])
         add_all = _add_kernels if w.tap_code is None else _add_taps
+        add_all = add_all if w.gemm_code is None else _add_matrices
         add_all(w, b, where, total)
         value = total[0]
         if w.residual_layout is not None and b.residual is not None:
@@ -47,6 +50,31 @@ def _output_element(w: ConvWorkload, b: Buffers, where: tuple[Any, Any, Any, Any
         # Activations are written for float32, also where the sum is of a narrower type.
         result = activate(value.astype("float32"), w.epilogue.activation, 1).astype(w.dtype)
         T.buffer_store(b.out, result, [(n * w.out_channels + slot) * o.size + o.element(y, x)])
+
+
+def _add_matrices(
+    w: ConvWorkload, b: Buffers, where: tuple[Any, Any, Any, Any, Any], total: Any
+) -> None:
+    """All kernels of a filter, given back from the matrices that they are stored as."""
+    n, block, j, y, x = where
+    code = w.gemm_code
+    if code is None:
+        return
+    # The last block is moved back to end with the filters.
+    start = T.min(block * code.block, max(0, w.out_channels - code.block))
+    column = T.Bind(block * code.block + j - start)
+    rows = code.recovery
+    terms = [[(p, float(f)) for p, f in enumerate(row) if f] for row in rows]
+    with T.serial(0, w.in_channels) as channel:
+        plane = T.Bind((n * w.in_channels + channel) * w.in_layout.size)
+        for kh, kw in itertools.product(range(len(rows)), repeat=2):
+            weight = tirx.const(0.0, w.dtype)
+            for (p, first), (q, second) in itertools.product(terms[kh], terms[kw]):
+                product = (block * code.products + p * rows.shape[1] + q) * w.in_channels
+                stored = b.weights[(product + channel) * code.block + column]
+                weight = weight + stored * tirx.const(first * second, w.dtype)
+            value = _tap_input(w, b, plane, (kh, kw), (y, x))
+            T.buffer_store(total, total[0] + T.Bind(weight) * value, [0])
 
 
 def _add_kernels(

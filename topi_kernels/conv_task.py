@@ -48,6 +48,9 @@ class ConvTask:
     dtype : str
     family : str
         Name of the device.
+    winograd : bool
+        Whether a dense layer of float32 may be computed by Winograd's filtering. No part of the
+        task's key: records are found whatever is allowed.
 
     Raises
     ------
@@ -70,6 +73,7 @@ class ConvTask:
     kept_weights: int
     dtype: str
     family: str
+    winograd: bool = True
 
     def __post_init__(self) -> None:
         DEVICES.facts(self.family)
@@ -87,6 +91,7 @@ class ConvTask:
         epilogue: Epilogue | None = None,
         residual_layout: PlaneLayout | None = None,
         structure: Structure | None = None,
+        winograd: bool = True,
     ) -> ConvTask:
         """The task of a convolution with these weights.
 
@@ -103,6 +108,8 @@ class ConvTask:
             Default: none.
         structure : Structure, optional
             Which weights are kept; default: what the weights say.
+        winograd : bool
+            As above.
 
         Raises
         ------
@@ -139,6 +146,7 @@ class ConvTask:
             kept_weights=found.kept_weights,
             dtype=str(weight.dtype),
             family=family,
+            winograd=winograd,
         )
 
     @property
@@ -252,6 +260,8 @@ class ConvTask:
             self.patterns,
             kernels,
             self.max_group,
+            self.structure == "dense",
+            self.winograd and self.dtype == "float32",
         )
 
     def configs(self) -> Iterator[Config]:
@@ -279,7 +289,8 @@ class ConvTask:
         """Why ``config`` cannot be used for this task, or None when it can."""
         if not isinstance(config, self.schedules.config):
             return self.unschedulable_reason(config)
-        if config.group > self.max_group:
+        is_gemm = getattr(config, "is_gemm", False)
+        if config.group > self.max_group and not is_gemm:
             return f"group {config.group} exceeds the {self.max_group} filters that share kernels"
         return self.unschedulable_reason(config)
 

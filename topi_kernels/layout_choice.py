@@ -82,7 +82,13 @@ class ConvNeed:
         return column_reach(self.structure.patterns, self.geometry)
 
     def task(
-        self, in_layout: PlaneLayout, out_layout: PlaneLayout, family: str, dtype: str = "float32"
+        self,
+        in_layout: PlaneLayout,
+        out_layout: PlaneLayout,
+        family: str,
+        dtype: str = "float32",
+        *,
+        winograd: bool = True,
     ) -> ConvTask:
         """The convolution with these layouts, without an epilogue."""
         found = self.structure
@@ -102,6 +108,7 @@ class ConvNeed:
             kept_weights=found.kept_weights,
             dtype=dtype,
             family=family,
+            winograd=winograd,
         )
 
 
@@ -135,6 +142,8 @@ def choose_lane_order(
     changed_channels: int,
     family: str,
     dtype: str = "float32",
+    *,
+    winograd: bool = True,
 ) -> LaneOrder | None:
     """The order for the tensors that ``needs`` connect, None for plain rows.
 
@@ -150,6 +159,8 @@ def choose_lane_order(
     family : str
         Name of a processor family.
     dtype : str
+    winograd : bool
+        Whether dense layers may be computed by Winograd's filtering, which plain rows allow.
     """
     reach = max((need.reach for need in needs), default=0)
     if not reach:  # nothing reads a neighbour along the row
@@ -160,7 +171,10 @@ def choose_lane_order(
     def plain(pad: Padding) -> PlaneLayout:
         return default_layout(height, width, pad, family, dtype)
 
-    tasks = [need.task(plain(need.pad), plain(need.out_pad), family, dtype) for need in needs]
+    tasks = [
+        need.task(plain(need.pad), plain(need.out_pad), family, dtype, winograd=winograd)
+        for need in needs
+    ]
     costs = [_cost(task) for task in tasks]
     if None in costs:
         return None

@@ -15,8 +15,10 @@ from tvm import tirx
 from .compute import naive_pattern_conv
 from .conv_task import ConvTask, check_weight
 from .fkw import FKW, pack, validate
+from .gemm_weights import GemmCode, GemmWeights, pack_gemm
 from .schedules.choose import Config
 from .schedules.config import COPIED
+from .schedules.gemm.space import positions_of
 from .schedules.tile import tile_grid
 from .schedules.tile_copy import copied_floats
 from .structure import Structure, determine
@@ -31,7 +33,7 @@ class ConvPlan:
     task: ConvTask
     workload: ConvWorkload
     config: Config
-    packed: FKW | TapLists
+    packed: FKW | TapLists | GemmWeights
     num_threads: int
     structure: Structure
 
@@ -97,8 +99,10 @@ def plan_conv(
     elif (reason := task.unschedulable_reason(config)) is not None:
         raise ValueError(f"config {config} is illegal here: {reason}")
     structure = structure or determine(weight)
-    packed: FKW | TapLists
-    if getattr(config, "has_lists", False):
+    packed: FKW | TapLists | GemmWeights
+    if getattr(config, "is_gemm", False):
+        packed, facts = _packed_matrices(task, weight, config)
+    elif getattr(config, "has_lists", False):
         packed, facts = _packed_taps(task, weight, config, structure.kept)
     else:
         packed, facts = _packed_kernels(task, weight, config, structure.kept)
@@ -110,7 +114,6 @@ def plan_conv(
         in_layout=task.in_layout,
         out_layout=task.out_layout,
         group=config.group,
-        num_slots=len(packed.filter_order),
         structure=task.structure,
         epilogue=task.epilogue,
         residual_layout=task.residual_layout,
@@ -132,6 +135,7 @@ def _packed_kernels(
         "num_weights": int(fkw.weight_start[-1]),
         "index_encoding": fkw.index_encoding,
         "count_dtype": str(fkw.pattern_count.dtype),
+        "num_slots": len(fkw.filter_order),
     }
 
 
@@ -153,12 +157,33 @@ def _packed_taps(
         "index_encoding": str(lists.offset.dtype),
         "count_dtype": "int32",
         "tap_code": code,
+        "num_slots": len(lists.filter_order),
+    }
+
+
+def _packed_matrices(
+    task: ConvTask, weight: np.ndarray, config: Config
+) -> tuple[GemmWeights, dict[str, Any]]:
+    """The dense layer as matrices, and what its workload says of it."""
+    code = GemmCode(config.tile_outputs, config.group)
+    packed = pack_gemm(weight, code)
+    return packed, {
+        "patterns": task.patterns,
+        "num_kernels": task.in_channels * len(code.starts(task.out_channels)),
+        "num_weights": packed.weights.size,
+        "index_encoding": "",
+        "count_dtype": "",
+        "num_slots": len(code.starts(task.out_channels)) * code.block,
+        "gemm_code": code,
     }
 
 
 def wasted_share(plan: ConvPlan) -> float:
     """Fraction of a plan's multiply-adds that fall on tile overlaps and over-run columns."""
     w, c = plan.workload, plan.config
+    if c.is_gemm:
+        total = positions_of(w.out_layout, c.tile_outputs)
+        return 1.0 - total / (-(-total // c.positions) * c.positions)
     _, across = tile_grid(w, c)
     rows = c.computed_rows(w.out_layout.band_height)
     computed = rows * across * c.tile_cols * c.pixel_lanes

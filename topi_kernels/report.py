@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .report_table import layer_table, reasons_of
+from .schedules.config import WINOGRAD_OUTPUTS
+from .winograd import ERROR_GROWTH
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -77,6 +79,11 @@ class LayerRow:
     dtype: str = "float32"
     expected_cost: float = 0.0
 
+    @property
+    def winograd(self) -> int:
+        """Outputs along a row of its tiles in Winograd's filtering; 0 for plain sums."""
+        return WINOGRAD_OUTPUTS.get(self.config.get("body", ""), 0)
+
 
 @dataclass(frozen=True)
 class RewriteReport:
@@ -103,6 +110,23 @@ class RewriteReport:
     def skipped(self) -> tuple[LayerRow, ...]:
         """Rows left dense, each with its reason."""
         return tuple(row for row in self.rows if not row.taken)
+
+    @property
+    def error_growth(self) -> float:
+        """How much larger rounding errors may be than those of plain sums."""
+        return max((ERROR_GROWTH[row.winograd] for row in self.rows if row.winograd), default=1.0)
+
+    def winograd_notes(self) -> tuple[str, ...]:
+        """What is worth knowing of layers computed by Winograd's filtering."""
+        layers = [row for row in self.rows if row.winograd]
+        if not layers:
+            return ()
+        return (
+            f"{len(layers)} dense 3x3 convolutions are computed by Winograd's filtering: rounding"
+            f" errors up to {self.error_growth:g} times those of plain sums, a NaN or infinite"
+            " input spreads over its tile, weights are stored transformed (F(4x4): four times the"
+            " memory); winograd=False (--no-winograd) computes plain sums",
+        )
 
     def to_json(self) -> str:
         """The rows as a JSON list."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from .gemm_weights import GemmCode
 from .geometry import ConvGeometry
 from .layout import PlaneLayout
 from .pattern import Pattern
@@ -56,6 +57,8 @@ class ConvWorkload:
     tap_code : TapCode or None
         Of a layer that is stored as tap lists instead, see :mod:`topi_kernels.tap_lists`; its
         ``num_kernels`` are entries.
+    gemm_code : GemmCode or None
+        Of a dense layer that is stored as matrices, see :mod:`topi_kernels.gemm_weights`.
     """
 
     batch: int
@@ -76,6 +79,7 @@ class ConvWorkload:
     residual_layout: PlaneLayout | None = None
     dtype: str = "float32"
     tap_code: TapCode | None = None
+    gemm_code: GemmCode | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -93,5 +97,8 @@ class ConvWorkload:
     def effective_flops(self) -> int:
         """Floating point operations on stored weights, without the empty slots of groups."""
         pixels = self.out_layout.height * self.out_layout.width
+        if self.gemm_code is not None:
+            kh, kw = self.geometry.kernel_size
+            return 2 * self.batch * self.out_channels * self.in_channels * kh * kw * pixels
         share = self.out_channels / self.num_slots
         return round(2 * self.batch * self.num_weights * share * pixels)

@@ -42,6 +42,13 @@ def compile_command(
     connectivity_1x1: options.Connectivity1x1 = None,
     group: options.Group = None,
     lanes: LanesOption = Lanes.AUTO,
+    no_winograd: Annotated[
+        bool,
+        typer.Option(
+            "--no-winograd",
+            help="Compute dense 3x3 layers by plain sums, not by Winograd's filtering.",
+        ),
+    ] = False,
     trust: options.Trust = False,
     bundles: Annotated[
         Path | None,
@@ -91,6 +98,7 @@ def compile_command(
             interleaved_lanes=lanes.choice,
             host=host,
             sizes=sizes,
+            winograd=not no_winograd,
         )
         library.export(output)
         written = []

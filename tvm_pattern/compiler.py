@@ -68,6 +68,7 @@ def compile(
     interleaved_lanes: bool | None = None,
     host: str | dict | Target | None = None,
     sizes: Sequence[Any] | None = None,
+    winograd: bool = True,
 ) -> Library:
     """Compile a pruned model, and check the result against it.
 
@@ -108,6 +109,10 @@ onnx.ModelProto | tvm.IRModule
         Instead of ``example_inputs``, those of each size that the library shall take, such as
         ``[(x1,), (x2,)]`` for two batch sizes. A call chooses by the shapes of its inputs; the
         weights are stored once. See :attr:`Library.sizes`.
+    winograd : bool
+        Let dense 3x3 layers of float32 be computed by Winograd's filtering where the cost model
+        expects a gain, see ``docs/performance.md``: their weights take up to four times the memory
+        and their rounding errors are up to twice those of plain sums, which the check allows for.
 
     Returns
     -------
@@ -143,11 +148,19 @@ onnx.ModelProto | tvm.IRModule
 
     def build_part(imported: ImportedModel, mod: tvm.IRModule) -> Library:
         part = replace(imported, mod=mod, outputs=output_specs(mod))
+        return built([part])
+
+    def built(parts: Sequence[ImportedModel]) -> Library:
         return _build(
-            [part], resolved, num_threads, tuning_log, interleaved_lanes=interleaved_lanes
+            parts,
+            resolved,
+            num_threads,
+            tuning_log,
+            interleaved_lanes=interleaved_lanes,
+            winograd=winograd,
         )
 
-    library = _build(models, resolved, num_threads, tuning_log, interleaved_lanes=interleaved_lanes)
+    library = built(models)
     if runs_here:
         check_fits(library.manifest.footprint, "the compiled network")
     if was_bfloat16:
@@ -176,13 +189,19 @@ def _build(
     tuning_log: str | os.PathLike | None,
     *,
     interleaved_lanes: bool | None,
+    winograd: bool,
 ) -> Library:
     """A library with an entry for each size of one model."""
     stay_alone()
     cache = code_cache.from_environment()
     records = config_lookup(tuning_log, resolved, num_threads)
     lookups = shared_configs(
-        models, resolved, num_threads, records, interleaved_lanes=interleaved_lanes
+        models,
+        resolved,
+        num_threads,
+        records,
+        interleaved_lanes=interleaved_lanes,
+        winograd=winograd,
     )
     modules, entries = [], []
     for number, (imported, config_for) in enumerate(zip(models, lookups, strict=True)):
@@ -194,11 +213,13 @@ def _build(
                 config_for=config_for,
                 structures=imported.structures,
                 interleaved_lanes=interleaved_lanes,
+                winograd=winograd,
             )
         prefix = function_names(number)[1]
         lowered, steps = with_steps(lowered, imported.layer_names, prefix)
         modules.append(lowered)
-        report = _with_names(report, imported.layer_names, records.notes())
+        notes = (*records.notes(), *report.winograd_notes())
+        report = _with_names(report, imported.layer_names, notes)
         entries.append((imported, report, steps))
     lowered = merged(modules)
     graph = graph_of(lowered, models[0].layer_names)

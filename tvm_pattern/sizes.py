@@ -109,6 +109,7 @@ def shared_configs(
     records: ConfigFor,
     *,
     interleaved_lanes: bool | None = None,
+    winograd: bool = True,
 ) -> list[ConfigFor]:
     """A lookup of configurations for each size under which all sizes pack a layer alike.
 
@@ -121,6 +122,7 @@ def shared_configs(
     records : callable
         Tuned configuration of a task, or None.
     interleaved_lanes : bool, optional
+    winograd : bool
         See :func:`tvm_pattern.compile`.
 
     Returns
@@ -132,7 +134,14 @@ def shared_configs(
     if len(models) == 1 or Backend.of(target, num_threads).why_not():
         return [records] * len(models)
     found = [
-        extract_tasks(m.mod, target, num_threads, m.structures, interleaved_lanes=interleaved_lanes)
+        extract_tasks(
+            m.mod,
+            target,
+            num_threads,
+            m.structures,
+            interleaved_lanes=interleaved_lanes,
+            winograd=winograd,
+        )
         for m in models
     ]
     tasks = [{layer: w.task for w in size for layer in w.layers} for size in found]

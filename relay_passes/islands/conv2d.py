@@ -74,7 +74,8 @@ def plan_of(marker: Marker, scheduling: Scheduling) -> ConvPlan:
     backend, weight = scheduling.backend, array_of(marker.tensors[1])
     structure = structure_of(marker)
     params = ConvParams.from_dict(marker.params)
-    task = params.task(weight, shape_of(marker.tensors[0])[0], backend.name, structure)
+    batch = shape_of(marker.tensors[0])[0]
+    task = params.task(weight, batch, backend.name, structure, winograd=backend.winograd)
     config = scheduling.config_for(task)
     whole = better_dense(task, _own_weights(task, scheduling, params.layer))
     if config is None and whole is not None:

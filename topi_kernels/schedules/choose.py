@@ -12,6 +12,7 @@ from typing import Any
 from . import legality
 from . import search_space as cpu
 from .config import ConvConfig, Family
+from .gemm.conv import schedule_gemm_conv
 from .opencl import cost as opencl_cost
 from .opencl import space as opencl
 from .opencl.config import GpuConfig, GpuFacts
@@ -60,13 +61,18 @@ class ConvSchedules:
     before: Callable[[Any], dict[str, Any]] = lambda _facts: {}
 
 
+def _cpu_primfunc(workload: Any, config: ConvConfig, num_threads: int) -> Any:
+    schedule = schedule_gemm_conv if config.is_gemm else schedule_pattern_conv
+    return schedule(workload, config, num_threads)
+
+
 CPU = ConvSchedules(
     ConvConfig,
     cpu.search_space,
     cpu.default_config,
     cpu.estimate_cost,
     legality.illegal_for,
-    schedule_pattern_conv,
+    _cpu_primfunc,
     lambda facts: 1.0 / (NOMINAL_HZ * facts.fma_ports),
     lambda facts: {"fetch_ahead": facts.fetch_ahead},
 )

@@ -10,8 +10,12 @@ import numpy as np
 
 LOOP_ORDERS = ("tile_outer", "filter_outer")
 SHIFTS = ("load", "rotate", "split", "lanes")
-BODIES = ("patterns", "taps", "copied")
-PATTERNS, TAPS, COPIED = BODIES
+BODIES = ("patterns", "taps", "copied", "gemm", "winograd2", "winograd4")
+PATTERNS, TAPS, COPIED, GEMM, WINOGRAD_2, WINOGRAD_4 = BODIES
+#: Bodies of dense layers that are products of matrices -> outputs of a tile along a row.
+WINOGRAD_OUTPUTS = {WINOGRAD_2: 2, WINOGRAD_4: 4}
+TILE_OUTPUTS = {GEMM: 1, **WINOGRAD_OUTPUTS}
+MAX_POSITIONS = 1 << 16
 SPLIT_STRIDE = 2
 MAX_PREFETCH = 8
 MAX_CHANNEL_BLOCK = 1 << 16
@@ -72,6 +76,8 @@ class Family:
         not measured to pay.
     copied_tiles : bool
         Whether level 0 may choose the body of copied tiles: true where it was measured.
+    gemm : bool
+        Whether dense layers may be products of matrices: true where that was measured.
     nan_maximum : bool
         Whether maximum and minimum give NaN if either operand is NaN, as in torch.
     """
@@ -107,6 +113,7 @@ class Family:
     interleaved_lanes: bool = False
     tap_filters: int = 0
     copied_tiles: bool = False
+    gemm: bool = False
     nan_maximum: bool = False
 
     def of_dtype(self, dtype: str) -> Family:
@@ -156,7 +163,10 @@ class ConvConfig:
         One of :data:`BODIES`: ``patterns`` has one straight body per pattern, whose taps share
         loaded inputs; ``taps`` one loop over a flat list of (offset, weight), whatever the
         patterns, see :mod:`topi_kernels.tap_lists`; ``copied`` the same for kernels of one tap,
-        whose inputs of a tile and block are copied first, see :mod:`.tile_copy`.
+        whose inputs of a tile and block are copied first, see :mod:`.tile_copy`. ``gemm`` (kernels
+        of one tap), ``winograd2`` and ``winograd4`` (3x3, tiles of 2x2 and 4x4 outputs) are for
+        dense layers, see :mod:`.gemm`; their register_tile is ``tile_cols`` positions times
+        ``filter_vectors`` vectors of filters.
     even_rows : bool
         Where ``tile_rows`` does not divide the rows: tiles whose heights differ by one at most and
         which overlap nowhere, with a body for each height. Otherwise all tiles have the same rows,
@@ -164,6 +174,9 @@ class ConvConfig:
     chains : int
         Sums per output, which take the taps of a kernel in turns and are added at the end: where a
         tile is too small for the latency of the multiply-adds.
+    positions : int
+        Positions whose inputs are brought in order at once, of the bodies for dense layers: pixels,
+        in whole rows, or tiles; 0 for the others.
     """
 
     vector_width: int
@@ -181,6 +194,7 @@ class ConvConfig:
     body: str = PATTERNS
     even_rows: bool = False
     chains: int = 1
+    positions: int = 0
 
     @property
     def pixel_lanes(self) -> int:
@@ -189,7 +203,17 @@ class ConvConfig:
     @property
     def has_lists(self) -> bool:
         """Whether the layer is stored as tap lists."""
-        return self.body != PATTERNS
+        return self.body in (TAPS, COPIED)
+
+    @property
+    def is_gemm(self) -> bool:
+        """Whether a dense layer is computed as products of matrices."""
+        return self.body in TILE_OUTPUTS
+
+    @property
+    def tile_outputs(self) -> int:
+        """Outputs along a row of a tile of Winograd's filtering, 1 of kernels of one tap."""
+        return TILE_OUTPUTS[self.body]
 
     @property
     def column_step(self) -> int:

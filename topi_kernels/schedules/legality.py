@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..tap_lists import why_no_tap_lists
 from .config import COPIED, TAPS, ConvConfig, Family, illegal_reason
+from .gemm.space import why_no_gemm
 from .input_geometry import column_reach
 from .shape import ConvShape
 from .tile_copy import why_not_copied
@@ -12,6 +13,10 @@ from .tile_copy import why_not_copied
 def illegal_for(shape: ConvShape, config: ConvConfig, family: Family) -> str | None:
     """Why ``config`` can't be used for a convolution, or None when it can."""
     layout = shape.out_layout
+    if config.is_gemm:
+        return why_no_gemm(shape, config, family)
+    if config.positions:
+        return f"body {config.body} has no positions, got {config.positions}"
     if layout.is_interleaved or shape.in_layout.is_interleaved:
         reason = _interleaved_reason(shape, config)
         if reason is not None:

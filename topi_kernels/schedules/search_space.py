@@ -16,6 +16,7 @@ from typing import Any
 from ..layout import PlaneLayout
 from ..reorder import GROUP_SIZES
 from .config import MAX_CHAINS, MAX_PREFETCH, SHIFTS, ConvConfig, Family
+from .gemm.space import gemm_configs, gemm_cost
 from .legality import illegal_for
 from .load_reuse import input_rows
 from .shape import ConvShape
@@ -264,6 +265,8 @@ def _step_cost(
 
 def estimate_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
     """Estimated cost of the whole layer in FMA slots of one core; only its order matters."""
+    if config.is_gemm:
+        return gemm_cost(shape, config, family)
     tiles = -(-shape.out_channels // config.group) * tiles_across(shape, config)
     work = sum(
         number * _group_cost(shape, config.with_rows(rows), family)
@@ -320,7 +323,7 @@ def _filter_splits(family: Family, group: int) -> Iterator[tuple[int, int, int]]
 def search_space(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
     """All legal configurations of a convolution, in a fixed order."""
     yield from _pattern_configs(shape, family)
-    for configs in (tap_configs, copied_configs):
+    for configs in (tap_configs, copied_configs, gemm_configs):
         yield from _legal(configs(shape, family), shape, family)
 
 
@@ -335,6 +338,7 @@ def _default_space(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
         yield from _legal(tap_configs(shape, family), shape, family)
     if family.copied_tiles:
         yield from _legal(copied_configs(shape, family), shape, family)
+    yield from _legal(gemm_configs(shape, family), shape, family)
 
 
 def _pattern_configs(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:

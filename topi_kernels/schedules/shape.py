@@ -11,7 +11,11 @@ from ..pattern import Pattern
 
 @dataclass(frozen=True)
 class ConvShape:
-    """Geometry, layouts and sparsity of a convolution, as figures."""
+    """Geometry, layouts and sparsity of a convolution, as figures.
+
+    ``is_dense`` says that all weights are stored, ``winograd`` that the layer may be computed by
+    Winograd's filtering.
+    """
 
     in_channels: int
     out_channels: int
@@ -21,3 +25,5 @@ class ConvShape:
     patterns: tuple[Pattern, ...]
     kernels_per_group: float
     max_group: int
+    is_dense: bool = False
+    winograd: bool = False

@@ -20,8 +20,8 @@ from .input_geometry import InputGeometry, plain_geometry
 class Buffers:
     """The operator's parameters, activations and weights flattened to one dimension.
 
-    A schedule may replace ``x`` by a copy of another ``geometry``. A layer is stored in FKW or as
-    tap lists; what the other form has is None.
+    A schedule may replace ``x`` by a copy of another ``geometry``. A layer is stored in FKW, as
+    tap lists or as matrices; what the other forms have is None.
     """
 
     x: Any
@@ -117,6 +117,13 @@ def place_of(workload: ConvWorkload, config: ConvConfig, number: Any) -> Place:
     return Place(batch, y0, x0, row_block, col_block, row_blocks, col_blocks)
 
 
+def _order_dtype(out_channels: int) -> str:
+    """Type of a number of a filter."""
+    if out_channels <= 0xFF:
+        return "uint8"
+    return "uint16" if out_channels <= 0xFFFF else "int32"
+
+
 def declare_parameters(workload: ConvWorkload) -> Buffers:
     """Declare the operator's parameters in their fixed order inside an open function."""
     w = workload
@@ -133,14 +140,14 @@ def declare_parameters(workload: ConvWorkload) -> Buffers:
         return T.arg(name, T.Buffer((length,), dtype))
 
     x = planes("x", w.in_channels, w.in_layout.size)
-    order_dtype = "uint8" if w.out_channels <= 0xFF else "uint16"
-    order_dtype = order_dtype if w.out_channels <= 0xFFFF else "int32"
-    filter_order = vector("filter_order", w.num_slots, order_dtype)
-    group_start = weight_start = pattern_count = in_channel = list_start = offset = None
+    filter_order = group_start = weight_start = None
+    pattern_count = in_channel = list_start = offset = None
+    if w.gemm_code is None:
+        filter_order = vector("filter_order", w.num_slots, _order_dtype(w.out_channels))
     if w.tap_code is not None:
         list_start = vector("list_start", w.tap_code.blocks * w.num_groups + 1, "int32")
         offset = vector("offset", w.num_kernels + tap_lists.LOOKAHEAD, w.index_encoding)
-    else:
+    elif w.gemm_code is None:
         group_start = vector("group_start", w.num_groups + 1, "int32")
         if len({len(p) for p in w.patterns}) > 1:
             weight_start = vector("weight_start", w.num_groups + 1, "int32")

@@ -139,7 +139,8 @@ def _split_row(config: ConvConfig, values: list[Any]) -> list[tuple[int, int, in
     return pieces
 
 
-def _zero_range(out: Any, start: Any, count: int, width: int) -> None:
+def zero_range(out: Any, start: Any, count: int, width: int) -> None:
+    """Zeros in ``count`` elements from ``start`` on."""
     done = 0
     while done < count:
         step = width
@@ -172,11 +173,11 @@ def _zero_halo(
     def clear_gaps() -> None:
         for r in range(config.tile_rows):
             start = plane + layout.origin + (tile.y0 + r) * layout.row_stride + layout.width
-            _zero_range(buffers.out, start, layout.row_stride - layout.width, width)
+            zero_range(buffers.out, start, layout.row_stride - layout.width, width)
 
     def clear_bottom() -> None:
         below = layout.offset(layout.height, 0)
-        _zero_range(buffers.out, plane + below, layout.size - below, width)
+        zero_range(buffers.out, plane + below, layout.size - below, width)
 
     if col_blocks == 1:
         clear_gaps()
@@ -184,7 +185,7 @@ def _zero_halo(
         with T.If(tile.col_block == col_blocks - 1), T.Then():
             clear_gaps()
     with T.If(tirx.all(tile.row_block == 0, tile.col_block == col_blocks - 1)), T.Then():
-        _zero_range(buffers.out, plane, layout.origin, width)
+        zero_range(buffers.out, plane, layout.origin, width)
     with (
         T.If(tirx.all(tile.row_block == row_blocks - 1, tile.col_block == col_blocks - 1)),
         T.Then(),

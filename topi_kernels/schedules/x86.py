@@ -34,6 +34,7 @@ AVX512 = Family(
     near_cache_floats=13_200,
     interleaved_lanes=True,
     copied_tiles=True,
+    gemm=True,
 )
 
 AVX2 = Family(
@@ -45,6 +46,7 @@ AVX2 = Family(
     fetch_ahead=True,
     block_floats=8_000,
     copied_tiles=True,
+    gemm=True,
     row_line_share=0.7,
     tap_filters=1,
     interleaved_lanes=True,

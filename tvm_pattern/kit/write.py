@@ -134,9 +134,9 @@ def write_kit(
     with tempfile.TemporaryDirectory(prefix=".kit-", dir=destination.parent) as scratch:
         content = Path(scratch) / "kit"
         content.mkdir()
-        report = _write_builds(job, content)
+        report, growth = _write_builds(job, content)
         _write_tensors(content, arrays, expected)
-        tolerances = [_tolerance(imported.mod, value) for value in expected]
+        tolerances = [_tolerance(imported.mod, value, growth) for value in expected]
         tag = target if isinstance(target, str) else resolved.kind.name
         _write_texts(content, job, _word(name), _word(tag), tolerances)
         if destination.exists():
@@ -155,17 +155,17 @@ def _free_folder(folder: Path) -> Path:
     return folder
 
 
-def _write_builds(job: _Job, content: Path) -> RewriteReport:
-    """Both builds and the runner; the report of the sparse one."""
+def _write_builds(job: _Job, content: Path) -> tuple[RewriteReport, float]:
+    """Both builds and the runner; the report of the sparse one, and how errors of either grow."""
     stay_alone()
     copy_sources(content / "src", gpu=job.is_gpu)
     text = builds_source((SPARSE, DENSE), gpu=job.is_gpu)
     (content / "src" / "builds.c").write_text(text, encoding="utf-8")
     report, sparse = _write_build(job, content, SPARSE, job.imported.structures)
-    _, dense = _write_build(job, content, DENSE, _all_kept(job.imported.mod))
+    whole, dense = _write_build(job, content, DENSE, _all_kept(job.imported.mod))
     objects = [path for path in (sparse, dense) if path is not None]
     link_runner(job.tools, content, objects, gpu=job.is_gpu)
-    return report
+    return report, max(report.error_growth, whole.error_growth)
 
 
 def _write_build(
@@ -242,12 +242,12 @@ def _expected(
     return [v.astype(s.dtype) for v, s in zip(values, imported.outputs, strict=True)]
 
 
-def _tolerance(mod: tvm.IRModule, expected: np.ndarray) -> float:
+def _tolerance(mod: tvm.IRModule, expected: np.ndarray, growth: float) -> float:
     """Largest difference that rounding explains; integers are equal."""
     if expected.dtype.kind != "f":
         return 0.0
     finite = np.abs(expected[np.isfinite(expected)].astype(np.float64))
-    return tolerance_of(mod).value * max(float(finite.max(initial=0.0)), 1e-6)
+    return tolerance_of(mod, growth).value * max(float(finite.max(initial=0.0)), 1e-6)
 
 
 def _write_tensors(

@@ -50,6 +50,7 @@ def extract_tasks(
     structures: Mapping[str, Structure] | None = None,
     *,
     interleaved_lanes: bool | None = None,
+    winograd: bool = True,
 ) -> list[WeightedTask]:
     """The distinct convolutions of a module, in order of first occurrence.
 
@@ -62,6 +63,7 @@ def extract_tasks(
     structures : mapping, optional
         What the pruner assigned; see :func:`relay_passes.pipeline.lower`.
     interleaved_lanes : bool, optional
+    winograd : bool
         As there.
 
     Raises
@@ -69,7 +71,9 @@ def extract_tasks(
     ValueError
         If the target's device has no search space, or no device matches.
     """
-    backend = Backend.of(target, num_threads, interleaved_lanes=interleaved_lanes)
+    backend = Backend.of(
+        target, num_threads, interleaved_lanes=interleaved_lanes, winograd=winograd
+    )
     if backend.why_not():
         raise ValueError(
             f"the device {backend.name!r} has no search space to tune; expected one of"
@@ -84,7 +88,7 @@ def extract_tasks(
             weight, structure = array_of(marker.tensors[1]), structure_of(marker)
             batch = shape_of(marker.tensors[0])[0]
             params = ConvParams.from_dict(marker.params)
-            task = params.task(weight, batch, backend.name, structure)
+            task = params.task(weight, batch, backend.name, structure, winograd=winograd)
             weighted = WeightedTask(task, weight, structure=structure)
             tasks.setdefault(task.key, weighted).layers.append(name)
     return list(tasks.values())

@@ -71,7 +71,9 @@ class Check:
     max_error: float = 0.0
 
     def __post_init__(self) -> None:
-        self.tolerance: Tolerance = tolerance_of(self.imported.mod)
+        library = self.subject.library
+        growth = 1.0 if library is None else library.report.error_growth
+        self.tolerance: Tolerance = tolerance_of(self.imported.mod, growth)
         self._graph: DenseGraph | None = None
         self._undecided: dict[int, str] = {}
         self._decided: set[int] = set()

@@ -83,8 +83,16 @@ class Tolerance:
         return replace(self, value=value, basis=f"{self.basis}; widened: {why}")
 
 
-def tolerance_of(mod: tvm.IRModule) -> Tolerance:
-    """The tolerance for a Relax module, from its dtypes and reduction lengths."""
+def tolerance_of(mod: tvm.IRModule, growth: float = 1.0) -> Tolerance:
+    """The tolerance for a Relax module, from its dtypes and reduction lengths.
+
+    Parameters
+    ----------
+    mod : tvm.IRModule
+    growth : float
+        How much larger rounding errors of the compiled form may be than those of plain sums, see
+        :attr:`topi_kernels.report.RewriteReport.error_growth`.
+    """
     dtypes = {"float32"}
     depth: dict[Any, int] = {}
     steps: dict[Any, int] = {}
@@ -103,7 +111,7 @@ def tolerance_of(mod: tvm.IRModule) -> Tolerance:
     dtype = max(dtypes & set(UNIT_ROUNDOFF), key=UNIT_ROUNDOFF.__getitem__)
     unit = UNIT_ROUNDOFF[dtype]
     value = SAFETY[dtype] * unit * math.sqrt(deepest)
-    value = min(max(value, NARROWEST[dtype]), WIDEST[dtype])
+    value = min(max(value, NARROWEST[dtype]) * growth, WIDEST[dtype])
     if roundings := max(steps.values(), default=0):
         basis = (
             f"1/255, a step of 8 bits, x sqrt({roundings} roundings to such steps on the longest"
@@ -115,6 +123,8 @@ def tolerance_of(mod: tvm.IRModule) -> Tolerance:
         f"{SAFETY[dtype]:g} x 2^{round(math.log2(unit))} ({dtype}) x sqrt({deepest} products and"
         f" sums on the longest way), between {NARROWEST[dtype]:g} and {WIDEST[dtype]:g}"
     )
+    if growth > 1.0:
+        basis += f"; {growth:g} times that, for layers computed by Winograd's filtering"
     return Tolerance(value, dtype, deepest, basis)
 
 
