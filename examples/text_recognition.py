@@ -65,7 +65,7 @@ def decode(steps: np.ndarray, characters: str | list[str]) -> str:
     return "".join(characters[n - 1] for n in kept)
 
 
-def lines(rng: np.random.Generator, count: int, length: int = 5) -> list[str]:
+def lines(rng: np.random.Generator, count: int, length: int) -> list[str]:
     """Strings of digits."""
     return ["".join(rng.choice(list(DIGITS), length)) for _ in range(count)]
 
@@ -79,7 +79,7 @@ def train(model: nn.Module, args: argparse.Namespace, pruner: Pruner | None) -> 
     interval = max(1, args.steps // 20)
     model.train()
     for step in range(1, args.steps + 1):
-        texts = lines(rng, args.batch)
+        texts = lines(rng, args.batch, args.length)
         images = np.stack([render(text, args.height, args.width, rng) for text in texts])
         targets = torch.tensor([[1 + DIGITS.index(c) for c in text] for text in texts])
         for group in optimizer.param_groups:
@@ -125,6 +125,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--steps", type=int, default=400, help="of training, and again of pruning")
     parser.add_argument("--height", type=int, default=48, help="of a line; a multiple of 16")
     parser.add_argument("--width", type=int, default=160)
+    parser.add_argument("--length", type=int, default=5, help="digits of a line")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--channels", type=int, default=32, help="of the first layer")
     parser.add_argument("--tests", type=int, default=32, help="lines to test with")
@@ -139,7 +140,7 @@ def main(argv: list[str] | None = None) -> dict:
     library.export(args.output / "reader.so")
     session = onnxruntime.InferenceSession(str(path))
     rng = np.random.default_rng(9)
-    texts = lines(rng, args.tests)
+    texts = lines(rng, args.tests, args.length)
     rows = []
     for text in texts:
         image = render(text, args.height, args.width, rng)[None]
