@@ -243,9 +243,13 @@ def _count_inputs(
 
 
 def _step_cost(
-    shape: ConvShape, config: ConvConfig, family: Family, taps: Sequence[tuple[int, int]]
+    shape: ConvShape,
+    config: ConvConfig,
+    family: Family,
+    taps: Sequence[tuple[int, int]],
+    missing: float,
 ) -> float:
-    """Cost of one kernel's step in FMA slots."""
+    """Cost of one kernel's step in FMA slots; ``missing`` as of :func:`_miss_share`."""
     line, width = family.cache_line_floats, config.vector_width
     weights = weight_loads(config, len(taps))
     found = _inputs_of_step(shape, config, family, taps)
@@ -253,7 +257,7 @@ def _step_cost(
     splits, deinterleaves = found.splits, found.deinterleaves
     if 1 < config.filter_lanes < width:
         shuffles += weights
-    lines *= _miss_share(shape, config, family)
+    lines *= missing
     weight_lines = len(taps) * config.group / line
     busy = config.outputs * len(taps) + shuffles * family.shuffle_cost
     busy += deinterleaves * family.deinterleave_cost
@@ -279,13 +283,13 @@ def _group_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
     """Estimated slots of one filter_group at one tile."""
     if config.has_lists:
         return taps_cost(shape, config, family) + _tile_cost(shape, config, family)
-    per_kernel = 0.0
+    per_kernel, missing = 0.0, _miss_share(shape, config, family)
     sums = config.accumulators
     for pattern in shape.patterns:
         taps = pattern.taps
         for first in range(0, len(taps), config.taps_per_step):
             step = taps[first : first + config.taps_per_step]
-            per_kernel += _step_cost(shape, config, family, step)
+            per_kernel += _step_cost(shape, config, family, step, missing)
     per_kernel = per_kernel / len(shape.patterns) + family.loop_cost
     per_kernel += _page_cost(shape, config, family)
     # Few FMAs in flight can't hide their latency; twice as many also smooth over late loads.
@@ -359,16 +363,20 @@ def _pattern_configs(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
     for group in GROUP_SIZES:
         if group > shape.max_group or (group > shape.out_channels and group > 1):
             continue
-        for width, filter_lanes, filter_vectors in _filter_splits(family, group):
+        for split in _filter_splits(family, group):
+            width, filter_lanes, filter_vectors = split
             if layout.is_interleaved and (filter_lanes > 1 or width != layout.lanes):
                 continue
             columns = -(-layout.width // (width // filter_lanes))
             columns = layout.columns if layout.is_interleaved else columns
-            for rows in range(1, min(layout.band_height, budget) + 1):
+            fitting = [s for s in shifts if interleaved or _suits(shape, family, split, s)]
+            # What exceeds the registers is not even looked at: most tiles do.
+            most = budget // filter_vectors
+            for rows in range(1, min(layout.band_height, most) + 1):
                 even = interleaved and layout.band_height % rows != 0
                 if even and rows > -(-layout.band_height // -(-layout.band_height // rows)):
                     continue  # fewer rows make as many tiles
-                for cols in range(1, min(columns, budget // rows) + 1):
+                for cols in range(1, min(columns, most // rows) + 1):
                     base = ConvConfig(
                         width,
                         filter_lanes,
@@ -381,7 +389,7 @@ def _pattern_configs(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
                         even_rows=even,
                     )
                     for step in steps:
-                        for shift in shifts:
+                        for shift in fitting:
                             config = replace(base, taps_per_step=step, shift=shift)
                             if _why_not(shape, config, family) is not None:
                                 continue
@@ -402,6 +410,13 @@ def _more_chains(shape: ConvShape, config: ConvConfig, family: Family) -> Iterat
     more = replace(config, chains=min(wanted, MAX_CHAINS))
     if _why_not(shape, more, family) is None:
         yield more
+
+
+def _suits(shape: ConvShape, family: Family, split: tuple[int, int, int], shift: str) -> bool:
+    """Whether the smallest tile of plain rows can have a ``shift``; else no larger one can."""
+    if shift == "rotate" and shape.geometry.kernel_size[1] == 1:
+        return False
+    return illegal_for(shape, ConvConfig(*split, 1, 1, shift=shift), family) is None
 
 
 def _interleaved_registers(shape: ConvShape, config: ConvConfig, family: Family) -> str | None:
