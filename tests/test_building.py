@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import golden
 import numpy as np
 import pytest
 import torch
@@ -191,6 +192,39 @@ def test_passes_for_other_devices_change_nothing(monkeypatch):
     fast = [building._object(unit, target) for unit in plain]
     monkeypatch.setattr(building, "_FOR_DEVICES", ())
     assert [building._object(unit, target) for unit in plain] == fast
+
+
+@pytest.mark.parametrize(
+    ("pin", "target"),
+    [
+        ("x86-avx512/float32/lanes-vgg-14/1", "pattern/x86-avx512"),
+        ("x86-avx512/float32/mobile-1x1-7/1", "pattern/x86-avx512"),
+        ("x86-avx2/float32/res-14-s2/1", "pattern/x86-avx2"),
+        ("x86-avx2/float32/depthwise-7", "pattern/x86-avx2"),
+        ("arm-neon-in-order/float16/res-14/1", "pattern/cortex-a55"),
+        ("armv7-neon/float32/max-pool", "pattern/armv7"),
+    ],
+)
+def test_passes_that_tidy_up_change_nothing_of_ours(monkeypatch, pin, target):
+    (unit,) = building._units(tvm.IRModule({"main": golden.plan_of(pin)[1]}))
+    code = building._object(unit, resolve(target))
+    monkeypatch.setattr(building, "_FOR_OTHERS", ())
+    assert building._object(unit, resolve(target)) == code
+
+
+def test_primfuncs_of_others_are_tidied_up(monkeypatch):
+    passes: list[str] = []
+    monkeypatch.setattr(building, "object_code", lambda _: b"")
+    monkeypatch.setattr(
+        tvm.tirx,
+        "build",
+        lambda *_, **__: passes.extend(tvm.ir.transform.PassContext.current().disabled_pass),
+    )
+    for func in (_plus_one(), _plus_one().with_attr("tirx.is_scheduled", True)):
+        passes.clear()
+        (unit,) = building._units(tvm.IRModule({"main": func}))
+        building._object(unit, resolve("pattern/native"))
+        assert ("tirx.RemoveNoOp" in passes) == ("tirx.is_scheduled" in func.attrs)
 
 
 def test_virtual_threads_keep_their_passes():

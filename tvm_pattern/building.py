@@ -54,6 +54,13 @@ _FOR_DEVICES = (
     "s_tir.UnifyThreadBinding",
     "s_tir.VerifyVTCMLimit",
 )
+# What tidies up code: schedules of this project leave nothing to them, and the code is the same.
+_FOR_OTHERS = (
+    "s_tir.HoistIfThenElse",
+    "s_tir.RenormalizeSplitPattern",
+    "tirx.RemoveNoOp",
+)
+_OURS = "tirx.is_scheduled"
 _OF_DEVICES = re.compile(
     r'"thread_binding":[1-9]|Idx|vthread|pipeline|double_buffer|auto_copy|permuted|shared|warp|vtcm'
     r"|fragment|mma|m16n8k8|matrix|barrier|async|local_stage"
@@ -154,7 +161,10 @@ def _objects(units: Sequence[_Unit], target: Target, cache: CodeCache | None) ->
 
 
 def _object(unit: _Unit, target: Target) -> bytes:
-    with _context_without(() if _OF_DEVICES.search(unit.text) else _FOR_DEVICES):
+    needless: tuple[str, ...] = () if _OF_DEVICES.search(unit.text) else _FOR_DEVICES
+    if all(_OURS in (func.attrs or {}) for _, func in unit.functions):
+        needless += _FOR_OTHERS
+    with _context_without(needless):
         return object_code(tvm.tirx.build(IRModule(dict(unit.functions)), target=target))
 
 
