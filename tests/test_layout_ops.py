@@ -15,7 +15,7 @@ from topi_kernels import layout_ops
 from topi_kernels.geometry import ConvGeometry
 from topi_kernels.layout import PlaneLayout, band_choices
 from topi_kernels.plane_ops import PlaneTarget
-from topi_kernels.row_gather import segments
+from topi_kernels.row_segments import segments
 
 TARGETS = {16: "x86-avx512", 8: "x86-avx2", 4: "generic"}
 BATCH, CHANNELS = 2, 2

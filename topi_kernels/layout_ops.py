@@ -31,7 +31,8 @@ from .plane_ops import (
     store,
 )
 from .primfunc import primfunc_builder
-from .row_gather import Plane, RowOperator
+from .row_gather import RowOperator
+from .row_planes import Plane
 from .row_writer import RowWriter
 from .vector_math import activate, broadcast, maximum_of
 

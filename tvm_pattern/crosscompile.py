@@ -28,6 +28,8 @@ _CROSS = {
 }
 _PAGE_OPTION = f"-Wl,-z,max-page-size={ANDROID_PAGE}"
 _FREESTANDING = ("-nostdlib", _PAGE_OPTION, "-Wl,--hash-style=both")
+# A digest of all the weights that nobody reads: the manifest has its own.
+_NO_DIGEST = ("-Wl,--build-id=none",)
 _ELF_MACHINES = {3: "i386", 40: "arm", 62: "x86_64", 183: "aarch64"}
 # Bytes of a program header, 64-bit and 32-bit.
 _WIDE_HEADER, _NARROW_HEADER = 56, 32
@@ -82,7 +84,8 @@ def find_linker(triple: str, cc: str | None = None) -> Linker:
     if cc is not None:
         return Linker(_existing(cc, "cc"), options, abi)
     if native:
-        return Linker(_existing("gcc", "the default for this machine"), options, abi)
+        command = _existing("gcc", "the default for this machine")
+        return Linker(command, (*options, *_NO_DIGEST), abi)
     if architecture not in _CROSS:
         raise CrossCompileError(
             f"no compiler is known for {triple!r}; expected one of {sorted(_CROSS)}: name one by"
