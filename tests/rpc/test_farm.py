@@ -198,6 +198,17 @@ def test_a_device_of_another_kind_is_found_out_before_anything_else(farm, tmp_pa
     await_true(lambda: sum(s.free for s in farm.client.status()) == 2, "both devices to be free")
 
 
+def test_a_device_without_time_is_not_called_another_kind(monkeypatch):
+    monkeypatch.setattr(doctor, "_probe_library", lambda *_: b"")
+
+    class Slow:
+        def upload(self, data, target):
+            raise RuntimeError("RPCSessionTimeoutError: Your 30.0s session has expired")
+
+    with pytest.raises(TargetMismatchError, match=r"is not known: it did not answer within 30 s"):
+        doctor.probe(Slow(), NATIVE, "c++")
+
+
 def test_every_free_device_is_probed(farm, monkeypatch):
     await_true(lambda: sum(s.free for s in farm.client.status()) == 2, "both devices to be free")
     seen = []

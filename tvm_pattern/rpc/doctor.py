@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -72,31 +73,45 @@ def probe(session: Any, target: Target, linker: str) -> None:
     Raises
     ------
     TargetMismatchError
-        If the device cannot load or run it.
+        If the device cannot load or run it, or does not finish in time.
     """
     reason = why_not_there(target, session)
     if reason is not None:
         raise TargetMismatchError(f"the device does not fit the target: {reason}")
-    architecture = target_architecture(target)
+    try:
+        session.upload(bytearray(_probe_library(target, linker)), target="probe.so")
+        function = session.load_module("probe.so")["main"]
+        device = device_of(target, session)
+        tensors = [tvm.runtime.tensor(np.ones(_LANES, np.float32), device) for _ in range(2)]
+        function(*tensors)
+        result = tensors[1].numpy()
+    except (RuntimeError, OSError) as error:
+        raise TargetMismatchError(_cannot_run(target, str(error))) from error
+    if not np.array_equal(result, np.full(_LANES, 3.0, np.float32)):
+        raise TargetMismatchError(f"the device computes 2 * 1 + 1 = {result}; its libraries differ")
+
+
+@lru_cache(maxsize=4)
+def _probe_library(target: Target, linker: str) -> bytes:
+    """Built once, and before the time of a session runs."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "probe.so")
         library = tvm.compile(tvm.IRModule({"main": probe_function(target)}), target)
         library.export_library(str(path), cc=linker)
-        try:
-            session.upload(str(path))
-            function = session.load_module("probe.so")["main"]
-            device = device_of(target, session)
-            tensors = [tvm.runtime.tensor(np.ones(_LANES, np.float32), device) for _ in range(2)]
-            function(*tensors)
-            result = tensors[1].numpy()
-        except (RuntimeError, OSError) as error:
-            raise TargetMismatchError(
-                f"the device cannot run code for {architecture}, mcpu"
-                f" {target.attrs.get('mcpu', 'generic')}: {_reason(str(error))}; choose the target"
-                " of the device's processor"
-            ) from error
-    if not np.array_equal(result, np.full(_LANES, 3.0, np.float32)):
-        raise TargetMismatchError(f"the device computes 2 * 1 + 1 = {result}; its libraries differ")
+        return path.read_bytes()
+
+
+def _cannot_run(target: Target, message: str) -> str:
+    architecture = f"{target_architecture(target)}, mcpu {target.attrs.get('mcpu', 'generic')}"
+    if means(message, "time_over"):
+        return (
+            f"whether the device runs code for {architecture} is not known: it did not answer"
+            f" within {_PROBE_SECONDS:g} s; try again when it, or this computer, has less to do"
+        )
+    return (
+        f"the device cannot run code for {architecture}: {_reason(message)}; choose the target of"
+        " the device's processor"
+    )
 
 
 def _reason(message: str) -> str:
@@ -117,6 +132,7 @@ def check_target(client: TrackerClient, key: str, target: Target, linker: str) -
     RPCError
         If there is no device, none becomes free, or one does not fit the target.
     """
+    _probe_library(target, linker)
     free = next((s.free for s in client.status() if s.key == key), 0)
     # Held until all are probed: a device given back would be handed out again.
     sessions = [client.request(key, session_timeout=_PROBE_SECONDS)]
