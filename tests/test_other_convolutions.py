@@ -194,3 +194,11 @@ def test_dilation_larger_than_the_map(density):
             )
     library = compiled(net, torch.randn(2, 3, 32))
     assert all(row.taken for row in library.report.rows)
+
+
+def test_kernels_wider_than_the_registers_are_scheduled():
+    """A filter bank of long kernels; a step of the body holds a part of them."""
+    torch.manual_seed(0)
+    library = compiled(nn.Conv1d(2, 3, 40, padding=5, bias=False).eval(), torch.randn(1, 2, 60))
+    assert library.report.rows[0].taken
+    assert library.report.rows[0].config["taps_per_step"] <= 16

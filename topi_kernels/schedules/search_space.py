@@ -335,6 +335,10 @@ def _legal(configs: Iterator[ConvConfig], shape: ConvShape, family: Family) -> I
     return (config for config in configs if illegal_for(shape, config, family) is None)
 
 
+# Taps of a row that are computed in one step; the registers do not hold more.
+WIDEST_STEP = 16
+
+
 def _default_space(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
     """What the level-0 configuration is chosen from."""
     yield from _pattern_configs(shape, family)
@@ -352,6 +356,8 @@ def _pattern_configs(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
     most_taps = max(len(p) for p in shape.patterns)
     kernel_width = shape.geometry.kernel_size[1]
     steps: tuple[int, ...] = (most_taps,) if most_taps <= 4 else (kernel_width,)
+    if kernel_width > WIDEST_STEP and most_taps > 4:
+        steps = (4,)
     if family.vector_registers <= 16 and most_taps == 4:
         steps = (4, 2)
     # Long bodies give the hardware time to fetch; short ones need to look further ahead.
