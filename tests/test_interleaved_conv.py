@@ -99,6 +99,53 @@ def test_every_configuration_matches_torch(height: int, width: int, order: LaneO
         assert_case(dataclasses.replace(case, config=configs[number]), weight)
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "order"),
+    [
+        (16, 28, LaneOrder(16, 2, 1)),  # 7 of 8 lanes' columns, whole rows of the bands
+        (11, 13, LaneOrder(8, 1, 1)),  # odd sizes: the last row and column have no neighbour
+        (28, 56, LaneOrder(8, 2)),  # no vectors beside a row: the first one's lanes are moved
+    ],
+)
+@pytest.mark.parametrize("body", ["patterns", "taps"])
+def test_stride_2_finds_its_inputs_in_its_own_lanes(
+    height: int, width: int, order: LaneOrder, body: str
+) -> None:
+    family = "x86-avx512" if order.lanes == 16 else "x86-avx2"
+    rows = 2 if order.border else 1  # the row of 7 vectors fills the registers of AVX2
+    config = ConvConfig(order.lanes, 1, 1, rows, 1, shift="lanes", even_rows=True)
+    case = ConvCase(height, width, batch=2, stride=(2, 2), family=family, lanes=order)
+    weight = pattern_weights(5, 9, connectivity=2)
+    columns = case_columns(case, weight)
+    if body == "taps":
+        if not order.border:
+            return
+        knobs = {"body": "taps", "taps_per_step": 1, "prefetch": 0, "channel_block": 4}
+        config = dataclasses.replace(config, **knobs)
+    config = dataclasses.replace(config, tile_cols=columns)
+    assert_case(dataclasses.replace(case, config=config, activation="relu"), weight)
+
+
+def case_columns(case: ConvCase, weight: np.ndarray) -> int:
+    """Vectors of an output row of interleaved lanes."""
+    _, width = case.out_size(weight.shape[2:])
+    assert case.lanes is not None
+    return -(-width // (case.lanes.lanes // case.lanes.bands))
+
+
+@pytest.mark.parametrize(
+    ("size", "bands", "fits"), [(56, 4, True), (28, 2, True), (28, 4, False), (14, 2, False)]
+)
+def test_stride_2_wants_twice_the_rows_and_columns_of_a_band(
+    size: int, bands: int, fits: bool
+) -> None:
+    """28 rows in 4 bands are 7, which 14 rows in 4 bands, 4 each, have no half of."""
+    source, out = (LaneOrder(16, bands).layout(n, n, 1, 0) for n in (size, size // 2))
+    assert out.keeps_lanes_of(source, (2, 2)) is fits
+    assert not out.keeps_lanes_of(source)
+    assert source.keeps_lanes_of(source)
+
+
 def test_the_naive_operator_writes_the_same_planes() -> None:
     weight = pattern_weights(4, 5, connectivity=2)
     for order in (LaneOrder(16, 2), LaneOrder(8, 2, 1)):

@@ -241,16 +241,15 @@ class PlaneLayout:
         """Whether a window of that stride over ``source`` finds each output in its own lane.
 
         Interleaved, the input of output ``(y, x)`` is ``(y * stride, x * stride)``; it lies in the
-        output's lane where bands and rows of the source hold ``stride`` times as many.
+        output's lane where bands and rows of the source hold ``stride`` times as many. The rows of
+        a single band may be any number.
         """
         if stride == (1, 1):
             return self.same_lanes == source.same_lanes
-        bands = self.lanes == source.lanes and self.bands == source.bands
-        return (
-            bands
-            and source.band_height == stride[0] * self.band_height
-            and source.columns == stride[1] * self.columns
-        )
+        if (self.lanes, self.bands) != (source.lanes, source.bands):
+            return False
+        rows = self.bands == 1 or source.band_height == stride[0] * self.band_height
+        return rows and source.columns == stride[1] * self.columns
 
     def as_values(self) -> list[int]:
         """Plain data; plain rows have six figures, interleaved lanes nine."""
