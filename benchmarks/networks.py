@@ -156,7 +156,8 @@ def main(
     with session.workloads([spec.name for spec in networks]) as begin:
         for plain in networks:
             spec, folder = plain.with_batch(batch), begin(plain.name)
-            if not session.selects_any(spec.name, spec.groups, peers):
+            timed = spec.groups_int8 if dtype == "int8" else spec.groups
+            if not session.selects_any(spec.name, timed, peers):
                 continue
             if keep is not None:
                 folder = keep.resolve() / spec.name

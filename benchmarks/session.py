@@ -103,13 +103,13 @@ class Session:
         example: torch.Tensor,
         folder: Path,
         flops: int,
-        peers: Sequence[Peer] = PEERS,
+        peers: Sequence[Peer] | None = None,
     ) -> list[Contender]:
         """Every selected peer on a dense workload, in a fixed order; refusals become notes."""
         with torch.inference_mode():
             reference = model(example).numpy()
         contenders = []
-        for peer in peers:
+        for peer in PEERS if peers is None else peers:
             if not self.select(workload, peer.name):
                 continue
             contender = Contender(workload, peer.name, None, reference=reference)

@@ -201,7 +201,8 @@ def test_from_tuning_to_a_verified_run_by_commands(servers, folder):
     records = [json.loads(line) for line in Path("log.jsonl").read_text().splitlines()]
     assert (tuned["trials"], tuned["failed"], len(records)) == (3, 0, 3)
     assert {record["device"] for record in records} == {GPU}
-    best = min(records, key=lambda record: float(np.median(record["times"])))
+    # Of each trial's times the lower quartile counts.
+    best = min(records, key=lambda record: np.percentile(record["times"], 25, method="lower"))
 
     built = command("compile", *MODEL, *TARGET, "--tuning-log", "log.jsonl", "-o", "m.so")
     assert built["report"][0]["config"] == best["config"]
