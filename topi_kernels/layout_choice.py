@@ -2,7 +2,7 @@
 
 Convolutions with stride 1 read and write the same order, so the tensors that they connect choose
 together. Every order is tried on all of these convolutions by the cost model of
-:mod:`topi_kernels.schedules.search_space`; changing the order at the edge of the set costs extra.
+:mod:`topi_kernels.schedules.cost`; changing the order at the edge of the set costs extra.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from . import legality
+from . import cost, legality
 from . import search_space as cpu
 from .config import ConvConfig, Family
 from .gemm.conv import schedule_gemm_conv
@@ -70,7 +70,7 @@ CPU = ConvSchedules(
     ConvConfig,
     cpu.search_space,
     cpu.default_config,
-    cpu.estimate_cost,
+    cost.estimate_cost,
     legality.illegal_for,
     _cpu_primfunc,
     lambda facts: 1.0 / (NOMINAL_HZ * facts.fma_ports),

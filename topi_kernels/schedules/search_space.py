@@ -1,315 +1,31 @@
 """Search space and level-0 default of the pattern-sparse convolution.
 
-The default needs no measurement: legal configurations are ranked by a small model of the inner
-loop (FMA slots, loads, shuffles, loop overhead, tile tails) and the cheapest is taken. The tuner
-searches the same space by measuring.
+The default needs no measurement: legal configurations are ranked by the model of :mod:`.cost`, and
+the cheapest is taken. The tuner searches the same space by measuring.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any
 
-from ..layout import PlaneLayout
 from ..reorder import GROUP_SIZES
 from .config import MAX_CHAINS, MAX_PREFETCH, SHIFTS, ConvConfig, Family
-from .gemm.space import gemm_configs, gemm_cost
+from .cost import channel_block, estimate_cost, live_early, tiles_across, weight_loads
+from .gemm.space import gemm_configs
 from .legality import illegal_for
-from .load_reuse import input_rows
 from .shape import ConvShape
-from .tap_space import copied_configs, level_0_takes_taps, tap_configs, taps_cost
+from .tap_space import copied_configs, level_0_takes_taps, tap_configs
 
 MIN_VECTOR_WIDTH = 4
 MAX_FILTER_VECTORS = 4
-MIN_LIST = 4
-MISSING_CHAIN_COST = 0.01
-ONE_STEP_TAPS = 4
 # Vectors of a row that LLVM loads ahead of their use for in-order cores: with more accumulators
 # beside them it spilled.
 EARLY_INPUTS = 11
 # Dense kernels take several steps; LLVM starts the next step's loads early, which needs registers.
 MULTI_STEP_ACCUMULATORS = 0.5
-
-
-def _rows_of_step(
-    shape: ConvShape, config: ConvConfig, taps: Sequence[tuple[int, int]]
-) -> Iterator[set[int]]:
-    """First columns of the input vectors of a step, row by row as they lie in memory."""
-    sw = shape.geometry.stride[1]
-    for columns in input_rows(shape.geometry, config, taps).values():
-        if config.shift == "split":  # each remainder has a row of its own
-            for rest in dict.fromkeys(column % sw for column in columns):
-                yield {column // sw for column in columns if column % sw == rest}
-        else:
-            yield columns
-
-
-def _row_vectors(shape: ConvShape, config: ConvConfig) -> int:
-    """Vectors of an output row."""
-    layout = shape.out_layout
-    return layout.columns if layout.is_interleaved else -(-layout.width // config.pixel_lanes)
-
-
-def tiles_across(shape: ConvShape, config: ConvConfig) -> int:
-    """Register_tiles beside each other."""
-    return -(-_row_vectors(shape, config) // config.tile_cols)
-
-
-def _column_step(shape: ConvShape, config: ConvConfig) -> int:
-    """Distance in memory of the inputs of two neighbouring outputs."""
-    return 1 if config.shift == "split" else shape.geometry.stride[1]
-
-
-def _separation_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
-    """Writing even and odd rows and columns apart, once per call."""
-    if config.shift != "split":
-        return 0.0
-    kernel = shape.geometry.kernel_size
-    rows = shape.out_layout.height * min(kernel[0], shape.geometry.stride[0])
-    vectors = -(-shape.out_layout.width // config.vector_width) * min(
-        kernel[1], shape.geometry.stride[1]
-    )
-    return shape.in_channels * rows * vectors * (2 * family.line_cost + family.store_cost)
-
-
-def _load_columns(config: ConvConfig, columns: set[int]) -> set[int]:
-    """Columns of an input row that loads start from."""
-    if config.isa != "neon" or config.pixel_lanes > 1:
-        return columns
-    first, width = min(columns), config.vector_width
-    return {first + (col - first) // width * width for col in columns}
-
-
-def weight_loads(config: ConvConfig, taps: int) -> int:
-    """Vectors of weights that a step of ``taps`` taps loads."""
-    vectors = taps * config.filter_vectors
-    if config.isa == "neon" and config.filter_lanes == 1:
-        return -(-vectors // config.vector_width)
-    return vectors
-
-
-def _live_early(shape: ConvShape, config: ConvConfig) -> int:
-    """Registers in use if all loads of a step come before its multiply-adds."""
-    most = 0
-    for pattern in shape.patterns:
-        for first in range(0, len(pattern), config.taps_per_step):
-            step = pattern.taps[first : first + config.taps_per_step]
-            rows = _rows_of_step(shape, config, step)
-            inputs = sum(len(_load_columns(config, columns)) for columns in rows)
-            most = max(most, inputs + weight_loads(config, len(step)))
-    return config.accumulators + most
-
-
-def _channel_floats(shape: ConvShape, config: ConvConfig, family: Family) -> int:
-    """Input elements of one in_channel that a tile touches."""
-    kh, kw = shape.geometry.kernel_size
-    step = 1 if config.shift == "split" and kh == 1 else shape.geometry.stride[0]
-    rows = (config.tile_rows - 1) * step + (kh - 1) * shape.geometry.dilation[0] + 1
-    step = 1 if config.shift == "split" and kw == 1 else shape.geometry.stride[1]
-    reach = (kw - 1) * shape.geometry.dilation[1] * config.column_step
-    columns = config.tile_cols * config.pixel_lanes * step + reach
-    return rows * min(columns + family.cache_line_floats, shape.in_layout.row_stride)
-
-
-def _miss_share(shape: ConvShape, config: ConvConfig, family: Family) -> float:
-    """Share of a tile's input lines that come from beyond the nearest cache."""
-    floats = _channel_floats(shape, config, family)
-    footprint = (config.channel_block or shape.in_channels) * floats
-    reach = family.block_floats if config.channel_block else family.near_cache_floats
-    missing = max(0.0, 1.0 - reach / footprint)
-    if not config.channel_block:
-        return missing
-    # Every line of a block is fetched once, and then shared by the kernels of all filters.
-    uses = shape.out_channels / config.group * shape.kernels_per_group / shape.in_channels
-    return max(missing, min(1.0, 1.0 / max(uses, 1.0)))
-
-
-def _block_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
-    """What taking turns costs one filter_group at one tile: partial sums, more lists to leave."""
-    if not config.channel_block:
-        return 0.0
-    blocks = -(-shape.in_channels // config.channel_block)
-    sums = 2 * config.accumulators * config.vector_width / family.cache_line_floats
-    return (blocks - 1) * (sums * family.line_cost + len(shape.patterns) * family.list_cost)
-
-
-def _channel_block(shape: ConvShape, config: ConvConfig, family: Family) -> int:
-    """In_channels of the fewest equal blocks whose input stays near; 0 if lists get too short."""
-    if config.loop_order != "tile_outer" or not family.block_floats:
-        return 0
-    if max(len(p) for p in shape.patterns) > 1:  # several taps share their lines anyway
-        return 0
-    total = shape.in_channels * _channel_floats(shape, config, family)
-    blocks = -(-total // family.block_floats)
-    kernels = shape.kernels_per_group / blocks / len(shape.patterns)
-    return -(-shape.in_channels // blocks) if blocks > 1 and kernels >= MIN_LIST else 0
-
-
-def _page_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
-    """Address translation: tall tiles of wide images touch a new page every few rows."""
-    kh = shape.geometry.kernel_size[0]
-    rows = (
-        (config.tile_rows - 1) * shape.geometry.stride[0]
-        + (kh - 1) * shape.geometry.dilation[0]
-        + 1
-    )
-    pages = 1 + rows * shape.in_layout.row_stride / family.page_floats
-    if pages * shape.in_channels <= family.near_pages:
-        return 0.0
-    return (pages - 1) * family.page_cost
-
-
-def _interleaved_loads(layout: PlaneLayout, vectors: set[int]) -> tuple[int, int]:
-    """Shuffles and loads for some vectors of a row, counted from the tile's first."""
-    if layout.border:
-        return 0, len(vectors)
-    beyond = sum(1 for v in vectors if not 0 <= v < layout.columns)
-    return beyond, len({v % layout.columns for v in vectors})
-
-
-def _row_line_share(shape: ConvShape, family: Family) -> float:
-    """See ``Family``; what was measured are kernels of one step, dense ones take several."""
-    return family.row_line_share if max(len(p) for p in shape.patterns) <= ONE_STEP_TAPS else 1.0
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """What loading the inputs of a step takes: vectors, lines of the cache, work on lanes."""
-
-    loads: float = 0.0
-    splits: float = 0.0
-    shuffles: float = 0.0
-    lines: float = 0.0
-    deinterleaves: int = 0
-
-
-#: By all that decides them, since many layers and configurations have them in common.
-_inputs: dict[tuple[Any, ...], _Inputs] = {}
-_MOST_INPUTS = 1 << 16
-
-
-def _inputs_of_step(
-    shape: ConvShape, config: ConvConfig, family: Family, taps: Sequence[tuple[int, int]]
-) -> _Inputs:
-    layout, share = shape.in_layout, 1.0
-    place: tuple[Any, ...] = ()
-    if config.shift == "lanes":
-        share = _row_line_share(shape, family)
-        place = (layout.border, layout.columns, share)
-    elif config.shift == "rotate":
-        place = (config.tile_cols * config.vector_width == layout.row_stride,)
-    tile = (config.tile_rows, config.tile_cols, config.vector_width, config.filter_lanes)
-    key = (shape.geometry, tile, config.shift, config.isa, family.cache_line_floats, place, taps)
-    found = _inputs.get(key)
-    if found is None:
-        if len(_inputs) >= _MOST_INPUTS:
-            _inputs.clear()
-        found = _inputs[key] = _count_inputs(shape, config, family.cache_line_floats, share, taps)
-    return found
-
-
-def _count_inputs(
-    shape: ConvShape, config: ConvConfig, line: int, share: float, taps: Sequence[tuple[int, int]]
-) -> _Inputs:
-    width, pixels = config.vector_width, config.pixel_lanes
-    loads, splits, shuffles, lines, deinterleaves = 0.0, 0.0, 0.0, 0.0, 0
-    for columns in _rows_of_step(shape, config, taps):
-        if config.shift == "lanes":
-            moved, count = _interleaved_loads(shape.in_layout, {c // width for c in columns})
-            loads += count
-            shuffles += moved
-            lines += count * width / line * share
-            continue
-        if config.shift == "rotate":
-            vectors = {v for col in columns for v in (col // width, -(-col // width))}
-            wraps = config.tile_cols * width == shape.in_layout.row_stride
-            count = min(len(vectors), config.tile_cols) if wraps else len(vectors)
-            loads += count
-            lines += count * width / line
-            shuffles += sum(1 for col in columns if col % width)
-            continue
-        columns = _load_columns(config, columns)
-        deinterleaved = _column_step(shape, config) > 1 and pixels > 1
-        loads += len(columns) * (2 if deinterleaved else 1)
-        deinterleaves += len(columns) if deinterleaved else 0
-        crossing = 1.0 if pixels >= line else pixels / line
-        splits += sum(crossing for col in columns if pixels > 1 and col % pixels)
-        span = max(columns) + pixels * _column_step(shape, config) - min(columns)
-        lines += (span - 1) / line + 1
-    return _Inputs(loads, splits, shuffles, lines, deinterleaves)
-
-
-def _step_cost(
-    shape: ConvShape,
-    config: ConvConfig,
-    family: Family,
-    taps: Sequence[tuple[int, int]],
-    missing: float,
-) -> float:
-    """Cost of one kernel's step in FMA slots; ``missing`` as of :func:`_miss_share`."""
-    line, width = family.cache_line_floats, config.vector_width
-    weights = weight_loads(config, len(taps))
-    found = _inputs_of_step(shape, config, family, taps)
-    loads, shuffles, lines = weights + found.loads, found.shuffles, found.lines
-    splits, deinterleaves = found.splits, found.deinterleaves
-    if 1 < config.filter_lanes < width:
-        shuffles += weights
-    lines *= missing
-    weight_lines = len(taps) * config.group / line
-    busy = config.outputs * len(taps) + shuffles * family.shuffle_cost
-    busy += deinterleaves * family.deinterleave_cost
-    waits = loads * family.load_cost + splits * family.split_cost + lines * family.line_cost
-    waits += weight_lines * family.weight_line_cost
-    port_bound = (loads + splits) / family.load_ports * family.fma_ports
-    return max(busy + waits, port_bound)
-
-
-def estimate_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
-    """Estimated cost of the whole layer in FMA slots of one core; only its order matters."""
-    if config.is_gemm:
-        return gemm_cost(shape, config, family)
-    tiles = -(-shape.out_channels // config.group) * tiles_across(shape, config)
-    work = sum(
-        number * _group_cost(shape, config.with_rows(rows), family)
-        for rows, number in config.row_tiles(shape.out_layout.band_height)
-    )
-    return tiles * work + _separation_cost(shape, config, family)
-
-
-def _group_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
-    """Estimated slots of one filter_group at one tile."""
-    if config.has_lists:
-        return taps_cost(shape, config, family) + _tile_cost(shape, config, family)
-    per_kernel, missing = 0.0, _miss_share(shape, config, family)
-    sums = config.accumulators
-    for pattern in shape.patterns:
-        taps = pattern.taps
-        for first in range(0, len(taps), config.taps_per_step):
-            step = taps[first : first + config.taps_per_step]
-            per_kernel += _step_cost(shape, config, family, step, missing)
-    per_kernel = per_kernel / len(shape.patterns) + family.loop_cost
-    per_kernel += _page_cost(shape, config, family)
-    # Few FMAs in flight can't hide their latency; twice as many also smooth over late loads.
-    in_flight = family.fma_ports * family.fma_latency
-    if sums < in_flight:
-        per_kernel *= in_flight / sums
-    per_kernel *= 1 + MISSING_CHAIN_COST * max(0.0, 2 * in_flight - sums)
-    tile = _tile_cost(shape, config, family) + _block_cost(shape, config, family)
-    return shape.kernels_per_group * per_kernel + tile
-
-
-def _tile_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
-    """Starting the accumulators of a tile and storing it."""
-    layout = shape.out_layout
-    pieces = float(config.outputs * config.filter_lanes)
-    if config.pixel_lanes == 1 and config.tile_cols >= 4:
-        pieces /= 4
-    if layout.is_interleaved:  # rows at the edges of bands are stored twice, and so are borders
-        pieces *= 1 + 2 * layout.pad / layout.band_height + 2 * layout.border / layout.columns
-    return config.accumulators * family.tile_cost + pieces * family.store_cost
 
 
 def _filter_splits(family: Family, group: int) -> Iterator[tuple[int, int, int]]:
@@ -401,7 +117,7 @@ def _pattern_configs(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
                                 continue
                             yield config
                             yield from _more_chains(shape, config, family)
-                            block = _channel_block(shape, config, family)
+                            block = channel_block(shape, config, family)
                             if block:
                                 yield replace(config, channel_block=block, prefetch=0)
 
@@ -450,7 +166,7 @@ def _why_not(shape: ConvShape, config: ConvConfig, family: Family) -> str | None
         return "lanes that mix pixels and filters cost NEON a shuffle per weight vector"
     # Of interleaved lanes LLVM loads pairs, near their use: see _interleaved_registers.
     early = family.early_loads and config.shift != "lanes"
-    if early and _live_early(shape, config) > family.vector_registers:
+    if early and live_early(shape, config) > family.vector_registers:
         return "the inputs and weights of a step do not fit beside the accumulators"
     extra = weight_loads(config, config.taps_per_step)
     halved = config.taps_per_step < min(4, max(len(p) for p in shape.patterns))

@@ -18,9 +18,9 @@ from topi_kernels.geometry import ConvGeometry
 from topi_kernels.pattern import Pattern
 from topi_kernels.schedules.choose import Config
 from topi_kernels.schedules.config import TAPS, ConvConfig, register_need
+from topi_kernels.schedules.cost import tiles_across
 from topi_kernels.schedules.load_reuse import input_rows
 from topi_kernels.schedules.opencl.config import GpuConfig
-from topi_kernels.schedules.search_space import tiles_across
 
 from .gpu_features import gpu_features
 
