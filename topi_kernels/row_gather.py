@@ -234,8 +234,7 @@ class RowOperator:
         (lines,) = parts
         if self.out.layout.is_interleaved:
             return gather_row(self.out.layout, lines)
-        (line,) = lines
-        assert line is not None  # plain rows end with the image
+        (line,) = (line for line in lines if line is not None)  # plain rows end with the image
         return [T.Bind(line.load(x, self.out.vector_lanes)) for x in self.out.starts]
 
     def _emit_window(
