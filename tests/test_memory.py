@@ -12,6 +12,7 @@ import tvm_pattern as tp
 from tvm_pattern import cli, compiler, footprint, loading, memory
 from tvm_pattern.frontend import import_model
 from tvm_pattern.memory import Footprint, NotEnoughMemoryError
+from tvm_pattern.sources import examples_of
 
 IMAGE = np.random.default_rng(0).standard_normal((1, 16, 20, 20), "f4")
 PIXELS = 20 * 20 * 4
@@ -180,3 +181,10 @@ def test_a_limit_of_the_process_counts(monkeypatch):
 )
 def test_sizes_as_text(size, text):
     assert memory.size_text(size) == text
+
+
+def test_an_input_of_the_command_line_that_fits_no_memory_is_named_before_it_is_drawn():
+    with pytest.raises(NotEnoughMemoryError, match=r"--shape 1x3x900000x900000 needs at least"):
+        examples_of(["1x3x900000x900000"])
+    (example,) = examples_of(["1x3x4x5"])
+    assert (example.shape, example.dtype) == ((1, 3, 4, 5), np.float32)

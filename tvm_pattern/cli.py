@@ -333,6 +333,7 @@ def _run_here(
 
     from .artifact import load
     from .profiling import profile_text
+    from .random_inputs import random_array
     from .timing import latency
 
     lib = load(path, num_threads=threads)
@@ -342,7 +343,7 @@ def _run_here(
             raise ValueError(f"--size {number}: {path} has {len(lib.sizes)} sizes, from 0")
         rng = np.random.default_rng(seed)
         wanted = lib.sizes[number].inputs
-        arrays = [rng.standard_normal(s.shape).astype(s.dtype) for s in wanted]
+        arrays = [random_array(rng, s.shape, s.dtype) for s in wanted]
     lib = lib.at(*arrays)
     result = lib(*arrays)
     outputs = result if isinstance(result, tuple) else (result,)

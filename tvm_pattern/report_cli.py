@@ -92,11 +92,12 @@ def _timed(library: Path) -> dict[str, Any]:
     import numpy as np
 
     from .artifact import load
+    from .random_inputs import random_array
     from .timing import latency, latency_line
 
     lib = load(library)
     rng = np.random.default_rng(0)
-    arrays = [rng.standard_normal(s.shape).astype(s.dtype) for s in lib.inputs]
+    arrays = [random_array(rng, s.shape, s.dtype) for s in lib.inputs]
     figures = latency(lib.benchmark(*arrays, repeat=20).results)
     return {"profile": lib.profile(), "latency": latency_line(figures)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -98,15 +99,21 @@ def examples_of(shapes: Sequence[str] | None) -> tuple[np.ndarray, ...] | None:
     ------
     ValueError
         If one is no list of positive sizes.
+    NotEnoughMemoryError
+        If such an input fits no memory of this computer.
     """
     if not shapes:
         return None
+    from .memory import Footprint, check_fits
+
     examples = []
     for text in shapes:
         dims = text.lower().split("x")
         if not all(d.isdigit() and int(d) > 0 for d in dims):
             raise ValueError(f"--shape {text!r}: expected sizes joined by x, such as 1x3x224x224")
         size = tuple(map(int, dims))
+        # Drawn in 64 bits, kept in 32.
+        check_fits(Footprint(0, 12 * math.prod(size)), f"an input of --shape {text}")
         examples.append(np.random.default_rng(0).standard_normal(size).astype("float32"))
     return tuple(examples)
 

@@ -88,6 +88,15 @@ def test_accuracy_without_labels(trained, batches):
     assert json.loads(json.dumps(report.to_dict()))["outputs"][0]["name"] == "0"
 
 
+def test_the_package_is_its_function(trained, batches):
+    one, other = copy.deepcopy(trained), copy.deepcopy(trained)
+    posttrain(one, batches, connectivity=2.0)
+    report = tp.posttrain(other, batches, connectivity=2.0)  # type: ignore[operator]
+    assert isinstance(report, tp.posttrain.PosttrainReport)
+    expected = one.state_dict()
+    assert all(torch.equal(v, expected[k]) for k, v in other.state_dict().items())
+
+
 @pytest.mark.parametrize(("group", "balance"), [(1, "layer"), (4, "layer"), (2, "filter")])
 def test_constraints_hold_exactly(trained, batches, group, balance):
     net = copy.deepcopy(trained)

@@ -13,6 +13,8 @@ import numpy as np
 import typer
 from rich.console import Console
 
+from ..random_inputs import random_array
+
 
 def run_on_devices(
     library: Path,
@@ -43,7 +45,7 @@ def run_on_devices(
     else:
         rng = np.random.default_rng(seed)
         batches = [
-            [rng.standard_normal(s["shape"]).astype(s["dtype"]) for s in size.inputs]
+            [random_array(rng, s["shape"], s["dtype"]) for s in size.inputs]
             for size in manifest.by_size
         ]
     oracle = None
@@ -94,7 +96,7 @@ def time_here(
     rng = np.random.default_rng(0)
     rows = []
     for size in loaded.sizes:
-        arrays = [rng.standard_normal(s.shape).astype(s.dtype) for s in size.inputs]
+        arrays = [random_array(rng, s.shape, s.dtype) for s in size.inputs]
         row = _time_size(size, arrays, repeat, cool_down if profile else None)
         rows.append(_of_size(row, arrays, len(loaded.sizes)))
     return rows

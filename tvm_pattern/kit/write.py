@@ -26,6 +26,7 @@ from .. import __version__, code_cache
 from ..building import build as build_code
 from ..frontend import ImportedModel, TensorSpec, import_model, is_instance_of
 from ..frontend.shared import as_input_tuple
+from ..random_inputs import random_array
 from ..threads import check_num_threads, stay_alone
 from ..tuning.lookup import config_lookup
 from ..verification.compare import tolerance_of
@@ -224,11 +225,7 @@ def _arrays(specs: Sequence[TensorSpec], example_inputs: Any) -> list[np.ndarray
         if [(a.shape, str(a.dtype)) for a in arrays] == [(s.shape, s.dtype) for s in specs]:
             return arrays
     rng = np.random.default_rng(0)
-    result = []
-    for spec in specs:
-        numbers = np.asarray(rng.standard_normal(spec.shape))
-        result.append((numbers if "float" in spec.dtype else numbers > 0).astype(spec.dtype))
-    return result
+    return [random_array(rng, spec.shape, spec.dtype) for spec in specs]
 
 
 def _expected(
