@@ -14,13 +14,31 @@ import torch.nn.functional as F
 from PIL import Image
 
 from benchmarks.cifar import __main__ as command
-from benchmarks.cifar import data, model, networks, projection, rows, study, training
-from benchmarks.cifar.operators import PlainOperators
+from benchmarks.cifar import (
+    data,
+    model,
+    networks,
+    posttraining,
+    projection,
+    rows,
+    study,
+    training,
+)
+from benchmarks.cifar.operators import ModuleOperators, PlainOperators
 from benchmarks.cifar.pruning import PruneSettings, Pruning
 from benchmarks.cifar.rows import Row
 from topi_kernels.pattern import builtin_pattern_set
 from topi_kernels.reorder import similar_filters
-from tvm_pattern.pruning import Admm, Gradual, PatternConfig, Pruner, natural_library
+from tvm_pattern.posttrain import posttrain
+from tvm_pattern.pruning import (
+    Admm,
+    Gradual,
+    PatternConfig,
+    Pruner,
+    natural_library,
+    oneshot,
+    recalibrate_bn,
+)
 from tvm_pattern.pruning.projection import (
     kept_kernels,
     pattern_masks,
@@ -66,14 +84,17 @@ def sgd_of(module: torch.nn.Module) -> torch.optim.SGD:
 @pytest.mark.parametrize(
     "network", [NARROW, networks.vgg((4, 4, 8, 8, 8, 8))], ids=lambda n: n.name
 )
-def test_members_train_as_ordinary_modules_do(network: networks.Network) -> None:
+@pytest.mark.parametrize("operators", [PlainOperators(), ModuleOperators()])
+def test_members_train_as_ordinary_modules_do(
+    network: networks.Network, operators: PlainOperators | ModuleOperators
+) -> None:
     batch = members(network)
     modules = [plain(batch, s).train() for s in range(2)]
     optimizers = [sgd_of(m) for m in modules]
     decayed = batch.layout.decayed()
     for step in range(3):
         x, y = images(step)
-        losses = model.train_step(batch, PlainOperators(), x, y, 0.1, decayed, 0.1, SGD)
+        losses = model.train_step(batch, operators, x, y, 0.1, decayed, 0.1, SGD)
         for index, (module, optimizer) in enumerate(zip(modules, optimizers, strict=True)):
             loss = F.cross_entropy(module(x[0].permute(0, 3, 1, 2)), y[0], label_smoothing=0.1)
             optimizer.zero_grad()
@@ -81,7 +102,7 @@ def test_members_train_as_ordinary_modules_do(network: networks.Network) -> None
             optimizer.step()
             assert float(losses[index]) == pytest.approx(float(loss.detach()), rel=1e-4)
     x, _ = images(9)
-    answers = model.predict(batch, PlainOperators(), x)
+    answers = model.predict(batch, operators, x)
     for index, module in enumerate(modules):
         expected = module.eval()(x[0].permute(0, 3, 1, 2))
         torch.testing.assert_close(answers[index], expected, rtol=1e-3, atol=1e-3)
@@ -415,6 +436,45 @@ def test_a_killed_study_goes_on_to_the_same_rows(tmp_path: Path, monkeypatch) ->
         for s in (whole, broken)
     ]
     assert lines[0] == lines[1]
+
+
+def test_rows_without_training_start_from_the_finished_dense_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(networks.NETWORKS, "resnet20", lambda: NARROW)
+    small = tiny_study(tmp_path / "rows.jsonl")
+    untrained = [Row("resnet20", method, 4.0) for method in ("projection", "posttrain")]
+    small.rows = [*untrained, Row("resnet20", "dense")]
+    # Between them, the time is over: a second process goes on.
+    small.trainer.deadline, ticks = 0.0, itertools.chain([0.0] * 7, itertools.repeat(1.0))
+    small.trainer.clock = lambda: next(ticks)
+    assert not small.run()
+    small.trainer.deadline = float("inf")
+    assert small.run()
+    lines = {row["method"]: row for row in study.Results.read(tmp_path / "rows.jsonl").rows}
+    assert list(lines) == ["dense", "projection", "posttrain"]
+    (kept,) = small.work.glob("*.finished.pt")
+    for row in untrained:
+        state = torch.load(kept, weights_only=True)
+        module = networks.to_plain(networks.Layout(NARROW), **state)
+        batches = posttraining.calibration(small.trainer.data)
+        rate = rows.connectivity(NARROW, 4.0)
+        if row.method == "projection":
+            oneshot(module, rate, first="skip", sharing="neighbours")
+            recalibrate_bn(module, batches)
+        else:
+            posttrain(module, batches, rate, first="skip", sharing="neighbours", progress=False)
+        images = small.trainer.data.normalised(small.trainer.data.test).permute(0, 3, 1, 2)
+        right = module(images).argmax(1) == small.trainer.data.test_labels
+        assert lines[row.method]["test"] == pytest.approx(100 * float(right.float().mean()))
+        assert lines[row.method]["compression_rate"] == pytest.approx(4.0, rel=0.05)
+    # A results file that outlived its networks: the dense one is trained again, with no new row.
+    kept.unlink()
+    small.results.rows.pop()
+    assert small.run()
+    again = study.Results.read(tmp_path / "rows.jsonl").rows
+    assert [row["method"] for row in again] == ["dense", "projection", "posttrain", "posttrain"]
+    assert again[3]["test"] == again[2]["test"]
 
 
 @pytest.mark.parametrize(

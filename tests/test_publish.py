@@ -8,10 +8,17 @@ import stat
 import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from tvm_pattern import atomic, publish
 from tvm_pattern.manifest import ArtifactError, Manifest, manifest_path, pending_path
+from tvm_pattern.pruning import PatternConfig, oneshot
+from tvm_pattern.pruning.plots import plot_library
+from tvm_pattern.tuning.plots import plot_search
+from tvm_pattern.tuning.records import LogError, TuningLog
 
 MANIFEST = Manifest(
     target={"kind": "llvm"},
@@ -166,3 +173,51 @@ def test_write_file_replaces_or_leaves(tmp_path):
         atomic.write_file(tmp_path / "none" / "x", b"two")
     assert (tmp_path / "x").read_bytes() == b"one"
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+# Writers of single files -------------------------------------------------------------------------
+
+
+def small_report():
+    torch.manual_seed(0)
+    return oneshot(nn.Sequential(nn.Conv2d(3, 8, 3)).eval(), connectivity=2.0, first="prune")
+
+
+WRITERS = {
+    "report.json": lambda path: small_report().save(path),
+    "report.md": lambda path: small_report().save(path),
+    "report.html": lambda path: small_report().save(path),
+    "patterns.yaml": lambda path: PatternConfig().save(path),
+    "patterns.json": lambda path: PatternConfig().save(path),
+    "library.png": lambda path: plot_library(small_report(), path),
+    "curves.svg": lambda path: plot_search(path, []),
+    "outputs.npz": lambda path: atomic.write_arrays(path, {"y": np.arange(3)}),
+    "log.jsonl": lambda path: TuningLog(path).write([]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:No artists with labels")
+@pytest.mark.parametrize("name", WRITERS)
+def test_what_stops_a_writer_leaves_the_old_file(tmp_path, monkeypatch, name):
+    path = tmp_path / name
+    path.write_bytes(b"old")
+
+    def full_disk(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full_disk)
+        with pytest.raises((OSError, LogError), match="No space left"):
+            WRITERS[name](path)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    WRITERS[name](path)
+    assert path.read_bytes() != b"old"
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_arrays_by_name(tmp_path):
+    atomic.write_arrays(tmp_path / "out", {"y": np.arange(3), "output 1": np.ones((2, 2))})
+    with np.load(tmp_path / "out.npz") as found:
+        assert found["y"].tolist() == [0, 1, 2]
+        assert found["output 1"].shape == (2, 2)

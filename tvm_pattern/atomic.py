@@ -7,11 +7,16 @@ reads meanwhile, or after a crash, finds the old file or the new one.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
 
 if os.name == "posix":
     import fcntl
@@ -79,6 +84,24 @@ def write_file(destination: Path, content: bytes) -> None:
         sync(file)
         os.replace(temporary, destination)
     sync_folder(destination.parent)
+
+
+def write_figure(figure: Figure, destination: Path, **options: Any) -> None:
+    """:func:`write_file` of a plot, in the format of the suffix; ``options`` as of ``savefig``."""
+    memory = io.BytesIO()
+    figure.savefig(memory, format=destination.suffix.removeprefix("."), **options)
+    write_file(destination, memory.getvalue())
+
+
+def write_arrays(destination: Path, arrays: dict[str, np.ndarray]) -> None:
+    """:func:`write_file` of arrays by name, as ``numpy.savez`` writes them: ``.npz`` is added."""
+    import numpy as np
+
+    memory = io.BytesIO()
+    np.savez(memory, allow_pickle=False, **arrays)
+    if destination.suffix != ".npz":
+        destination = destination.with_name(destination.name + ".npz")
+    write_file(destination, memory.getvalue())
 
 
 @contextlib.contextmanager

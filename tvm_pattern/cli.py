@@ -332,6 +332,7 @@ def _run_here(
     import numpy as np
 
     from .artifact import load
+    from .atomic import write_arrays
     from .profiling import profile_text
     from .random_inputs import random_array
     from .timing import latency
@@ -355,7 +356,7 @@ def _run_here(
     layers = lib.profile() if profile else None
     if output is not None:
         named = {s.name: a for s, a in zip(lib.outputs, outputs, strict=True)}
-        np.savez(output, **named)  # type: ignore[arg-type]
+        write_arrays(output, named)
     if json_output:
         shown = {"outputs": rows, "timing": timing}
         print_json({**shown, "profile": layers.as_dict()} if layers else shown)

@@ -30,6 +30,7 @@ from torch.nn import functional
 
 from . import models
 from .artifact import Library
+from .atomic import write_file
 from .compiler import compile as compile_library
 from .demo_plot import LayerTime, save_picture
 from .locks import locked_folder
@@ -423,7 +424,7 @@ def _run_demo(output: Path, threads: int | None, console: Console, *, quick: boo
     picture = output / "demo.png"
     save_picture(picture, report, layers)
     figures = {"digits": digits, "resnet50": resnet}
-    (output / "demo.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    write_file(output / "demo.json", (json.dumps(figures, indent=1) + "\n").encode())
     console.print(f"picture: {picture}   figures: {output / 'demo.json'}")
     console.print(f"done in {time.perf_counter() - start:.0f} s")
     return picture

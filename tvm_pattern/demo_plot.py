@@ -13,6 +13,7 @@ from matplotlib.figure import Figure, SubFigure
 
 from topi_kernels.pattern import PatternSet
 
+from .atomic import write_figure
 from .pruning.assignment import LayerAssignment
 from .pruning.report import PruneReport
 
@@ -47,7 +48,7 @@ def save_picture(path: Path, report: PruneReport, layers: Sequence[LayerTime]) -
     _draw_patterns(left, layer.pattern_set, _usage(report))
     _draw_kernels(right.subplots(), name, layer)
     _draw_layers(bottom.subplots(), layers)
-    figure.savefig(path, dpi=110)
+    write_figure(figure, path, dpi=110)
 
 
 def _usage(report: PruneReport) -> np.ndarray:

@@ -18,7 +18,7 @@ import torch
 
 from . import data
 from .networks import NETWORKS
-from .operators import FusedOperators, Operators, PlainOperators
+from .operators import FusedOperators, ModuleOperators, Operators
 from .probe import probe, verify
 from .rows import all_rows
 from .study import Results, ResultsError, Study
@@ -36,11 +36,15 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--cache", type=Path, help="where decoded images are kept (.npz)")
     parser.add_argument("--latency", type=Path, help="table of benchmarks.cifar.latency")
     parser.add_argument("--network", action="append", choices=list(NETWORKS), help="default: all")
-    parser.add_argument("--only", default="", help="rows whose label contains this")
+    parser.add_argument(
+        "--only", action="append", help="rows whose label contains this, or one of these"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--members", type=int, help="rows at once (default: 12 on CUDA, 1 on CPU)")
     parser.add_argument("--epochs", type=int, help="epochs of every row")
     parser.add_argument("--pretrain-epochs", type=int)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--lr", type=float, help="highest learning rate, of SGD")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], help="of activations")
     parser.add_argument("--budget-seconds", type=float, default=float("inf"))
@@ -62,9 +66,9 @@ def settings_of(options: argparse.Namespace) -> Settings:
         settings = replace(
             settings, epochs=options.epochs, prune_epochs=max(1, options.epochs // 2)
         )
-    if options.pretrain_epochs is not None:
-        settings = replace(settings, pretrain_epochs=options.pretrain_epochs)
-    return settings
+    names = ("pretrain_epochs", "batch_size", "lr")
+    given = {name: getattr(options, name) for name in names}
+    return replace(settings, **{n: value for n, value in given.items() if value is not None})
 
 
 def operators_of(
@@ -72,7 +76,7 @@ def operators_of(
 ) -> Operators:
     """Fused kernels on CUDA, plain torch elsewhere, unless one is asked for."""
     if wanted == "plain" or device.type != "cuda":
-        return PlainOperators()
+        return ModuleOperators()
     from .precompile import precompile
 
     torch.backends.cudnn.benchmark = True
@@ -95,7 +99,8 @@ def main(values: list[str] | None = None) -> int:
     device = torch.device(options.device)
     dtype = getattr(torch, options.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     rows = all_rows(tuple(options.network or NETWORKS))
-    rows = [row for row in rows if options.only in row.label]
+    wanted = options.only or [""]
+    rows = [row for row in rows if any(part in row.label for part in wanted)]
     latency = json.loads(options.latency.read_text()) if options.latency else None
     if latency is None:
         left_out = [row for row in rows if row.method == "filter-latency"]
@@ -103,7 +108,7 @@ def main(values: list[str] | None = None) -> int:
         if left_out:
             print(f"{len(left_out)} filter-latency rows left out: no --latency table", flush=True)
     if not rows:
-        parser.error(f"--only {options.only!r} matches no row")
+        parser.error(f"--only {wanted} matches no row")
     try:
         if options.quick:
             arrays = data.synthetic(64, 40)

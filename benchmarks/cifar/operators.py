@@ -1,6 +1,7 @@
 """Convolution, batch norm and ReLU of all members: by torch's operators, and fused.
 
-:class:`PlainOperators` is the specification. :class:`FusedOperators` runs the kernels of
+:class:`PlainOperators` is the specification, :class:`ModuleOperators` what a CPU runs.
+:class:`FusedOperators` runs the kernels of
 :mod:`benchmarks.cifar.kernels`, or cuDNN member by member, whichever a measurement finds faster for
 the shape, after comparing the two.
 """
@@ -98,6 +99,49 @@ class PlainOperators:
         if residual is not None:
             out = out + residual.float()
         return (torch.relu(out) if relu else out).to(x.dtype)
+
+
+class ModuleOperators:
+    """What ``nn.Conv2d`` and ``nn.BatchNorm2d`` run, member by member: faster on a CPU."""
+
+    image_channels = 3
+
+    def layer(
+        self,
+        x: torch.Tensor,
+        w: torch.Tensor,
+        norm: Norm,
+        residual: torch.Tensor | None,
+        stride: int,
+        relu: bool,
+        training: bool,
+    ) -> torch.Tensor:
+        count = len(w)
+        images, residuals = _each(x, count), _each(residual, count)
+        weights, gammas, betas = (_each(v, count) for v in (w.to(x.dtype), norm.gamma, norm.beta))
+        outputs = []
+        for s in range(count):
+            y = F.batch_norm(
+                F.conv2d(images[s].permute(0, 3, 1, 2), weights[s], None, stride, w.shape[-1] // 2),
+                norm.mean[s],
+                norm.variance[s],
+                gammas[s],
+                betas[s],
+                training,
+                MOMENTUM,
+                EPSILON,
+            )
+            if residual is not None:
+                y = y + residuals[s].permute(0, 3, 1, 2)
+            outputs.append((F.relu(y) if relu else y).permute(0, 2, 3, 1))
+        return outputs[0][None] if count == 1 else torch.stack(outputs)
+
+
+def _each(values: torch.Tensor | None, count: int) -> list[torch.Tensor]:
+    """Values of each member; of a single one without a copy, in the backward pass too."""
+    if values is None:
+        return []
+    return [values.squeeze(0)] * count if len(values) == 1 else list(values.unbind())
 
 
 def taps_first(w: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -9,7 +9,9 @@ from .networks import NETWORKS, VGG_WIDTHS, Network, resnet20, vgg
 
 PATTERN_RATE = 2.25
 SHARE_OF_TAPS = 4 / 9
-PATTERN_METHODS = ("gradual", "oneshot", "admm")
+UNTRAINED = ("projection", "posttrain", "posttrain-blocks")
+"""Methods that prune the finished dense network by some images and do not train it again."""
+PATTERN_METHODS = ("gradual", "oneshot", "admm", *UNTRAINED)
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,8 @@ class Row:
 
     ``method``: dense; gradual, oneshot, admm (patterns and connectivity); unstructured (magnitude,
     gradual); filter-weights and filter-latency (whole filters, as many weights or as much measured
-    time as the gradual row of the rate).
+    time as the gradual row of the rate). Of the finished dense network: projection (batch norms
+    recalibrated), posttrain, posttrain-blocks (blocks tuned afterwards).
     """
 
     network: str
@@ -72,6 +75,7 @@ def _of_network(network: str) -> list[Row]:
         row("filter-weights", 12.0),
         row("oneshot", PATTERN_RATE),
         row("gradual", PATTERN_RATE, library="pconv4"),
+        *(row(method, rate) for rate in (PATTERN_RATE, 4.0, 8.0) for method in UNTRAINED),
     ]
 
 

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from .model import Members
-from .networks import NETWORKS, Layout
+from .networks import NETWORKS, Layout, PlainNetwork, to_plain
+from .posttraining import accuracy, prune
 from .pruning import Pruning
-from .rows import Row, as_fields, from_fields, stages
+from .rows import UNTRAINED, Row, as_fields, from_fields, stages
 from .training import OutOfTime, Settings, Trainer, copies, fresh, save_atomically
 
 SAFETY = 1.05
@@ -159,9 +160,15 @@ class Study:
     # Batches ------------------------------------------------------------------------------------
 
     def _stage(self, seed: int, rows: list[Row]) -> None:
-        """Rows of a seed in their order, the networks in turns."""
+        """Rows of a seed in their order, the networks in turns; those without training last."""
         done = self.results.done()
         missing = [row for row in rows if (row, seed) not in done]
+        untrained = [row for row in missing if row.method in UNTRAINED]
+        self._train_all(seed, [row for row in missing if row not in untrained])
+        for row in untrained:
+            self._prune_finished(row, seed)
+
+    def _train_all(self, seed: int, missing: list[Row]) -> None:
         while missing:
             batch = self._resumable(missing, seed)
             if batch is None:
@@ -236,20 +243,19 @@ class Study:
         key = json.dumps([self.results.settings, network, seed])
         return self.work / f"dense-{network}-{seed}-{_digest(key)}.pt"
 
+    def _finished_file(self, network: str, seed: int) -> Path:
+        """The dense row's network after all of its epochs."""
+        return self._dense_file(network, seed).with_suffix(".finished.pt")
+
     def _pretrain(self, layout: Layout, seeds: list[int]) -> None:
         epochs, name = self.settings.pretrain_epochs, layout.network.name
         self.say(f"{name}: {epochs} dense epochs of seeds {seeds}")
         members = fresh(layout, seeds, self.device)
         path = self._dense_file(name, seeds[0]).with_suffix(f".training-{len(seeds)}")
         self.trainer.run(members, seeds, epochs, checkpoint=path)
-        for index, accuracy in enumerate(self.trainer.accuracy(members)):
-            self.say(f"  {accuracy:.2f} after them, seed {seeds[index]}")
-            state = {
-                "parameters": members.parameters[index].clone(),
-                "mean": members.mean[index].clone(),
-                "variance": members.variance[index].clone(),
-            }
-            save_atomically(state, self._dense_file(name, seeds[index]))
+        for index, percent in enumerate(self.trainer.accuracy(members)):
+            self.say(f"  {percent:.2f} after them, seed {seeds[index]}")
+            save_atomically(state_of(members, index), self._dense_file(name, seeds[index]))
 
     def _train(self, rows: list[Row], seed: int, dense: Members) -> None:
         members = copies(dense, [0] * len(rows))
@@ -271,24 +277,75 @@ class Study:
         )
         seconds = (self.trainer.clock() - started) / len(rows)
         accuracies = self.trainer.accuracy(members)
-        finished = []
-        for index, (row, accuracy) in enumerate(zip(rows, accuracies, strict=True)):
-            kept = kept_weights(members, index)
-            finished.append(
-                {
-                    **as_fields(row),
-                    "seed": seed,
-                    "test": None if math.isnan(accuracy) else accuracy,
-                    "compression_rate": dense_weights(members) / kept,
-                    "fraction": pruning.fraction(row) if row.method.startswith("filter") else None,
-                    "seconds": round(seconds, 2),
-                }
-            )
-        self.results.append(*finished)
+        done, finished = self.results.done(), []
+        for index, (row, percent) in enumerate(zip(rows, accuracies, strict=True)):
+            if row.method == "dense":
+                save_atomically(state_of(members, index), self._finished_file(name, seed))
+            if (row, seed) in done:  # a dense network that was trained anew
+                continue
+            fraction = pruning.fraction(row) if row.method.startswith("filter") else None
+            rate = dense_weights(members) / kept_weights(members, index)
+            finished.append(as_line(row, seed, percent, rate, seconds, fraction))
+        self._add(finished)
         checkpoint.with_suffix(".json").unlink(missing_ok=True)
-        for line in finished:
+
+    def _add(self, lines: list[dict[str, Any]]) -> None:
+        self.results.append(*lines)
+        for line in lines:
             label = from_fields(line).label
             self.say(f"  {line['test']} {label} ({line['compression_rate']:.2f}x)")
+
+    # Without training ---------------------------------------------------------------------------
+
+    def _finished(self, network: str, seed: int) -> PlainNetwork:
+        """The dense row's network as a module; trained anew where it was not kept."""
+        path = self._finished_file(network, seed)
+        if not path.is_file():
+            self._train([Row(network, "dense")], seed, self._dense(network, seed))
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        layout = Layout(NETWORKS[network]())
+        module = to_plain(layout, state["parameters"], state["mean"], state["variance"])
+        return module.to(self.device)
+
+    def _prune_finished(self, row: Row, seed: int) -> None:
+        """One row of :data:`UNTRAINED`.
+
+        Raises
+        ------
+        OutOfTime
+            The deadline has passed; what is under way is done to its end.
+        """
+        if self.trainer.clock() > self.trainer.deadline:
+            raise OutOfTime
+        module = self._finished(row.network, seed)
+        started = self.trainer.clock()
+        rate = prune(module, row, self.trainer.data)
+        seconds = self.trainer.clock() - started
+        percent = accuracy(module, self.trainer.data)
+        self._add([as_line(row, seed, percent, rate, seconds, None)])
+
+
+def as_line(
+    row: Row, seed: int, percent: float, rate: float, seconds: float, fraction: float | None
+) -> dict[str, Any]:
+    """What the results file holds of a finished row."""
+    return {
+        **as_fields(row),
+        "seed": seed,
+        "test": None if math.isnan(percent) else percent,
+        "compression_rate": rate,
+        "fraction": fraction,
+        "seconds": round(seconds, 2),
+    }
+
+
+def state_of(members: Members, index: int) -> dict[str, torch.Tensor]:
+    """Vectors of one member: parameters and running statistics."""
+    return {
+        "parameters": members.parameters[index].clone(),
+        "mean": members.mean[index].clone(),
+        "variance": members.variance[index].clone(),
+    }
 
 
 def dense_weights(members: Members) -> int:

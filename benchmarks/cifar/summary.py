@@ -45,6 +45,15 @@ def comparisons(network: str) -> list[tuple[str, Row, Row]]:
         found.append((f"F={group}: similar filters against neighbours at 8x", like, near))
     for library in ("natural8", "pconv4"):
         found.append((f"{library} against fixed8 at 8x", replace(base, library=library), base))
+    for rate in (PATTERN_RATE, 4.0, 8.0):
+        projected = Row(network, "projection", rate)
+        for method in ("posttrain", "posttrain-blocks"):
+            untrained = Row(network, method, rate)
+            found.append((f"{method} {rate:g}x against dense", untrained, dense))
+            question = f"{method} {rate:g}x against projection and recalibration"
+            found.append((question, untrained, projected))
+            question = f"{method} {rate:g}x against gradual with training"
+            found.append((question, untrained, replace(base, rate=rate)))
     for method in ("admm", "oneshot", "unstructured"):
         other = Row(network, method, 8.0)
         found.append((f"{method} against gradual at 8x", other, base))
@@ -253,6 +262,7 @@ SERIES = (
     ("similar filters share", "v", lambda row: row.similar),
     ("ADMM", "P", lambda row: row.method == "admm"),
     ("one-shot", "X", lambda row: row.method == "oneshot"),
+    ("posttrain, no training", "D:", lambda row: row.method == "posttrain"),
     ("filter pruning", "s--", lambda row: row.method.startswith("filter")),
 )
 

@@ -29,6 +29,7 @@ from tvm_pattern.pruning.data import (
     DataError,
     EpochSampler,
     ImageFolder,
+    collate,
     make_loader,
     open_data,
     read_cifar10,
@@ -399,6 +400,51 @@ def test_unreadable_images_are_named_counted_and_not_fatal(folder, tmp_path):
     assert run.unreadable == {str(p) for p in bad}
     history = json.loads((tmp_path / "o/history.json").read_text())
     assert history["unreadable"] == sorted(str(p) for p in bad)
+
+
+def test_batch_norms_see_no_unreadable_images(folder, tmp_path):
+    """Neither in training nor in the recalibration at the freeze."""
+    for name in ("cat/0", "cat/3", "dog/1", "dog/5"):
+        (folder / f"train/{name}.png").write_bytes(b"")
+    run = trainer(folder, tmp_path / "o", recipe(epochs=2))
+    darkest = []
+
+    def look(norm, arguments):
+        if norm.training:
+            darkest.append(float(arguments[0].detach().flatten(1).std(1).min()))
+
+    run.model[1].register_forward_pre_hook(look)
+    run.model[0].bias.data.zero_()
+    run.model[0].bias.requires_grad_(False)
+    run.run()
+    # Of zeros, a convolution without bias makes zeros, and they do not vary.
+    assert min(darkest) > 0.01
+    assert len(run.unreadable) == 4
+
+
+def test_a_batch_without_a_readable_image_has_no_statistics(folder, tmp_path):
+    run = trainer(folder, tmp_path / "o")
+    run.model.train()
+    before = {k: v.clone() for k, v in run.model.state_dict().items()}
+    assert float(run._backward(torch.zeros(4, 3, 16, 16), torch.full((4,), IGNORED))) == 0.0
+    assert all(torch.equal(v, before[k]) for k, v in run.model.state_dict().items())
+    assert all(module.training for module in run.model.modules())
+    for file in (folder / "train").rglob("*.png"):
+        file.write_bytes(b"")
+    with pytest.raises(DataError, match="no training image could be read"):
+        trainer(folder, tmp_path / "none").run()
+
+
+def test_unreadable_items_of_a_batch_show_readable_ones():
+    one, two = torch.ones(3, 2, 2), torch.full((3, 2, 2), 2.0)
+    gone = (torch.zeros(3, 2, 2), IGNORED, 7)
+    images, labels, indices = collate([gone, (one, 4, 1), gone, (two, 5, 2)])
+    assert [float(image.mean()) for image in images] == [1.0, 1.0, 1.0, 2.0]
+    assert labels.tolist() == [IGNORED, 4, IGNORED, 5]
+    assert indices.tolist() == [7, 1, 7, 2]
+    images, labels, _ = collate([gone, gone])
+    assert not images.any()
+    assert labels.tolist() == [IGNORED] * 2
 
 
 def test_validation_needs_one_readable_image(folder, tmp_path):

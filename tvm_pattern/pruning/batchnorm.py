@@ -19,6 +19,24 @@ def batch_input(batch: Any) -> Any:
     return batch[0] if isinstance(batch, list | tuple) else batch
 
 
+def _norms(model: nn.Module) -> list[_BatchNorm]:
+    """Batch norms that keep running statistics."""
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+
+
+@contextmanager
+def norms_at_rest(model: nn.Module) -> Iterator[None]:
+    """Running statistics of batch norms stay as they are, and are what is used."""
+    modes = {norm: norm.training for norm in _norms(model)}
+    try:
+        for norm in modes:
+            norm.eval()
+        yield
+    finally:
+        for norm, mode in modes.items():
+            norm.train(mode)
+
+
 @contextmanager
 def _statistics_only(model: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]:
     """Batch norms in training mode with a cumulative average, everything else in eval mode."""
@@ -69,7 +87,7 @@ def recalibrate_bn(
         If ``data`` gives no batch: the statistics would be those of no data at all.
     """
     model = unwrap(model)
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    norms = _norms(model)
     if not norms:
         return 0
     if batches is not None and batches < 1:

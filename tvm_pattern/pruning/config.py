@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from topi_kernels.pattern import PatternSet, builtin_pattern_set
 
+from ..atomic import write_file
 from .sharing import Sharing
 
 LayerType = Literal["conv", "pointwise", "depthwise", "linear", "first"]
@@ -332,7 +333,8 @@ class PatternConfig(_Strict):
     def save(self, path: str | Path) -> None:
         """Write ``.json``, ``.yaml`` or ``.yml``."""
         path = Path(path)
-        path.write_text(self.to_json() if _format_of(path) == "json" else self.to_yaml())
+        text = self.to_json() if _format_of(path) == "json" else self.to_yaml()
+        write_file(path, text.encode())
 
 
 def _plain(value: Any) -> Any:

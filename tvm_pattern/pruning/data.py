@@ -52,7 +52,8 @@ def _uniform(generator: torch.Generator, low: float, high: float) -> float:
 class ImageFolder(Dataset[Item]):
     """``root/<class>/*.jpg``; training crops are random, evaluation crops central.
 
-    An unreadable image becomes zeros with the label :data:`IGNORED`.
+    An unreadable image becomes zeros with the label :data:`IGNORED`; :func:`collate` puts another
+    one in its place, so that batch norms see pictures only.
     """
 
     def __init__(
@@ -323,6 +324,20 @@ def open_validation(
     return ImageFolder(root, names, image_size or 224, 0, train=False), names
 
 
+def collate(items: list[Item]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A batch ``(images, labels, indices)``; what cannot be read shows what can, and stays ignored.
+
+    Zeros stay only where nothing in the batch can be read.
+    """
+    readable = [image for image, label, _ in items if label != IGNORED]
+    images = [
+        readable[number % len(readable)] if label == IGNORED and readable else image
+        for number, (image, label, _) in enumerate(items)
+    ]
+    labels, indices = (torch.tensor([item[place] for item in items]) for place in (1, 2))
+    return torch.stack(images), labels, indices
+
+
 def useful_workers(workers: int) -> int:
     """At most one for each processor: torch warns of more, and they are of no use."""
     count = getattr(os, "sched_getaffinity", None)
@@ -337,6 +352,7 @@ def make_loader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
+        collate_fn=collate,
         num_workers=useful_workers(workers),
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..atomic import write_figure
 from .assignment import Assignment
 from .projection import REMOVED
 from .report import PruneReport
@@ -17,7 +18,7 @@ from .report import PruneReport
 
 def _save(figure: Figure, path: str | Path) -> None:
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    write_figure(figure, Path(path), dpi=120, bbox_inches="tight")
 
 
 def plot_library(report: PruneReport, path: str | Path) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from ..atomic import write_file
 from .assignment import Assignment
 from .kernels import kernel_shape
 from .layers import LayerPlan, SkippedLayer
@@ -207,7 +208,7 @@ class PruneReport:
         forms = {".json": self.to_json, ".md": self.to_markdown, ".html": self.to_html}
         if path.suffix not in forms:
             raise ValueError(f"{path}: expected one of {sorted(forms)}, got {path.suffix!r}")
-        path.write_text(forms[path.suffix](), encoding="utf-8")
+        write_file(path, forms[path.suffix]().encode())
 
 
 def build_report(

@@ -8,7 +8,7 @@ import io
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from rich.progress import (
 from torch import nn
 
 from ..atomic import write_file
+from .batchnorm import norms_at_rest
 from .checkpoint import CheckpointError, load_training, save_pruned, save_training
 from .data import IGNORED, DataError, DataSets, EpochSampler, make_loader
 from .ema import MaskedEma
@@ -198,7 +199,11 @@ class Trainer:
     def _freeze(self) -> None:
         self.pruner.freeze()
         self._samplers["train"].epoch = self.epoch  # the same images after a resume
-        batches = (x.to(self.device) for x, _, _ in self._loaders["train"])
+        batches = (
+            images.to(self.device)
+            for images, labels, _ in self._loaders["train"]
+            if bool((labels != IGNORED).any())
+        )
         self.pruner.recalibrate_bn(batches, self.recipe.train.bn_batches)
 
     def _train_epoch(self, progress: Progress, task: Any) -> dict[str, Any]:
@@ -208,12 +213,13 @@ class Trainer:
         self._samplers["train"].epoch = self.epoch
         self.wrapped.train()
         loader = self._loaders["train"]
-        total, count = 0.0, 0
+        total, count, known = 0.0, 0, 0
         for step, (images, labels, indices) in enumerate(loader):
             rate = learning_rate(self.recipe, self.epoch + step / len(loader))
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self._note_unreadable(self.data.train, labels, indices)
+            known += int((labels != IGNORED).sum())
             loss = self._backward(images.to(self.device), labels.to(self.device))
             self._stop_if_diverged(loss)
             if (step + 1) % train.accumulate == 0 or step + 1 == len(loader):
@@ -233,6 +239,8 @@ class Trainer:
                 description=f"epoch {self.epoch + 1}/{train.epochs} {self.pruner.phase}"
                 f" loss {total / count:.3f}",
             )
+        if not known:
+            raise DataError("no training image could be read; repair the data folder")
         return {"loss": total / max(1, count)}
 
     def _backward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -242,7 +250,9 @@ class Trainer:
         if self.mix is not None and bool(known.any()):
             images, labels = self.mix(images[known], labels[known])
             known = known[known]
-        with torch.autocast(kind, enabled=train.amp):
+        # A batch in which nothing could be read is zeros: no statistics for batch norms.
+        at_rest = nullcontext() if bool(known.any()) else norms_at_rest(self.model)
+        with torch.autocast(kind, enabled=train.amp), at_rest:
             outputs = self.wrapped(images)
             summed = F.cross_entropy(
                 outputs.float(),
@@ -367,7 +377,7 @@ class Trainer:
             report.save(self.output / f"report{suffix}")
         write_file(self.output / "history.csv", _as_csv(self.epochs).encode())
         history = {"epochs": self.epochs, "unreadable": sorted(self.unreadable)}
-        (self.output / "history.json").write_text(json.dumps(history, indent=2))
+        write_file(self.output / "history.json", json.dumps(history, indent=2).encode())
         save_plots(report, self.output / "plots", self.epochs)
         if self.unreadable:
             self.console.print(f"{len(self.unreadable)} unreadable images were left out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..atomic import write_figure
 from .scheduler import TaskState
 
 
@@ -33,4 +34,4 @@ def plot_search(path: Path, states: Sequence[TaskState]) -> None:
     axes.set_ylim(bottom=0)
     axes.legend(fontsize="x-small", ncols=2)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    write_figure(figure, path, metadata={"Date": None} if path.suffix == ".svg" else None)

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..atomic import write_file
+
 SCHEMA = "tvm-pattern/tuning-record"
 SCHEMA_VERSION = 1
 
@@ -315,12 +317,9 @@ class TuningLog:
         """Replace the file by ``records`` in one step; returns how many."""
         lines = [record.to_line() for record in records]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
-            temporary.write_text("".join(lines), encoding="utf-8")
-            temporary.replace(self.path)
+            write_file(self.path, "".join(lines).encode())
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise LogError(f"cannot write {self.path}: {error.strerror}") from error
         return len(lines)
 
