@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -12,7 +15,7 @@ from tvm_pattern import quantization
 from tvm_pattern.quantization import QuantizedModel
 
 from .harness import OURS, Contender
-from .ours import NetworkEngine, pruned
+from .ours import NetworkEngine, library_name, pruned
 from .session import Session
 from .workloads import NetworkSpec, network_flops
 
@@ -20,6 +23,8 @@ from .workloads import NetworkSpec, network_flops
 CALIBRATION = 4
 #: 1x1 kernels of so many in_channels are one dot product.
 BLOCK_1X1 = 4
+#: The dense network as the peers read it.
+QDQ_FILE = "model.onnx"
 
 
 def quantised(model: nn.Module, spec: NetworkSpec) -> QuantizedModel:
@@ -28,8 +33,62 @@ def quantised(model: nn.Module, spec: NetworkSpec) -> QuantizedModel:
     return quantization.quantize(model, batches, progress=False)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What is known of a network of bytes beside its library.
+
+    Parameters
+    ----------
+    dense_flops, effective_flops : int
+    sparsity : float
+    """
+
+    dense_flops: int
+    effective_flops: int
+    sparsity: float
+
+
+def _files(library: Path) -> tuple[Path, Path]:
+    """The facts and torch's result of the network of a library."""
+    return library.with_suffix(".json"), library.with_suffix(".npy")
+
+
+def prepare(
+    spec: NetworkSpec,
+    dense: nn.Module,
+    group: int | None,
+    library: Path,
+    threads: int,
+    target: str,
+    *,
+    compiled: bool = True,
+) -> None:
+    """Prune, quantise and compile a network, unless the folder of ``library`` has it already.
+
+    The dense one is written as an ONNX file of QDQ pairs too; not ``compiled``, it is for peers.
+    """
+    facts, reference = _files(library)
+    if facts.exists() and (library.exists() or not compiled):
+        return
+    example = spec.example()
+    block = BLOCK_1X1 if spec.connectivity_1x1 > 1 else 1
+    model = dense if group is None else pruned(dense, spec, group, block)
+    network = quantised(model, spec)
+    if group is None:
+        network.save(library.with_name(QDQ_FILE))
+    np.save(reference, network(example).numpy())
+    if compiled:
+        NetworkEngine.build(network, example, threads, target=target, path=library)
+    facts.write_text(json.dumps(asdict(Prepared(*network_flops(model, example)))))
+
+
 def contenders(
-    session: Session, spec: NetworkSpec, dense: nn.Module, example: torch.Tensor, folder: Path
+    session: Session,
+    spec: NetworkSpec,
+    dense: nn.Module,
+    example: torch.Tensor,
+    folder: Path,
+    target: str,
 ) -> list[Contender]:
     """The peers on the dense network of bytes; our library dense and at each group of ``spec``.
 
@@ -37,21 +96,18 @@ def contenders(
     """
     found = []
     for group in (None, *spec.groups_int8):
-        if group is not None and not session.select(spec.name, OURS, group):
+        ours = session.select(spec.name, OURS, group)
+        if group is not None and not ours:
             continue
-        block = BLOCK_1X1 if spec.connectivity_1x1 > 1 else 1
-        model = dense if group is None else pruned(dense, spec, group, block)
-        flops, effective, sparsity = network_flops(model, example)
-        network = quantised(model, spec)
-        reference = network(example).numpy()
+        library = folder / library_name(group, target, session.threads)
+        prepare(spec, dense, group, library, session.threads, target, compiled=ours)
+        facts, saved = _files(library)
+        known, reference = Prepared(**json.loads(facts.read_text())), np.load(saved)
         if group is None:
-            path = folder / "model.onnx"
-            network.save(path)
+            path, flops = library.with_name(QDQ_FILE), known.dense_flops
             found += session.add_int8_peers(spec.name, path, example, reference, flops)
-        if session.select(spec.name, OURS, group):
-            contender = Contender(
-                spec.name, OURS, None, flops, effective, sparsity, group, dtype="int8"
-            )
-            build = partial(NetworkEngine.build, network, example, num_threads=session.threads)
-            found.append(session.add_ours(contender, build, reference))
+        if ours:
+            contender = Contender(spec.name, OURS, None, **asdict(known), group=group, dtype="int8")
+            load = partial(NetworkEngine.load, library, example, session.threads)
+            found.append(session.add_ours(contender, load, reference))
     return found

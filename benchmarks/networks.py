@@ -17,7 +17,7 @@ from torch import nn
 
 from . import int8_networks, resident
 from .harness import OURS, Contender
-from .ours import TARGET, NetworkEngine, pruned
+from .ours import TARGET, NetworkEngine, library_name, pruned
 from .peers import PEERS, UNTUNED
 from .session import (
     REFUSALS,
@@ -51,12 +51,6 @@ UntunedOption = Annotated[
 GroupsOption = Annotated[
     str | None, typer.Option("--groups", help="Filters that share kernels, e.g. 1,2,4,8.")
 ]
-
-
-def library_name(group: int | None, target: str, threads: int) -> str:
-    """File of one of our libraries in the folder of its network."""
-    which = "dense" if group is None else f"F{group}"
-    return f"{which}-{target.rpartition('/')[2]}-{threads}.so"
 
 
 def our_contenders(
@@ -164,7 +158,9 @@ def main(
                 folder.mkdir(parents=True, exist_ok=True)
             model, example = spec.build(), spec.example()
             if dtype == "int8":
-                session.run(int8_networks.contenders(session, spec, model, example, folder))
+                found = int8_networks.contenders(session, spec, model, example, folder, target)
+                if not prepare:
+                    session.run(found)
                 continue
             flops, _, _ = network_flops(model, example)
             contenders = session.add_peers(spec.name, model, example, folder, flops, peers)

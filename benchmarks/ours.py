@@ -177,6 +177,12 @@ class NetworkEngine:
         return self._output
 
 
+def library_name(group: int | None, target: str, threads: int) -> str:
+    """File of one of our libraries in the folder of its network."""
+    which = "dense" if group is None else f"F{group}"
+    return f"{which}-{target.rpartition('/')[2]}-{threads}.so"
+
+
 def pruned(model: nn.Module, spec: NetworkSpec, group: int, block_1x1: int = 1) -> nn.Module:
     """A copy of ``model``, pruned in one shot to the sparsity of ``spec``.
 

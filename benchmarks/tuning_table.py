@@ -103,7 +103,7 @@ def network_jobs(
         for group in groups:
             for weighted in network_tasks(network, group, [target])[0]:
                 task = weighted.task
-                if task.structure != "pattern":
+                if not isinstance(task, ConvTask) or task.structure != "pattern":
                     continue
                 out = task.out_layout
                 shape = (

@@ -17,12 +17,8 @@ from benchmarks import arm_emulation
 from topi_kernels.geometry import ConvGeometry
 from topi_kernels.layout import PlaneLayout
 from topi_kernels.schedules.cpu_int8.byte_layout import byte_layout
-from topi_kernels.schedules.cpu_int8.plan import (
-    Int8Layer,
-    Int8Plan,
-    Quantisation,
-    plan_int8_conv,
-)
+from topi_kernels.schedules.cpu_int8.plan import Int8Layer, Int8Plan, plan_int8_conv
+from topi_kernels.schedules.cpu_int8.quantisation import Quantisation
 from topi_kernels.schedules.cpu_int8.workload import Int8Config
 from topi_kernels.structure import Structure
 from tvm_pattern.cpu_flags import surely_has

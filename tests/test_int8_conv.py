@@ -19,7 +19,8 @@ from topi_kernels.schedules.cpu_int8.packing import (
     pack,
     unpack,
 )
-from topi_kernels.schedules.cpu_int8.plan import Quantisation, plan_int8_conv
+from topi_kernels.schedules.cpu_int8.plan import plan_int8_conv
+from topi_kernels.schedules.cpu_int8.quantisation import Quantisation
 from topi_kernels.schedules.cpu_int8.workload import Int8Config, configs
 from topi_kernels.structure import Structure
 

@@ -59,6 +59,19 @@ def test_rows(small, tmp_path) -> None:
     assert "Peak of the dot products of bytes" in path.with_suffix(".md").read_text()
 
 
+def test_kept_libraries_are_measured_as_they_are(small, monkeypatch, tmp_path) -> None:
+    """What --prepare left in --keep is neither quantised nor compiled again."""
+    path = tmp_path / "rows.json"
+    networks.main(path, quick=True, dtype="int8", keep=tmp_path, prepare=True, only="F2")
+    assert not path.exists()
+    monkeypatch.setattr(tvm_pattern, "compile", None)
+    monkeypatch.setattr(tvm_pattern.quantization, "quantize", None)
+    networks.main(path, quick=True, dtype="int8", keep=tmp_path, only="tiny/(tvm.*F2|onnx)")
+    rows = json.loads(path.read_text())["rows"]
+    assert [(r["engine"], r["group"]) for r in rows] == [("onnxruntime", None), (OURS, 2)]
+    assert all(row["median_ms"] > 0 for row in rows)
+
+
 def test_only_selects(small, tmp_path) -> None:
     path = tmp_path / "rows.json"
     networks.main(path, quick=True, dtype="int8", only="tvm-pattern/F2")

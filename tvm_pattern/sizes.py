@@ -21,12 +21,13 @@ from topi_kernels.backend import Backend
 from topi_kernels.conv_task import ConvTask
 from topi_kernels.expected_gain import better_dense
 from topi_kernels.schedules.config import PATTERNS
+from topi_kernels.task import Task
 
 from .frontend import ImportedModel
 from .profiling import MAIN
 from .tuning.tasks import extract_tasks
 
-ConfigFor = Callable[[ConvTask], Any]
+ConfigFor = Callable[[Any], Any]
 
 
 def examples_of_sizes(example_inputs: Any, sizes: Any) -> list[Any]:
@@ -128,7 +129,7 @@ def shared_configs(
     Returns
     -------
     list of callable
-        ``ConvTask -> config or None``. Where no packing is legal at all sizes, each has its own
+        ``Task -> config or None``. Where no packing is legal at all sizes, each has its own
         choice.
     """
     if len(models) == 1 or Backend.of(target, num_threads).why_not():
@@ -159,13 +160,13 @@ def shared_configs(
     return [lookup(configs) for configs in chosen]
 
 
-def _alike(tasks: Sequence[ConvTask], records: ConfigFor) -> list[Any]:
+def _alike(tasks: Sequence[Task], records: ConfigFor) -> list[Any]:
     """Configurations of one layer at several sizes, of the cheapest packing that all have."""
     known = [records(task) for task in tasks]
     own = [config or task.default_config() for task, config in zip(tasks, known, strict=True)]
     # Layers that are expected to lose by their sparsity are computed whole where no configuration
     # is given: at all sizes, or at none.
-    whole = [None if config else better_dense(t) for t, config in zip(tasks, known, strict=True)]
+    whole = [None if config else _better_dense(t) for t, config in zip(tasks, known, strict=True)]
     if all(whole):
         dense = {_packing(task.default_config()) for task in whole if task is not None}
         if len(dense) == 1:
@@ -192,6 +193,11 @@ def _alike(tasks: Sequence[ConvTask], records: ConfigFor) -> list[Any]:
         return own if any(whole) else known
     packing = min(sorted(common), key=loss)
     return [configs[packing] for configs in by_packing]
+
+
+def _better_dense(task: Task) -> ConvTask | None:
+    """See :func:`better_dense`; of bytes there is none."""
+    return better_dense(task) if isinstance(task, ConvTask) else None
 
 
 def _packing(config: Any) -> tuple[Any, ...]:

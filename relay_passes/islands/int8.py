@@ -21,6 +21,7 @@ from typing import Any
 from tvm import relax, tirx
 from tvm.ir import Expr, GlobalVar, Var
 
+from topi_kernels.backend import Backend
 from topi_kernels.geometry import ConvGeometry
 from topi_kernels.layout import PlaneLayout
 from topi_kernels.schedules.cpu_int8 import planes
@@ -31,6 +32,7 @@ from topi_kernels.schedules.cpu_int8.plan import (
     plan_int8_depthwise,
 )
 from topi_kernels.schedules.cpu_int8.quantisation import Quantisation
+from topi_kernels.schedules.cpu_int8.task import Int8Task
 from topi_kernels.structure import Structure
 
 from ..dataflow import array_of, shape_of
@@ -76,12 +78,26 @@ def _layouts(marker: Marker) -> tuple[PlaneLayout, PlaneLayout]:
     return source, result
 
 
+def task_of(marker: Marker, backend: Backend) -> Int8Task:
+    """The task of a marker of :data:`CONV` or :data:`DEPTHWISE`."""
+    layer, (batch, channels) = layer_of(marker), shape_of(marker.tensors[0])[:2]
+    layouts, where = _layouts(marker), (backend.int8, backend.name)
+    if marker.op == DEPTHWISE:
+        return Int8Task.of_depthwise(layer, (batch, channels), layouts, *where)
+    return Int8Task.of(layer, batch, layouts, *where)
+
+
 def lower_conv(marker: Marker, _out: Var, scheduling: Scheduling) -> tuple[GlobalVar, list[Expr]]:
     """The planned convolution with its packed weights; its row of the report says the choice."""
     backend, layer, x = scheduling.backend, layer_of(marker), marker.tensors[0]
     threads = backend.num_threads
     plan = plan_int8_conv(
-        layer, shape_of(x)[0], _layouts(marker), backend.int8, num_threads=threads
+        layer,
+        shape_of(x)[0],
+        _layouts(marker),
+        backend.int8,
+        config=scheduling.config_for(task_of(marker, backend)),
+        num_threads=threads,
     )
     gv = scheduling.function((plan.workload, plan.config), plan.primfunc)
     by_pattern = layer.structure.kind == "pattern" and not plan.workload.by_rows
@@ -106,6 +122,7 @@ def lower_depthwise(
         (batch, in_channels),
         _layouts(marker),
         backend.int8,
+        config=scheduling.config_for(task_of(marker, backend)),
         num_threads=backend.num_threads,
     )
     gv = scheduling.function((DEPTHWISE, plan.workload, plan.config), plan.primfunc)

@@ -10,15 +10,15 @@ from tvm import relax, tirx
 from tvm.ir import GlobalVar
 
 from topi_kernels.backend import Backend
-from topi_kernels.conv_task import ConvTask
+from topi_kernels.task import Task
 
 from ..report import ReportBuilder
 
-#: Tuned config of a task, or None for the default.
-ConfigFor = Callable[[ConvTask], Any]
+#: Tuned config of a task (:data:`topi_kernels.task.Task`), or None for the default.
+ConfigFor = Callable[[Any], Any]
 
 
-def no_records(_task: ConvTask) -> None:
+def no_records(_task: Task) -> None:
     """The lookup that knows no tuned config."""
 
 
@@ -31,7 +31,7 @@ class Scheduling:
     backend : Backend
     report : ReportBuilder
     config_for : callable
-        ``ConvTask -> config or None``: tuned configs.
+        ``Task -> config or None``: tuned configs.
     naive : bool
         Every operator as it is specified instead of as it is scheduled.
     """

@@ -19,10 +19,13 @@ from topi_kernels.pattern import Pattern
 from topi_kernels.schedules.choose import Config
 from topi_kernels.schedules.config import TAPS, ConvConfig, register_need
 from topi_kernels.schedules.cost import tiles_across
+from topi_kernels.schedules.cpu_int8.workload import Int8Config
 from topi_kernels.schedules.load_reuse import input_rows
 from topi_kernels.schedules.opencl.config import GpuConfig
+from topi_kernels.task import Task
 
 from .gpu_features import gpu_features
+from .int8_features import int8_features
 
 FEATURES = (
     "issue_share",
@@ -77,21 +80,22 @@ def _input_loads(
     return total / len(patterns)
 
 
-def config_features(task: ConvTask, config: Config, estimate: float) -> np.ndarray:
+def config_features(task: Task, config: Config, estimate: float) -> np.ndarray:
     """Knobs and static facts of one configuration.
 
     Parameters
     ----------
-    task : ConvTask
-    config : ConvConfig or GpuConfig
+    task : ConvTask or Int8Task
+    config : ConvConfig, GpuConfig or Int8Config
     estimate : float
         The schedule's own cost estimate.
 
     Returns
     -------
     numpy.ndarray
-        float32 in the order of :data:`FEATURES`, or of ``GPU_FEATURES`` on an OpenCL device; the
-        estimate is the last of both. What spans orders of magnitude is a base-2 logarithm.
+        float32 in the order of :data:`FEATURES`, of ``GPU_FEATURES`` on an OpenCL device, or of
+        ``INT8_FEATURES``; the estimate is the last of each. What spans orders of magnitude is a
+        base-2 logarithm.
 
     Raises
     ------
@@ -173,7 +177,8 @@ def _cpu_features(task: ConvTask, config: ConvConfig, estimate: float) -> np.nda
 
 
 #: Class of the configs -> what is known of one.
-_FEATURES: dict[type, Callable[[ConvTask, Any, float], np.ndarray]] = {
+_FEATURES: dict[type, Callable[[Any, Any, float], np.ndarray]] = {
     ConvConfig: _cpu_features,
     GpuConfig: gpu_features,
+    Int8Config: int8_features,
 }

@@ -48,7 +48,7 @@ def best(
 
     Example: tvm-pattern logs best all.jsonl -o best.jsonl
     """
-    from topi_kernels.conv_task import ConvTask
+    from topi_kernels.task import task_from_dict
 
     from .records import TuningLog, best_records
 
@@ -68,7 +68,7 @@ def best(
     for name in ("task", "density", "ms", "effective GFLOP/s", "threads", "device"):
         table.add_column(name)
     for record in records:
-        task = ConvTask.from_dict(record.task)
+        task = task_from_dict(record.task)
         table.add_row(
             task.label,
             f"{task.density:.1%}",

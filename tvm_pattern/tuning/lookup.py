@@ -14,10 +14,10 @@ from typing import Any
 from tvm.target import Target
 
 import tuning_logs
-from topi_kernels.conv_task import ConvTask
 from topi_kernels.device import architecture
 from topi_kernels.devices import DEVICES
-from topi_kernels.schedules.choose import Config, schedules_of
+from topi_kernels.schedules.choose import Config
+from topi_kernels.task import Task, recorded_schedules, task_from_dict
 
 from .environment import device_name, target_dict
 from .records import BadLine, LogError, Record, TuningLog, best_records
@@ -41,9 +41,8 @@ def config_of(record: Record) -> Config:
         On knobs this program does not know, or missing ones without a default.
     """
     try:
-        facts = DEVICES.facts(str(record.task.get("family")))
-        schedules = schedules_of(facts)
-        return schedules.config.from_dict({**schedules.before(facts), **record.config})
+        schedules, before = recorded_schedules(record.task)
+        return schedules.config.from_dict({**before, **record.config})
     except ValueError as error:
         raise LogError(f"a recorded {error}; tune again with this version") from error
 
@@ -147,7 +146,7 @@ class ConfigLookup:
     def __len__(self) -> int:
         return len({key for _, index in self._sources for key in index.exact})
 
-    def __call__(self, task: ConvTask) -> Config | None:
+    def __call__(self, task: Task) -> Config | None:
         """The configuration for ``task``, or None if no record helps."""
         found = self.find(task)
         for reason, count in Counter(found.skipped).items():
@@ -179,7 +178,7 @@ class ConfigLookup:
             )
         return tuple(lines)
 
-    def find(self, task: ConvTask) -> Found:
+    def find(self, task: Task) -> Found:
         """Like a call, with what led to the answer."""
         skipped: list[str] = []
         for record in self._ranked(task):
@@ -190,11 +189,11 @@ class ConfigLookup:
             skipped.append(config)
         return Found(skipped=tuple(skipped))
 
-    def _ranked(self, task: ConvTask) -> list[Record]:
+    def _ranked(self, task: Task) -> list[Record]:
         return [r for _, index in self._sources for r in index.ranked(task, self.num_threads)]
 
 
-def _is_outdated(task: ConvTask, found: Found) -> bool:
+def _is_outdated(task: Task, found: Found) -> bool:
     """Whether level 0 is expected to be faster by a knob that the record's search did not know."""
     if found.config is None or not found.later_knobs:
         return False
@@ -217,17 +216,17 @@ class _Index:
 
     def __init__(self, records: list[Record]) -> None:
         self.exact: dict[str, list[Record]] = {}
-        self.similar: dict[str, list[tuple[ConvTask, list[Record]]]] = {}
+        self.similar: dict[str, list[tuple[Task, list[Record]]]] = {}
         for record in records:
             self.exact.setdefault(record.task_key, []).append(record)
         for same in self.exact.values():
             try:
-                task = ConvTask.from_dict(same[0].task)
+                task = task_from_dict(same[0].task)
                 self.similar.setdefault(task.similarity_key, []).append((task, same))
             except _UNREADABLE as error:
                 logger.warning("records of task %s fit no other: %s", same[0].task_key, error)
 
-    def ranked(self, task: ConvTask, num_threads: int) -> list[Record]:
+    def ranked(self, task: Task, num_threads: int) -> list[Record]:
         """Records that may serve ``task``, the best first."""
 
         def speed(record: Record) -> tuple[bool, float]:
@@ -249,14 +248,14 @@ class _Index:
 def why_unusable(record: Record) -> str | None:
     """Why this version cannot use a record for its own task, or None when it can."""
     try:
-        task = ConvTask.from_dict(record.task)
+        task = task_from_dict(record.task)
     except _UNREADABLE as error:
         return str(error)
     config = usable_config(task, record)
     return config if isinstance(config, str) else None
 
 
-def usable_config(task: ConvTask, record: Record) -> Config | str:
+def usable_config(task: Task, record: Record) -> Config | str:
     """The configuration of a record for ``task``, or why this version cannot use it."""
     try:
         config = config_of(record)

@@ -28,6 +28,7 @@ from relay_passes.targets import CPU_KINDS
 from topi_kernels.conv_task import ConvTask
 from topi_kernels.schedules.choose import Config
 from topi_kernels.structure import Structure
+from topi_kernels.task import Task
 
 from ..crosscompile import linker_for
 from ..devices import why_no_device
@@ -42,8 +43,9 @@ from ..rpc.messages import means
 from . import worker
 from .device_pool import DevicePool, Devices
 from .held_devices import Evaluation
+from .int8_inputs import Int8Inputs
 from .pipeline import Pipeline
-from .task_inputs import TaskInputs
+from .task_inputs import FloatInputs, TaskInputs
 
 _BUILDS_PER_PROCESS = 100
 # A lost device may come back: a restarted tracker hears of its servers again after 5 s.
@@ -188,18 +190,22 @@ class Measurer:
         self._directory.cleanup()
 
     def inputs(
-        self, task: ConvTask, weight: np.ndarray, structure: Structure | None = None
+        self, task: Task, weight: np.ndarray, structure: Structure | None = None
     ) -> TaskInputs:
         """The inputs of a task, prepared at the first call."""
         if task.key not in self._inputs:
-            self._inputs[task.key] = TaskInputs(
-                task, weight, self.num_threads, self.folder, structure
-            )
+            where = (self.num_threads, self.folder)
+            if isinstance(task, ConvTask):
+                self._inputs[task.key] = FloatInputs(task, weight, *where, structure)
+            elif structure is None:
+                raise ValueError(f"{task.label}: weights of bytes come with their structure")
+            else:
+                self._inputs[task.key] = Int8Inputs(task, weight, *where, structure)
         return self._inputs[task.key]
 
     def measure(
         self,
-        task: ConvTask,
+        task: Task,
         weight: np.ndarray,
         configs: Sequence[Config],
         structure: Structure | None = None,
@@ -212,7 +218,7 @@ class Measurer:
 
     def candidate(
         self,
-        task: ConvTask,
+        task: Task,
         weight: np.ndarray,
         config: Config,
         structure: Structure | None = None,

@@ -15,8 +15,8 @@ import numpy as np
 from tvm.target import Target
 
 from relay_passes import targets as target_tags
-from topi_kernels.conv_task import ConvTask
 from topi_kernels.schedules.choose import Config
+from topi_kernels.task import Task, task_from_dict
 
 from ..frontend import import_model
 from ..locks import locked
@@ -177,7 +177,7 @@ class TuneResult:
 
 
 def make_record(
-    task: ConvTask,
+    task: Task,
     config: Config,
     outcome: Measurement | None,
     target: Target,
@@ -216,7 +216,7 @@ def warm_start_sets(records: Iterable[Record]) -> list[MeasuredSet]:
     sets = []
     for same in grouped.values():
         try:
-            task = ConvTask.from_dict(same[0].task)
+            task = task_from_dict(same[0].task)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             logger.warning("skipped records of task %s: %s", same[0].task_key, error)
             continue

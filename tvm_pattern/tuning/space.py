@@ -13,6 +13,7 @@ import numpy as np
 from topi_kernels.conv_task import ConvTask
 from topi_kernels.schedules.choose import Config
 from topi_kernels.schedules.config import EXTRA_KNOBS
+from topi_kernels.task import Task
 
 from .features import config_features
 
@@ -26,17 +27,17 @@ class Space:
 
     Parameters
     ----------
-    task : ConvTask
+    task : ConvTask or Int8Task
     extra_knobs : dict of str to sequence, optional
         Knob -> further values to combine with every point of the schedule's own space, such as a
         value of :data:`~topi_kernels.schedules.config.WIDTHS`; default its ``EXTRA_KNOBS``. An
         empty dict leaves the schedule's space as it is. Knobs of other devices are left out.
-    configs : iterable of ConvConfig or GpuConfig, optional
+    configs : iterable of ConvConfig, GpuConfig or Int8Config, optional
         Search among these only.
 
     Attributes
     ----------
-    configs : list of ConvConfig or GpuConfig
+    configs : list of ConvConfig, GpuConfig or Int8Config
         In a fixed order.
     dropped : dict of str to int
         Reason -> points dropped for it.
@@ -49,7 +50,7 @@ class Space:
 
     def __init__(
         self,
-        task: ConvTask,
+        task: Task,
         extra_knobs: dict[str, Sequence[Any]] | None = None,
         configs: Iterable[Config] | None = None,
     ) -> None:
@@ -92,6 +93,8 @@ class Space:
 
     def _pointless(self, config: Config) -> str | None:
         """Why another point of the space is the same program."""
+        if not isinstance(self.task, ConvTask):
+            return None
         taps = max(len(p) for p in self.task.patterns)
         if config.taps_per_step > taps:
             return f"taps_per_step {config.taps_per_step} exceeds the {taps} taps of a kernel"

@@ -11,13 +11,16 @@ from tvm import relax
 from tvm.target import Target
 
 from relay_passes.dataflow import array_of, bindings_of, relax_functions, shape_of
+from relay_passes.islands import int8
 from relay_passes.markers import ConvParams, Marker, parse, structure_of
 from relay_passes.pipeline import marker_passes
 from relay_passes.report import ReportBuilder
 from topi_kernels.backend import Backend
-from topi_kernels.conv_task import ConvTask
 from topi_kernels.devices import DEVICES
 from topi_kernels.structure import ZEROS, Structure
+from topi_kernels.task import Task
+
+_TUNED = ("plane_conv2d", int8.CONV, int8.DEPTHWISE)
 
 
 @dataclass
@@ -27,7 +30,7 @@ class WeightedTask:
     ``structure`` says which weights are kept; None: those that are not zero.
     """
 
-    task: ConvTask
+    task: Task
     weight: np.ndarray = field(repr=False)
     layers: list[str] = field(default_factory=list)
     structure: Structure | None = field(default=None, repr=False)
@@ -85,18 +88,30 @@ def extract_tasks(
     tasks: dict[str, WeightedTask] = {}
     for _, func in relax_functions(planes):
         for name, marker in _convolutions(func):
-            weight, structure = array_of(marker.tensors[1]), structure_of(marker)
-            batch = shape_of(marker.tensors[0])[0]
-            params = ConvParams.from_dict(marker.params)
-            task = params.task(weight, batch, backend.name, structure, winograd=winograd)
-            weighted = WeightedTask(task, weight, structure=structure)
-            tasks.setdefault(task.key, weighted).layers.append(name)
+            weighted = _of_bytes(marker, backend) or _weighted(marker, backend)
+            tasks.setdefault(weighted.task.key, weighted).layers.append(name)
     return list(tasks.values())
+
+
+def _weighted(marker: Marker, backend: Backend) -> WeightedTask:
+    weight, structure = array_of(marker.tensors[1]), structure_of(marker)
+    batch = shape_of(marker.tensors[0])[0]
+    params = ConvParams.from_dict(marker.params)
+    task = params.task(weight, batch, backend.name, structure, winograd=backend.winograd)
+    return WeightedTask(task, weight, structure=structure)
+
+
+def _of_bytes(marker: Marker, backend: Backend) -> WeightedTask | None:
+    """The task of a convolution of bytes, None where it is none."""
+    if marker.op not in (int8.CONV, int8.DEPTHWISE):
+        return None
+    layer = int8.layer_of(marker)
+    return WeightedTask(int8.task_of(marker, backend), layer.weight, structure=layer.structure)
 
 
 def _convolutions(func: relax.Function) -> Iterator[tuple[str, Marker]]:
     for block in bindings_of(func):
         for binding in block:
             marker = parse(binding.value)
-            if marker is not None and marker.op == "plane_conv2d":
+            if marker is not None and marker.op in _TUNED:
                 yield str(marker.params["layer"]), marker

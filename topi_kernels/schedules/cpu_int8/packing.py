@@ -112,6 +112,17 @@ def row_chunks(kernel_size: tuple[int, int]) -> tuple[Chunk, ...]:
     )
 
 
+def _chunks_of_patterns(filed: Structure, *, by_rows: bool) -> list[tuple[Chunk, ...]]:
+    """The chunks of each pattern."""
+    if by_rows:
+        return [row_chunks(pattern.kernel_size) for pattern in filed.tap_sets]
+    return [chunks_of(pattern.taps) for pattern in filed.tap_sets]
+
+
+def _distinct(chunks: list[tuple[Chunk, ...]]) -> tuple[Chunk, ...]:
+    return tuple(sorted({chunk for parts in chunks for chunk in parts})) or (((0, 0),),)
+
+
 def filed_structure(structure: Structure, *, by_rows: bool = False) -> Structure:
     """What of a layer counts as kept here.
 
@@ -149,6 +160,45 @@ def largest_group(structure: Structure) -> int:
         if slots <= out_channels + group - 1:
             return group
     return 1
+
+
+@dataclass(frozen=True)
+class Filing:
+    """One way to file a layer's weights.
+
+    Parameters
+    ----------
+    by_rows : bool
+        Whether chunks are neighbours of a row instead of those of patterns.
+    group : int
+        Filters of a group.
+    groups, entries : int
+        How many there are.
+    full : bool
+        Whether few places of groups are left empty.
+    """
+
+    by_rows: bool
+    group: int
+    groups: int
+    entries: int
+    full: bool
+
+
+def filings(structure: Structure, *, by_rows: bool = False) -> list[Filing]:
+    """What :func:`pack` would make of a layer, for every size of groups, the largest first."""
+    filed = filed_structure(structure, by_rows=by_rows)
+    chunks = [len(parts) for parts in _chunks_of_patterns(filed, by_rows=by_rows)]
+    of_pattern = np.array([*chunks, 0])  # -1: a kernel that is removed
+    found = []
+    for group in GROUP_SIZES:
+        firsts = [
+            members[first] for members in filed.classes for first in range(0, len(members), group)
+        ]
+        entries = int(of_pattern[filed.pattern_id[firsts]].sum()) if firsts else 0
+        full = group * len(firsts) <= filed.shape[0] + group - 1
+        found.append(Filing(by_rows, group, len(firsts), entries, full or group == 1))
+    return found
 
 
 def check_sums(weight: np.ndarray, bias: np.ndarray) -> None:
@@ -209,10 +259,8 @@ def pack(
     group = largest_group(filed) if group is None else group
     if group not in GROUP_SIZES:
         raise ValueError(f"group is one of {sorted(GROUP_SIZES)}, got {group}")
-    tap_sets = [chunks_of(pattern.taps) for pattern in filed.tap_sets]
-    if by_rows:
-        tap_sets = [row_chunks(pattern.kernel_size) for pattern in filed.tap_sets]
-    chunks = tuple(sorted({chunk for parts in tap_sets for chunk in parts})) or (((0, 0),),)
+    tap_sets = _chunks_of_patterns(filed, by_rows=by_rows)
+    chunks = _distinct(tap_sets)
     number = {chunk: index for index, chunk in enumerate(chunks)}
     groups = filter_groups(filed, group)
     words = _words(weight, chunks)
@@ -239,6 +287,12 @@ def pack(
         units=_narrow(np.concatenate(units), quantity - 1),
         words=np.ascontiguousarray(np.concatenate(stored)).astype(np.int32),
     )
+
+
+def words_of(weight: np.ndarray, structure: Structure, *, by_rows: bool = False) -> np.ndarray:
+    """int32: every word that :func:`pack` may store, and more that are zero."""
+    filed = filed_structure(structure, by_rows=by_rows)
+    return _words(weight, _distinct(_chunks_of_patterns(filed, by_rows=by_rows)))
 
 
 def _words(weight: np.ndarray, chunks: tuple[Chunk, ...]) -> np.ndarray:

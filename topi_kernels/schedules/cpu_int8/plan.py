@@ -7,90 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 from tvm import tirx
 
-from ...geometry import ConvGeometry
 from ...layout import PlaneLayout
-from ...structure import Structure
 from .conv import schedule_int8_conv
 from .depthwise import schedule_int8_depthwise
-from .isa import DotIsa, for_weights, isa_named
+from .isa import for_weights, isa_named
+from .layer import Int8Layer
 from .packing import PackedWeights, check_sums, chunk_words, pack, row_chunks
-from .quantisation import LEVELS, Quantisation, byte_limits
-from .requantise import FAR, ROUNDING
+from .requantise import ROUNDING
+from .task import Int8Task
 from .tiling import tiling_of
-from .workload import (
-    Int8Config,
-    Int8Workload,
-    default_config,
-    estimate,
-    has_lines,
-    has_windows,
-)
-
-
-@dataclass(frozen=True, eq=False)
-class Int8Layer:
-    """One convolution of bytes, before it is planned.
-
-    Parameters
-    ----------
-    weight : numpy.ndarray
-        int8 ``[out_channels, in_channels, kh, kw]``.
-    weight_scale : numpy.ndarray
-        float32 ``[out_channels]``.
-    bias : numpy.ndarray
-        float32 ``[out_channels]``, of the real numbers.
-    geometry : ConvGeometry
-    source, result : Quantisation
-    structure : Structure
-    low, high : float
-        Limits of the real results, such as 0 and infinity for a relu.
-    residual : Quantisation, optional
-        Of a tensor that is added before the limits.
-    """
-
-    weight: np.ndarray
-    weight_scale: np.ndarray
-    bias: np.ndarray
-    geometry: ConvGeometry
-    source: Quantisation
-    result: Quantisation
-    structure: Structure
-    low: float = -np.inf
-    high: float = np.inf
-    residual: Quantisation | None = None
-
-    def folded_bias(self, flip: int = 0) -> np.ndarray:
-        """float64 ``[out_channels]``: what the sums begin with, bias and zero point together."""
-        unit = self.weight_scale.astype(np.float64) * self.source.scale
-        weights = self.weight.astype(np.int64).sum(axis=(1, 2, 3))
-        return np.rint(self.bias / unit) - (self.source.zero_point - flip) * weights
-
-    def factors(self) -> np.ndarray:
-        """float32 ``[out_channels]``: what the sums are multiplied by."""
-        unit = self.weight_scale.astype(np.float64) * self.source.scale
-        return (unit / self.result.scale).astype(np.float32)
-
-    def limits(self) -> tuple[int, int]:
-        """Least and largest byte of the result."""
-        return byte_limits(self.result, self.low, self.high)
-
-    def residual_factor(self) -> np.float32:
-        """What residuals are multiplied by."""
-        if self.residual is None:
-            return np.float32(0)
-        return np.float32(self.residual.scale / self.result.scale)
-
-    def is_far(self, bias: np.ndarray) -> bool:
-        """Whether a result may be below ``-FAR``, in units of its scale, before it is limited.
-
-        Parameters
-        ----------
-        bias : numpy.ndarray
-            What the sums begin with.
-        """
-        flat = np.abs(self.weight.reshape(len(self.weight), -1).astype(np.int64))
-        reach = (flat.sum(axis=1) * LEVELS + np.abs(bias)) * self.factors()
-        return bool((reach + LEVELS * float(self.residual_factor()) >= FAR).any())
+from .workload import WINDOW, Int8Config, Int8Workload, default_config
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,18 +81,13 @@ def plan_int8_conv(
         the instructions have no schedule for.
     """
     _check(layer)
-    flip = isa_named(isa).flip
-    bias = layer.folded_bias(flip)
+    bias = layer.folded_bias(isa_named(isa).flip)
     check_sums(layer.weight, bias)
-    filings = _filings(layer, isa_named(isa)) if config is None else [config.form == "window"]
-    choices = [
-        _filed(layer, batch, layouts, isa, config.group if config else group, by_rows=by_rows)
-        for by_rows in filings
-    ]
-    chosen = [(w, p, config or default_config(w)) for w, p in choices]
-    workload, packed, config = min(chosen, key=lambda c: estimate(c[0], c[2]))
-    isa = workload.isa
-    picks = tiling_of(workload, config, isa_named(isa)).picks()
+    if config is None:
+        config = Int8Task.of(layer, batch, layouts, isa).default_config(group)
+    by_rows = config.form == WINDOW
+    workload, packed = _filed(layer, batch, layouts, isa, config.group, by_rows=by_rows)
+    picks = tiling_of(workload, config, isa_named(workload.isa)).picks()
     order = packed.filter_order
     arrays = [
         *packed.arrays,
@@ -176,27 +97,6 @@ def plan_int8_conv(
         picks,
     ]
     return Int8Plan(workload, config, packed, arrays, num_threads)
-
-
-def _filings(layer: Int8Layer, isa: DotIsa) -> list[bool]:
-    """Whether chunks may be those of patterns, neighbours of a row, or either.
-
-    Raises
-    ------
-    ValueError
-        If there is no schedule for the geometry.
-    """
-    lines, windows = has_lines(layer.geometry, isa), has_windows(layer.geometry, isa)
-    pointwise = layer.geometry.kernel_size == (1, 1)
-    filings = [False] if lines else []
-    if windows and not pointwise and (not lines or layer.structure.kind != "pattern"):
-        filings.append(True)
-    if not filings:
-        raise ValueError(
-            f"no choice for a convolution of {layer.geometry} with {isa.name}; compile it in"
-            " float32"
-        )
-    return filings
 
 
 def _filed(

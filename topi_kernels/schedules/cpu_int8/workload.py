@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
 
 from ...geometry import ConvGeometry
 from ...layout import PlaneLayout
@@ -13,7 +14,11 @@ from .lines import ROW_LOAD, LineShape, line_shapes
 from .packing import WORD, Chunk
 
 #: Forms whose vectors are neighbouring bytes of a plane.
-RUNS = ("run", "window")
+WINDOW = "window"
+RUNS = ("run", WINDOW)
+#: Forms whose vectors are blocks of pixels, from lines.
+LINES = ("square", "rows")
+FORMS = (*LINES, *RUNS)
 FREE_REGISTERS = {32: {1: 4, 2: 4, 4: 8}, 16: {1: 6, 2: 6, 4: 8}}
 """Registers that are no accumulators (bytes, weights), of how many there are and by filters of a
 group; with fewer, LLVM spills."""
@@ -111,9 +116,35 @@ class Int8Config:
     vectors: int
     group: int
 
+    @property
+    def body(self) -> str:
+        """In which order weights are stored, beside ``group``."""
+        return WINDOW if self.form == WINDOW else "patterns"
+
+    #: No config cuts the in_channels into blocks.
+    channel_block: ClassVar[int] = 0
+
     def as_dict(self) -> dict[str, object]:
         """Plain data."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Int8Config:
+        """Inverse of :meth:`as_dict`.
+
+        Raises
+        ------
+        ValueError
+            On unknown or missing knobs, or values of another type.
+        """
+        names = {f.name for f in fields(cls)}
+        if set(data) != names:
+            raise ValueError(f"config has the knobs {sorted(data)}, expected {sorted(names)}")
+        for name, value in data.items():
+            known = value in FORMS if name == "form" else type(value) is int and value > 0
+            if not known:
+                raise ValueError(f"knob {name!r} has no value {str(value)[:40]!r}")
+        return cls(**data)
 
 
 def shape_of_form(form: str, geometry: ConvGeometry, isa: DotIsa) -> LineShape | None:
@@ -143,15 +174,15 @@ def configs(workload: Int8Workload) -> Iterator[Int8Config]:
     in_lines = not (workload.pointwise or workload.by_rows)
     free = (FREE_FOR_LINES if in_lines else FREE_REGISTERS)[isa.registers][workload.group]
     most = (isa.registers - free) // workload.group
-    if workload.pointwise:
-        yield from (Int8Config("run", 1, v, workload.group) for v in range(1, most + 1))
-        return
-    if workload.by_rows:
-        if has_windows(workload.geometry, isa):
-            yield from (Int8Config("window", 1, v, workload.group) for v in range(1, most + 1))
+    if workload.pointwise or workload.by_rows:
+        form = "run" if workload.pointwise else WINDOW
+        if workload.pointwise or has_windows(workload.geometry, isa):
+            # A tile of more than there is would write beyond the planes.
+            most = min(most, vectors_of_run(workload, isa))
+            yield from (Int8Config(form, 1, v, workload.group) for v in range(1, most + 1))
         return
     height, width = workload.out_layout.height, workload.out_layout.width
-    for form in ("square", "rows"):
+    for form in LINES:
         line = shape_of_form(form, workload.geometry, isa)
         if line is None:
             continue
@@ -173,17 +204,20 @@ def rows_of_vector(workload: Int8Workload, isa: DotIsa) -> int:
     return rows if rows <= out.height else 1
 
 
+def vectors_of_run(workload: Int8Workload, isa: DotIsa) -> int:
+    """Vectors that the outputs of a plane fill, as runs of them are cut."""
+    out = workload.out_layout
+    if workload.in_runs:
+        return -(-((out.height - 1) * out.row_stride + out.width) // isa.pixels)
+    return -(-out.height // rows_of_vector(workload, isa)) * -(-out.width // isa.pixels)
+
+
 def tiles_of(workload: Int8Workload, config: Int8Config) -> tuple[int, int]:
     """Tiles below each other and beside each other."""
     isa = isa_named(workload.isa)
     out = workload.out_layout
     if config.form in RUNS:
-        if not workload.in_runs:
-            per_row = -(-out.width // isa.pixels)
-            vectors = -(-out.height // rows_of_vector(workload, isa)) * per_row
-            return 1, -(-vectors // config.vectors)
-        run = (out.height - 1) * out.row_stride + out.width
-        return 1, -(-run // (config.vectors * isa.pixels))
+        return 1, -(-vectors_of_run(workload, isa) // config.vectors)
     line = shape_of_form(config.form, workload.geometry, isa)
     if line is None:
         raise ValueError(f"no lines of the form {config.form!r} for {workload.geometry}")
@@ -229,7 +263,7 @@ def estimate(workload: Int8Workload, config: Int8Config, costs: Costs = COSTS) -
     dots = config.group * vectors
     entry = costs.dot * dots + costs.load * lines + costs.entry
     entry += 0.0 if config.form == "run" else costs.shuffle * vectors
-    if config.form == "window":
+    if config.form == WINDOW:
         entry += costs.crossing * vectors
         lines = 0
     finish = config.group * (costs.finished_vector * vectors + costs.store * stores) + costs.group
