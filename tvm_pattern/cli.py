@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -90,6 +91,14 @@ INTERRUPTED = 130
 _TOLD = (ValueError, TypeError, KeyError, RuntimeError, OSError, ImportError, MemoryError)
 
 
+def _as_posttrain(words: list[str]) -> list[str]:
+    """``prune --posttrain DIR ...`` is the command ``posttrain --images DIR ...``."""
+    if words[:1] != ["prune"]:
+        return words
+    images = [re.sub(r"^--posttrain(?==|$)", "--images", word) for word in words[1:]]
+    return words if images == words[1:] else ["posttrain", *images]
+
+
 class _Commands(TyperGroup):
     """Loads mounted commands late and turns errors into messages and exit codes."""
 
@@ -121,7 +130,7 @@ class _Commands(TyperGroup):
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
         set_volume(volume)
-        return super().parse_args(ctx, rest)
+        return super().parse_args(ctx, _as_posttrain(rest))
 
     def invoke(self, ctx: Any) -> Any:
         try:

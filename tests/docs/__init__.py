@@ -4,9 +4,10 @@ Blocks of a page run in one new folder: its commands in order, then its Python i
 Marks stand where no reader sees them: behind the language of a block, or in comments before it.
 
 ``python``, ``sh``
-    Run. ``fresh`` behind it: in a process of its own, with what follows. ``long``: only by ``make
-    docs``. ``skip=reason``: not run, such as what needs a
-    phone; commands of this program in it are still parsed by its command line.
+    Run: in forks of a process that has imported torch and TVM, by ``make docs`` in processes of
+    their own. ``fresh`` behind it: always in a process of its own, with what follows. ``long``:
+    only by ``make docs``. ``skip=reason``: not run, such as what needs a phone; commands of this
+    program in it are still parsed by its command line.
 ``yaml``
     Read as a configuration of pruning.
 ``<!-- setup ... -->``

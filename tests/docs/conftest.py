@@ -6,13 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from .blocks import ROOT
 
+FORKS = Path(__file__).with_name("forks.py")
 LONG = os.environ.get("TVM_PATTERN_DOCS", "short") == "long"
 
 # Stands for the reader's own network, in what is shortened.
@@ -30,24 +31,48 @@ def net(num_classes=4):
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes),
     ).eval()
 '''
+_FORK = 'exec "{python}" -I -S "{forks}" "{socket}" '
 COMMANDS = {
-    "tvm-pattern": 'exec "{python}" -m tvm_pattern.cli "$@"',
-    "python": 'exec "{python}" "$@"',
+    "tvm-pattern": _FORK + '"$@"',
+    "python": f'[ "$*" = - ] && {_FORK} -\nexec "{{python}}" "$@"',
     # Targets exist; what they do is tested elsewhere.
     "make": 'exec {make} -n -C "{root}" "$@"',
 }
 
 
+LONG_COMMANDS = {
+    "tvm-pattern": 'exec "{python}" -m tvm_pattern.cli "$@"',
+    "python": 'exec "{python}" "$@"',
+}
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The socket of a process that has imported what commands import."""
+    path = tmp_path_factory.mktemp("forks") / "s"
+    if LONG:
+        yield path
+        return
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, FORKS, str(path)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"ready\n"
+        yield path
+        server.kill()
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[[list[str], str], None]:
+def run(tmp_path: Path, forks: Path) -> Callable[[list[str], str], None]:
     """``run(command, script)``: a process in the page's folder that has to succeed."""
     (tmp_path / "tiny.py").write_text(TINY)
     commands = tmp_path / ".bin"
     commands.mkdir()
-    for name, line in COMMANDS.items():
+    words = {"python": sys.executable, "root": ROOT, "forks": FORKS, "socket": forks}
+    words["make"] = shutil.which("make") or "make"
+    for name, line in {**COMMANDS, **(LONG_COMMANDS if LONG else {})}.items():
         path = commands / name
-        make = shutil.which("make") or "make"
-        path.write_text("#!/bin/sh\n" + line.format(python=sys.executable, root=ROOT, make=make))
+        path.write_text("#!/bin/sh\n" + line.format(**words))
         path.chmod(0o755)
     environment = {
         **os.environ,

@@ -38,14 +38,16 @@ def test_blocks_run(page, run):
     for block in runnable(page):
         if block.language == "sh":
             if block.setup:
-                run([sys.executable, "-"], block.setup)
+                run(["python", "-"], block.setup)
             run(["bash", "-e"], block.code)
         elif "fresh" in block.marks:
             python.append([block])
         else:
             python[-1].append(block)
     for blocks in filter(None, python):
-        run([sys.executable, "-"], "\n".join(b.setup + b.code for b in blocks))
+        fresh = "fresh" in blocks[0].marks
+        script = "\n".join(b.setup + b.code for b in blocks)
+        run([sys.executable if fresh else "python", "-"], script)
 
 
 @pytest.mark.parametrize(

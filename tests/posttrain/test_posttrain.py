@@ -326,7 +326,7 @@ def test_command_with_an_onnx_file(pictures, tmp_path):
             coloured(5).eval(), (example,), model, dynamo=True, verbose=False,
             dynamic_shapes=({0: batch},), external_data=False,
         )  # fmt: skip
-    arguments = ["posttrain", "--model", str(model), "--images", str(pictures)]
+    arguments = ["prune", "--model", str(model), "--posttrain", str(pictures)]
     arguments += ["--image-size", "16", "--connectivity", "2", "--mean", "0", "0", "0"]
     arguments += ["--std", "1", "1", "1", "--output", str(tmp_path / "out")]
     result = CliRunner().invoke(app, arguments)
@@ -343,7 +343,7 @@ def test_command_with_an_onnx_file(pictures, tmp_path):
         result = CliRunner().invoke(app, [*arguments, *extra])
         assert result.exit_code == 1
         assert message in " ".join(result.output.split())
-    result = CliRunner().invoke(app, ["posttrain", "--model", "vgg16", "--images", str(pictures)])
+    result = CliRunner().invoke(app, ["prune", "--model", "vgg16", f"--posttrain={pictures}"])
     assert "name them with --weights" in result.output
 
 

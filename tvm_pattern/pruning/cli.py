@@ -147,6 +147,8 @@ def prune(
     """Train and prune a model by patterns and connectivity.
 
     Run it by torchrun for several processes. A run that was stopped goes on by the same command.
+    Without training, by pictures alone: tvm-pattern posttrain, or prune --posttrain FOLDER, which
+    takes the options of that command.
 
     Example: tvm-pattern prune --model vgg16_bn --data digits --epochs 20 --output pruned
     """
