@@ -23,6 +23,7 @@ from .dataflow import (
     array_of,
     bindings_of,
     channel_constant,
+    constant,
     filter_axis,
     is_constant_conv,
     is_float_image,
@@ -84,9 +85,51 @@ def affine_of(value: Expr, channels: int) -> Affine | None:
     return None
 
 
-class _Folder:
+class AffineChains:
+    """Which values of a function are factors and terms of others."""
+
     def __init__(self, func: relax.Function) -> None:
         self.uses = Uses(func)
+
+    def step(self, var: Expr) -> Affine | None:
+        """One factor or term, or a batch norm at inference."""
+        value = self.uses.definition(var)
+        if value is None or not is_float_image(var):
+            return None
+        found = self.batch_norm(value) or affine_of(value, shape_of(var)[1])
+        same = found is not None and shape_of_or_none(found.source) == shape_of(var)
+        return found if same else None
+
+    def batch_norm(self, value: Expr) -> Affine | None:
+        """The affine function that a batch norm with constants is, if ``value`` is its result."""
+        if not isinstance(value, relax.TupleGetItem) or value.index != 0:
+            return None
+        call = self.uses.definition(value.tuple_value)
+        if op_name(call) != "relax.nn.batch_norm" or self.uses.sole_user(value.tuple_value) is None:
+            return None
+        numbers = [constant(arg) for arg in call.args[1:5]]
+        if call.attrs.training or int(call.attrs.axis) != 1 or any(n is None for n in numbers):
+            return None
+        gamma, beta, mean, variance = (n.astype(np.float64) for n in numbers if n is not None)
+        scale = 1 / np.sqrt(variance + float(call.attrs.epsilon))
+        scale = scale * gamma if call.attrs.scale else scale
+        shift = -mean * scale
+        return Affine(call.args[0], scale, shift + beta if call.attrs.center else shift)
+
+    def chain(self, var: Var) -> Affine | None:
+        """All steps that end in ``var``."""
+        found = self.step(var)
+        while found is not None and self.uses.sole_user(found.source) is not None:
+            inner = self.step(found.source)
+            if inner is None:
+                break
+            found = found.after(inner)
+        return found
+
+
+class _Folder(AffineChains):
+    def __init__(self, func: relax.Function) -> None:
+        super().__init__(func)
         self.value = dict(self.uses.value)
 
     def run(self, func: relax.Function) -> relax.Function:
@@ -105,29 +148,11 @@ class _Folder:
         ]
         return rebuild(func, blocks)
 
-    def step(self, var: Expr) -> Affine | None:
-        value = self.uses.definition(var)
-        if value is None or not is_float_image(var):
-            return None
-        found = affine_of(value, shape_of(var)[1])
-        same = found is not None and shape_of_or_none(found.source) == shape_of(var)
-        return found if same else None
-
     def is_last(self, var: Var) -> bool:
         """Whether the value is not one step of a longer chain."""
         user = self.uses.sole_user(var)
         found = None if user is None else self.step(user)
         return found is None or not found.source.same_as(var)
-
-    def chain(self, var: Var) -> Affine | None:
-        """All steps that end in ``var``."""
-        found = self.step(var)
-        while found is not None and self.uses.sole_user(found.source) is not None:
-            inner = self.step(found.source)
-            if inner is None:
-                break
-            found = found.after(inner)
-        return found
 
     def is_own_conv(self, var: Var) -> bool:
         call = self.uses.definition(var)

@@ -10,6 +10,8 @@ op                   tensors                               parameters
 conv2d               x, weight[, kept][, bias][, residual] :class:`ConvParams`, layouts unset
 depthwise_conv2d     x, weight[, bias]                     :class:`ConvParams`
 activation           x                                     activation, bounds
+channel_select       x, ...                                picks
+channelwise          x[, gate][, scale][, shift][, slope]  parts, activation, bounds
 plane_conv2d         as conv2d, of planes                  :class:`ConvParams`, layouts set
 plane_depthwise      planes, weight[, bias]                :class:`ConvParams`, layouts set
 plane_...            planes, ...                           in_layouts, out_layout, its own

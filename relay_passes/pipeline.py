@@ -16,6 +16,7 @@ from topi_kernels.structure import Structure
 from .fold_affine import FoldAffine
 from .fold_batch_norm import FoldBatchNorm
 from .fold_constants import FoldConstants
+from .fuse_channelwise import FuseChannelwise
 from .fuse_epilogue import FuseEpilogue
 from .islands.scheduling import ConfigFor, no_records
 from .keep_nan import KeepNaN
@@ -28,6 +29,7 @@ from .quantised import QuantisedIslands
 from .recognize_activations import RecognizeActivations
 from .report import ReportBuilder
 from .schedule import Schedule
+from .select_channels import SelectChannels
 from .targets import resolve
 from .transposed_by_phases import Origin, TransposedByPhases
 
@@ -61,13 +63,16 @@ def marker_passes(
     if reason := backend.why_not():
         return [PatternRewrite(report, reason)]
     origins: dict[str, Origin] = {}
+    on_processor = backend.device_kind == "cpu"
     return [
         QuantisedIslands(backend, report, structures),
         LowerMatmul(backend.planes(), report=report, structures=structures),
         *normalize_passes(),
-        TransposedByPhases(origins, on_planes=backend.device_kind == "cpu"),
+        TransposedByPhases(origins, on_planes=on_processor),
         PatternRewrite(report, structures=structures, backend=backend, origins=origins),
         FuseEpilogue(),
+        FuseChannelwise(),
+        *([SelectChannels()] if on_processor else []),
         NameLayers(),
         PlaneLayout(backend.layout_for, backend.lane_order_for),
     ]

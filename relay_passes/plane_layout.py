@@ -68,7 +68,10 @@ class _Block:
             if found is None:
                 continue
             operator, op = found
-            if operator.starts or any(i in ops and ops[i].makes_plane for i in op.images):
+            # A gate, an image of another size, alone is no reason to put an image on planes.
+            size = height_width(op.images[0])
+            joined = [i for i in op.images if i in ops and height_width(i) == size]
+            if operator.starts or any(ops[i].makes_plane for i in joined):
                 ops[binding.var] = op
         return ops
 
@@ -79,17 +82,21 @@ class _Block:
             for image, (rows, columns) in op.padded_images():
                 most = pads.get(image, (0, 0))
                 pads[image] = max(most[0], rows), max(most[1], columns)
+        for var, op in reversed(self.ops.items()):
+            for image in op.images if op.copies else ():
+                rows, columns = pads[image]
+                pads[image] = max(rows, pads[var][0]), max(columns, pads[var][1])
         return pads
 
     def _connected(self) -> list[list[Expr]]:
-        """Tensors that have their pixels in one order."""
+        """Tensors that have their pixels in one order; images of another size have their own."""
         set_of: dict[Expr, list[Expr]] = {image: [image] for image in self.pads}
         for var, op in self.ops.items():
             if op.order is not Order.SAME:
                 continue
             for image in op.images:
                 ours, others = set_of[var], set_of[image]
-                if ours is others:
+                if ours is others or height_width(image) != height_width(var):
                     continue
                 ours.extend(others)
                 set_of.update((member, ours) for member in others)
@@ -207,6 +214,8 @@ class _Normal:
             return builder.normalize(Call(call.op, args, call.attrs, call.ty_args))
 
         def bound(expr: Expr) -> Expr:
+            if isinstance(expr, relax.Tuple):
+                return relax.Tuple([bound(field) for field in expr.fields])
             if not isinstance(expr, Call):
                 return expr
             call = flat(expr)

@@ -8,7 +8,8 @@ an island back into Relax operators.
 found in                                                 becomes
 ======================================================== ==========================
 nn.relu, nn.relu6, nn.silu, sigmoid, tanh                relu, relu6, silu, sigmoid, tanh
-nn.leakyrelu                                             leaky_relu, its slope as a bound
+nn.leakyrelu, nn.prelu with one slope                    leaky_relu, its slope as a bound
+where(x > 0, x, slope * x)                               nn.prelu
 clip, maximum / minimum with a constant (ONNX: call_tir) clip; (0, 6) relu6; (0, inf) relu
 x * sigmoid(x)                                           silu
 clip(a * x + b, lo, hi) * c that equals it               hardsigmoid
@@ -30,6 +31,7 @@ from tvm.ir import Call, Expr, GlobalVar, Var
 from .dataflow import (
     Uses,
     bindings_of,
+    channel_constant,
     is_float_image,
     op_name,
     rebuild,
@@ -97,9 +99,10 @@ class _Recognizer:
                 if not is_float_image(binding.var):
                     continue
                 marker = self.recognize(binding.var)
-                if marker is not None:
-                    self.value[binding.var] = marker.call(binding.var.ty)
-                    block[i] = relax.VarBinding(binding.var, self.value[binding.var])
+                value = self.prelu(binding.var) if marker is None else marker.call(binding.var.ty)
+                if value is not None:
+                    self.value[binding.var] = value
+                    block[i] = relax.VarBinding(binding.var, value)
             blocks.append(block)
         return rebuild(func, blocks)
 
@@ -117,7 +120,41 @@ class _Recognizer:
         if name == "relax.nn.leakyrelu":
             slope = float(self.value[var].attrs.alpha)
             return activation_marker(self.value[var].args[0], "leaky_relu", (slope, 0.0))
+        leaking = self.leaking(var)
+        single = None if leaking is None else scalar_constant(leaking[1])
+        if leaking is not None and single is not None:
+            return activation_marker(leaking[0], "leaky_relu", (single, 0.0))
         return self.product(var)
+
+    def leaking(self, var: Var) -> tuple[Expr, Expr] | None:
+        """``(x, slope)`` of a PReLU, also as ``where(x > 0, x, slope * x)``."""
+        value = self.value[var]
+        if op_name(value) == "relax.nn.prelu" and int(value.attrs.axis) % 4 == 1:
+            return value.args[0], value.args[1]
+        if op_name(value) == "relax.nn.prelu":
+            return (value.args[0], value.args[1]) if shape_of(value.args[1]) == (1,) else None
+        if op_name(value) != "relax.where":
+            return None
+        x = value.args[1]
+        condition, scaled = (self.uses.definition(value.args[i]) for i in (0, 2))
+        if op_name(condition) != "relax.greater" or op_name(scaled) != "relax.multiply":
+            return None
+        if not condition.args[0].same_as(x) or scalar_constant(condition.args[1]) != 0:
+            return None
+        for slope, other in (tuple(scaled.args), tuple(scaled.args)[::-1]):
+            if other.same_as(x) and channel_constant(slope, shape_of(var)[1]) is not None:
+                return x, slope
+        return None
+
+    def prelu(self, var: Var) -> Expr | None:
+        """A PReLU with a slope per channel, as one operator."""
+        leaking = self.leaking(var) if op_name(self.value[var]) == "relax.where" else None
+        if leaking is None:
+            return None
+        slope = channel_constant(leaking[1], shape_of(var)[1])
+        return relax.BlockBuilder().normalize(
+            relax.op.nn.prelu(leaking[0], relax.const(slope), axis=1)
+        )
 
     def clip_of(self, value: Expr) -> tuple[Expr, float, float] | None:
         """``(x, low, high)`` if ``value`` limits ``x``."""

@@ -25,6 +25,7 @@ from tvm_ffi import structural_hash
 
 from topi_kernels import plane_operators as operators
 from topi_kernels.backend import default_layout
+from topi_kernels.channelwise import ChannelTerms
 from topi_kernels.conv_task import ConvTask
 from topi_kernels.devices import DEVICES
 from topi_kernels.geometry import ConvGeometry
@@ -217,6 +218,12 @@ def _add(target: PlaneTarget) -> tirx.PrimFunc:
     return operators.elementwise(1, 128, (layout,) * 2, layout, target, "add", "relu")
 
 
+def _channelwise(target: PlaneTarget) -> tirx.PrimFunc:
+    layout, gate = (default_layout(n, n, 1, target.family, target.dtype) for n in (28, 1))
+    terms = ChannelTerms(gate, scale=True, shift=True, slope=True)
+    return operators.channelwise(1, 128, layout, layout, terms, target)
+
+
 #: Name -> (maker, default config of the operator).
 PLANE_OPERATORS: dict[str, tuple[Callable[[PlaneTarget], tirx.PrimFunc], Any]] = {
     "depthwise-112-s2": (partial(_depthwise, 96, 112, 2), DepthwiseConfig.default(56)),
@@ -232,6 +239,7 @@ PLANE_OPERATORS: dict[str, tuple[Callable[[PlaneTarget], tirx.PrimFunc], Any]] =
     "pack": (partial(_plane, operators.pack), None),
     "unpack": (partial(_plane, operators.unpack), None),
     "add-relu": (_add, None),
+    "channelwise": (_channelwise, None),
     "fully-connected-2048": (
         lambda target: operators.matvec(1, 2048, 1000, target),
         MatvecConfig(),

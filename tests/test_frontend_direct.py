@@ -82,6 +82,10 @@ def test_a_network_is_taken_apart_as_torch_does():
     check_same(exported(tp.models.mobilenet_v2(), 32))
 
 
+def test_prelu_stays_whole():
+    check_same(exported(nn.PReLU()))
+
+
 def overwritten_view(x):
     y = F.relu(x)
     F.relu_(y.flatten(1)).add_(1.0)

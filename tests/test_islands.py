@@ -132,6 +132,15 @@ def test_two_operators_that_take_one_value_are_an_error(toy: str) -> None:
         islands.recognize(value, x)
 
 
+def random_norm(channels: int) -> nn.BatchNorm2d:
+    """A batch norm as after training."""
+    norm = nn.BatchNorm2d(channels)
+    for tensor in (norm.weight, norm.bias, norm.running_mean):
+        nn.init.normal_(tensor)
+    nn.init.uniform_(norm.running_var, 0.5, 1.5)
+    return norm
+
+
 class Everything(nn.Module):
     """Every operator that lives on planes, on an image whose rows are no multiple of a vector."""
 
@@ -139,6 +148,9 @@ class Everything(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(3, 8, 3, padding=1)
         self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.squeeze = nn.Conv2d(8, 8, 1)
+        self.norm = random_norm(8)
+        self.leak = nn.PReLU(8)
         self.depthwise = nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8)
         self.last = nn.Conv2d(8, 8, 1)
         self.up = nn.ConvTranspose2d(8, 4, 4, 2, 1)
@@ -146,6 +158,9 @@ class Everything(nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = nn.functional.relu6(self.first(x))
         x = self.second(x).clamp(-0.5, 0.75) * x
+        x = x * torch.sigmoid(self.squeeze(x.mean((2, 3), keepdim=True)))
+        x = self.leak(self.norm(x))
+        x = torch.cat([x[:, 4:], x[:, :4]], 1)
         y = nn.functional.hardswish(self.depthwise(x))
         y = nn.functional.max_pool2d(self.last(y) + y, 3, 2, 1)
         z = nn.functional.avg_pool2d(self.up(y), 3, 1, 1, count_include_pad=False)

@@ -169,6 +169,26 @@ def test_operators_without_a_translation_are_named_with_the_way_out():
         import_model(proto)
 
 
+def test_products_of_bytes_without_a_translation_are_named():
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]),
+        helper.make_node("ConvInteger", ["q", "w", "zero"], ["y"], name="conv"),
+    ]
+    proto = model(nodes, {"x": (1, 2, 5, 5)}, stored={"w": np.ones((3, 2, 3, 3), "uint8")})
+    with pytest.raises(ValueError, match=r"ConvInteger \(node 'conv'\); .*with the output 'q'\)"):
+        import_model(proto)
+
+
+def test_an_operator_without_inputs_is_named():
+    nodes = [
+        helper.make_node("RandomUniform", [], ["r"], shape=[2, 3], name="noise"),
+        helper.make_node("Add", ["x", "r"], ["y"]),
+    ]
+    proto = model(nodes, {"x": (2, 3)})
+    with pytest.raises(ValueError, match=r"RandomUniform \(node 'noise'\); .* make it an input"):
+        import_model(proto)
+
+
 def test_without_onnx_runtime_computed_shapes_name_it(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -18,6 +18,7 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx.script import builder as T
 
+from .channelwise import ChannelTerms, parameters
 from .geometry import ConvGeometry
 from .layout import PlaneLayout
 from .pixel_shuffle import Phases
@@ -287,6 +288,67 @@ def elementwise(
         return pixel
 
     return _to_planes("elementwise", batch, channels, out_layout, target, inputs)
+
+
+def channel_select(
+    batch: int,
+    channels: int,
+    in_channels: Sequence[int],
+    in_layouts: Sequence[PlaneLayout],
+    out_layout: PlaneLayout,
+    picks: Sequence[tuple[int, int]],
+    target: PlaneTarget,
+) -> tirx.PrimFunc:
+    """``(planes, ..., out planes)``: out_channel ``c`` is channel ``picks[c][1]`` of an image."""
+
+    def inputs() -> Pixel:
+        planes = [
+            plane_arg(f"x{i}", batch, count, layout, target)
+            for i, (count, layout) in enumerate(zip(in_channels, in_layouts, strict=True))
+        ]
+
+        def pixel(n: Any, c: Any, y: Any, x: Any) -> Expr:
+            value: Expr = tirx.const(0.0, target.dtype)
+            for number, (source, channel) in enumerate(picks):
+                element = planes[source][n, channel, in_layouts[source].element(y, x)]
+                value = T.Select(c == number, element, value)
+            return value
+
+        return pixel
+
+    return _to_planes("channel_select", batch, channels, out_layout, target, inputs)
+
+
+def channelwise(
+    batch: int,
+    channels: int,
+    in_layout: PlaneLayout,
+    out_layout: PlaneLayout,
+    terms: ChannelTerms,
+    target: PlaneTarget,
+) -> tirx.PrimFunc:
+    """See :mod:`topi_kernels.channelwise`."""
+
+    def inputs() -> Pixel:
+        x = plane_arg("x", batch, channels, in_layout, target)
+        parts = parameters(terms, batch, channels, target)
+
+        def part(name: str, c: Any) -> Expr:
+            return T.Cast("float32", parts[name][c])
+
+        def pixel(n: Any, c: Any, y: Any, column: Any) -> Expr:
+            value = T.Cast("float32", x[n, c, in_layout.element(y, column)])
+            if terms.gate is not None:
+                value = value * T.Cast("float32", parts["gate"][n, c, terms.gate.element(0, 0)])
+            value = value * part("scale", c) if terms.scale else value
+            value = T.Bind(value + part("shift", c) if terms.shift else value)
+            if terms.slope:
+                value = T.if_then_else(value > T.float32(0), value, value * part("slope", c))
+            return activate(T.Bind(value), terms.activation, 1, terms.bounds)
+
+        return pixel
+
+    return _to_planes("channelwise", batch, channels, out_layout, target, inputs)
 
 
 def _for_each_tap(

@@ -17,6 +17,7 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx.script import builder as T
 
+from .channelwise import NAME, ChannelTerms, factors_of, parameters, value_of
 from .geometry import ConvGeometry
 from .layout import PlaneLayout
 from .plane_ops import (
@@ -53,21 +54,27 @@ def _emit(
     target: PlaneTarget,
     window: ConvGeometry,
     combine: Callable,
-    value: Callable,
+    value: Callable | None,
     *,
     clamp: bool = False,
+    declare: Callable[[], Callable[[Index, Index], Callable]] | None = None,
 ) -> tirx.PrimFunc:
-    """An operator on rows; tensors of kind ``image`` are NCHW, ``planes`` have a layout."""
+    """An operator on rows; tensors of kind ``image`` are NCHW, ``planes`` have a layout.
+
+    ``declare`` declares further parameters before the output, and gives what makes the ``value`` of
+    a plane.
+    """
     with primfunc_builder(name) as ib:
         names = [f"x{i}" if len(inputs) > 1 else "x" for i in range(len(inputs))]
-        kinds = [*inputs, out]
         whole = [
             _argument(n, batch, channels, *tensor, target)
-            for n, tensor in zip([*names, "out"], kinds, strict=True)
+            for n, tensor in zip(names, inputs, strict=True)
         ]
+        value_of_plane = None if declare is None else declare()
+        whole.append(_argument("out", batch, channels, *out, target))
         *sources, result = [
             buffer if kind == PLANES else _flattened(buffer, batch, channels, layout)
-            for buffer, (kind, layout) in zip(whole, kinds, strict=True)
+            for buffer, (kind, layout) in zip(whole, [*inputs, out], strict=True)
         ]
 
         def plane(n: Index, c: Index) -> None:
@@ -77,19 +84,43 @@ def _emit(
                 for buffer, (_, layout) in zip(sources, inputs, strict=True)
             ]
             target_plane = Plane(result, index, out[1], target.lanes)
-            plain = out[0] == PLANES and not out[1].is_interleaved
-            if plain:
-                fill_above(result, [n, c], out[1], target.lanes)
-            RowOperator(planes, target_plane, window, clamp=clamp).emit(combine, value)
-            if out[1].is_interleaved:
-                RowWriter(result, 0, out[1], index).clear_slack()
-            if plain:
-                with T.serial(0, out[1].height) as y:
-                    fill_right(result, [n, c], out[1], y, target.lanes)
-                fill_below(result, [n, c], out[1], target.lanes)
+            made = value if value_of_plane is None else value_of_plane(n, c)
+            rows = RowOperator(planes, target_plane, window, clamp=clamp)
+            _emit_plane(rows, combine, made, halo=out[0] == PLANES)
 
         for_each_plane(batch, channels, target, plane)
     return ib.get()
+
+
+def _emit_plane(rows: RowOperator, combine: Callable, value: Any, *, halo: bool = True) -> None:
+    """All rows of an output plane, and what lies around the image."""
+    out = rows.out
+    (n, c), layout, lanes = out.index, out.layout, out.lanes
+    plain = halo and not layout.is_interleaved
+    if plain:
+        fill_above(out.buffer, [n, c], layout, lanes)
+    rows.emit(combine, value)
+    if layout.is_interleaved:
+        RowWriter(out.buffer, 0, layout, out.index).clear_slack()
+    if plain:
+        with T.serial(0, layout.height) as y:
+            fill_right(out.buffer, [n, c], layout, y, lanes)
+        fill_below(out.buffer, [n, c], layout, lanes)
+
+
+def copy_plane(
+    x: tirx.Buffer,
+    out: tirx.Buffer,
+    layouts: tuple[PlaneLayout, PlaneLayout],
+    target: PlaneTarget,
+    source: tuple[Index, Index],
+    result: tuple[Index, Index],
+) -> None:
+    """One plane in another order of pixels; ``source`` and ``result`` are batch and channel."""
+    before, after = layouts
+    planes = Plane(x, source, before, target.lanes), Plane(out, result, after, target.lanes)
+    rows = RowOperator([planes[0]], planes[1], ONE_PIXEL, clamp=False)
+    _emit_plane(rows, _sum, lambda taps, _counts, _pixels: taps[0][0])
 
 
 def _argument(
@@ -177,6 +208,41 @@ def elementwise(
         ONE_PIXEL,
         _sum,
         value,
+    )
+
+
+def channelwise(
+    batch: int,
+    channels: int,
+    in_layout: PlaneLayout,
+    out_layout: PlaneLayout,
+    terms: ChannelTerms,
+    target: PlaneTarget,
+) -> tirx.PrimFunc:
+    """As :func:`topi_kernels.channelwise.channelwise`, any layouts."""
+
+    def declare() -> Callable[[Index, Index], Callable]:
+        buffers = parameters(terms, batch, channels, target)
+
+        def value_of_plane(n: Index, c: Index) -> Callable:
+            scalars = factors_of(terms, buffers, n, c)
+            return lambda taps, counts, _pixels: value_of(
+                terms, taps[0][0], scalars, len(counts), target
+            )
+
+        return value_of_plane
+
+    return _emit(
+        NAME,
+        batch,
+        channels,
+        [(PLANES, in_layout)],
+        (PLANES, out_layout),
+        target,
+        ONE_PIXEL,
+        _sum,
+        None,
+        declare=declare,
     )
 
 

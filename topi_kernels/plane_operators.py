@@ -6,13 +6,18 @@ schedules compute them follows from the target and from the order of the pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tvm import tirx
 
+from . import channel_select as cpu_channel_select
+from . import channelwise as cpu_channelwise
 from . import layout_ops, plane_ops, plane_windows
 from . import matvec as cpu_matvec
 from . import pixel_shuffle as cpu_pixel_shuffle
+from .channel_select import Pick
+from .channelwise import ChannelTerms
 from .devices import DEVICES
 from .geometry import ConvGeometry
 from .layout import PlaneLayout
@@ -61,6 +66,34 @@ def elementwise(
     schedules = _schedules(plane_ops, target, *in_layouts, out_layout)
     return schedules.elementwise(
         batch, channels, in_layouts, out_layout, target, operator, activation, bounds
+    )
+
+
+def channelwise(
+    batch: int,
+    channels: int,
+    in_layout: PlaneLayout,
+    out_layout: PlaneLayout,
+    terms: ChannelTerms,
+    target: PlaneTarget,
+) -> tirx.PrimFunc:
+    """See :func:`topi_kernels.channelwise.channelwise`."""
+    schedules = _schedules(cpu_channelwise, target, in_layout, out_layout)
+    return schedules.channelwise(batch, channels, in_layout, out_layout, terms, target)
+
+
+def channel_select(
+    batch: int,
+    channels: int,
+    in_channels: Sequence[int],
+    in_layouts: Sequence[PlaneLayout],
+    out_layout: PlaneLayout,
+    picks: Sequence[Pick],
+    target: PlaneTarget,
+) -> tirx.PrimFunc:
+    """See :func:`topi_kernels.channel_select.channel_select`; for processors."""
+    return cpu_channel_select.channel_select(
+        batch, channels, in_channels, in_layouts, out_layout, picks, target
     )
 
 

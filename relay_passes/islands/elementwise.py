@@ -46,27 +46,31 @@ def outside(marker: Marker) -> Expr | None:
     """The Relax operators of an activation marker that no island took."""
     if marker.op != "activation":
         return None
-    (x,), name = marker.tensors, marker.params["activation"]
-    low, high = marker.params["bounds"]
-    three, six = (relax.const(value, str(x.ty.dtype)) for value in (3.0, 6.0))
+    (x,), params = marker.tensors, marker.params
+    return spelled(x, params["activation"], tuple(params["bounds"]), str(x.ty.dtype))
+
+
+def spelled(x: Expr, name: str, bounds: tuple[float, float], dtype: str) -> Expr:
+    """An activation of a value of ``dtype`` as Relax operators."""
+    low, high = bounds
+    three, six = (relax.const(value, dtype) for value in (3.0, 6.0))
     gate = relax.op.clip(relax.op.add(x, three), 0.0, 6.0)
-    spelled = {
+    spellings = {
         "relu": lambda: relax.op.nn.relu(x),
         "relu6": lambda: relax.op.clip(x, 0.0, 6.0),
         "clip": lambda: relax.op.clip(x, low, high),
         "silu": lambda: relax.op.nn.silu(x),
         "sigmoid": lambda: relax.op.sigmoid(x),
-        "affine": lambda: _affine(x, low, high),
+        "affine": lambda: _affine(x, low, high, dtype),
         "tanh": lambda: relax.op.tanh(x),
         "leaky_relu": lambda: relax.op.nn.leakyrelu(x, low),
         "hardsigmoid": lambda: relax.op.divide(gate, six),
         "hardswish": lambda: relax.op.divide(relax.op.multiply(x, gate), six),
     }
-    return spelled[name]()
+    return spellings[name]()
 
 
-def _affine(x: Expr, factor: float, term: float) -> Expr:
-    dtype = str(x.ty.dtype)
+def _affine(x: Expr, factor: float, term: float, dtype: str) -> Expr:
     value = x if factor == 1 else relax.op.multiply(x, relax.const(factor, dtype))
     return value if term == 0 and factor != 1 else relax.op.add(value, relax.const(term, dtype))
 

@@ -55,6 +55,8 @@ class PlaneOp:
     order : Order
     need : ConvNeed, optional
         A convolution whose order of pixels can be chosen.
+    copies : bool
+        Whether it copies planes as they lie, if its images have the padding of its output.
     """
 
     images: Sequence[Expr]
@@ -63,6 +65,7 @@ class PlaneOp:
     makes_plane: bool = True
     order: Order = Order.ANY
     need: ConvNeed | None = None
+    copies: bool = False
 
     def padded_images(self) -> Iterator[tuple[Expr, tuple[int, int]]]:
         """The images, each with the padding it needs."""

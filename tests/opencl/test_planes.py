@@ -9,10 +9,12 @@ from conv_cases import to_planes
 from torch.nn import functional
 
 from topi_kernels.backend import Backend
+from topi_kernels.channelwise import ChannelTerms
 from topi_kernels.geometry import ConvGeometry
 from topi_kernels.matvec import MatvecConfig, pack_columns
 from topi_kernels.plane_operators import (
     avg_pool,
+    channelwise,
     depthwise_conv,
     elementwise,
     global_avg_pool,
@@ -78,6 +80,20 @@ def test_activations_keep_nan(device, tmp_path, activation):
     expected = to_planes(function(torch.tensor(images)).numpy(), layout)
     func = elementwise(2, 5, (layout,), layout, TARGET, activation=activation)
     check(func, [to_planes(images, layout)], expected, tmp_path)
+
+
+def test_channelwise(device, tmp_path):
+    layout, gate_layout = layout_of(SIZE), layout_of((1, 1), 0)
+    gate, constants = RNG.random((2, 5, 1, 1)), RNG.standard_normal((3, 5))
+    value = torch.tensor(IMAGES * gate) * torch.tensor(constants[0, :, None, None])
+    value = functional.prelu(
+        value + torch.tensor(constants[1, :, None, None]), torch.tensor(constants[2])
+    )
+    terms = ChannelTerms(gate_layout, True, True, True, activation="clip", bounds=(-0.5, 1.0))
+    func = channelwise(2, 5, layout, layout, terms, TARGET)
+    inputs = [to_planes(IMAGES, layout), to_planes(gate.astype("float32"), gate_layout)]
+    inputs += list(constants.astype("float32"))
+    check(func, inputs, to_planes(value.clip(-0.5, 1).float().numpy(), layout), tmp_path)
 
 
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 2, 1), (2, 2, 0)])

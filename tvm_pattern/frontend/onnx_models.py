@@ -100,12 +100,14 @@ def check_operators(model: Any) -> None:
             unknown.setdefault(node.op_type, node)
     if unknown:
         named = ", ".join(f"{kind} (node {n.name or n.output[0]!r})" for kind, n in unknown.items())
-        before = next(iter(unknown.values())).input[0]
-        raise ValueError(
-            f"the ONNX model has operators without a translation: {named}; compile the network up"
-            f" to there (onnx.utils.extract_model with the output {before!r}) and leave the rest"
-            " to ONNX Runtime"
+        before = next(iter(unknown.values())).input[:1]
+        way_out = (
+            f"compile the network up to there (onnx.utils.extract_model with the output"
+            f" {before[0]!r}) and leave the rest to ONNX Runtime"
+            if before
+            else "compute what it gives beforehand, and make it an input of the network"
         )
+        raise ValueError(f"the ONNX model has operators without a translation: {named}; {way_out}")
 
 
 def _check_onnx_finite(model: Any) -> None:

@@ -28,6 +28,7 @@ _KEPT = (
     "leaky_relu.default",
     "mean.dim",
     "mul.Tensor",
+    "prelu.default",
     "relu.default",
     "sigmoid.default",
     "upsample_nearest2d.vec",

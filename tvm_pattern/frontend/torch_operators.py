@@ -112,6 +112,17 @@ def _min_dim(node: Any, importer: Any) -> relax.Expr:
     return arguments.emit(relax.Tuple([values, arguments.emit(relax.op.argmin(x, axis, keepdims))]))
 
 
+def _prelu(node: Any, importer: Any) -> relax.Expr:
+    """``prelu``: whole, so that it can stay on planes."""
+    arguments = Arguments(node, importer)
+    x, slope = arguments["self"], arguments["weight"]
+    shape = shape_of(x)
+    if not shape:
+        x = arguments.emit(relax.op.reshape(x, (1,)))
+    result = arguments.emit(relax.op.nn.prelu(x, slope, 1 if len(shape) > 1 else 0))
+    return result if shape else arguments.emit(relax.op.reshape(result, ()))
+
+
 def _prod_dim(node: Any, importer: Any) -> relax.Expr:
     """``prod(x, dim)``."""
     arguments = Arguments(node, importer)
@@ -141,5 +152,6 @@ def converters() -> dict[str, Converter]:
         "any.dim": _any,
         "any.dims": _any,
         "min.dim": _min_dim,
+        "prelu.default": _prelu,
         "prod.dim_int": _prod_dim,
     }

@@ -17,6 +17,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from ...channelwise import NAME, ChannelTerms
 from ...geometry import ConvGeometry
 from ...layout import PlaneLayout
 from ...plane_ops import PlaneTarget
@@ -159,6 +160,44 @@ def elementwise(
             values = [vector_at(x, layout, plane, row, column) for x, layout in sources]
             value = T.Bind(reduce(operators[operator], values))
             return activated(value, activation, "float32", WIDTH, bounds)
+
+        write_planes(batch * channels, out_layout, out, target.dtype, body)
+    return ib.get()
+
+
+def channelwise(
+    batch: int,
+    channels: int,
+    in_layout: PlaneLayout,
+    out_layout: PlaneLayout,
+    terms: ChannelTerms,
+    target: PlaneTarget,
+) -> tirx.PrimFunc:
+    """As :func:`topi_kernels.channelwise.channelwise`."""
+    shapes = {
+        "x": (batch, channels, in_layout.size),
+        **terms.sizes(batch, channels),
+        "out": (batch, channels, out_layout.size),
+    }
+    with opened(NAME, target.dtype, **shapes) as (ib, (x, *buffers, out)):
+        named = dict(zip(terms.sizes(batch, channels), buffers, strict=True))
+
+        def factor(name: str, plane: Any) -> Any:
+            place = plane if batch == 1 else plane % channels
+            if name == "gate" and terms.gate is not None:
+                place = plane * terms.gate.size + terms.gate.element(0, 0)
+            scalar = converted(named[name][place], target.dtype, "float32", 1)
+            return T.broadcast(T.Bind(scalar), WIDTH)
+
+        def body(plane: Any, row: Any, column: Any) -> Any:
+            value = vector_at(x, in_layout, plane, row, column)
+            factors = {name: factor(name, plane) for name in named}
+            return terms.apply(
+                value,
+                factors,
+                lambda v: activated(v, terms.activation, "float32", WIDTH, terms.bounds),
+                WIDTH,
+            )
 
         write_planes(batch * channels, out_layout, out, target.dtype, body)
     return ib.get()
