@@ -27,10 +27,14 @@ BLOCK_1X1 = 4
 QDQ_FILE = "model.onnx"
 
 
+def batches_of(spec: NetworkSpec) -> list[torch.Tensor]:
+    """Images by which ranges are set."""
+    return [spec.example(seed) for seed in range(CALIBRATION)]
+
+
 def quantised(model: nn.Module, spec: NetworkSpec) -> QuantizedModel:
     """The network in bytes."""
-    batches = [spec.example(seed) for seed in range(CALIBRATION)]
-    return quantization.quantize(model, batches, progress=False)
+    return quantization.quantize(model, batches_of(spec), progress=False)
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,8 @@ def contenders(
         known, reference = Prepared(**json.loads(facts.read_text())), np.load(saved)
         if group is None:
             path, flops = library.with_name(QDQ_FILE), known.dense_flops
-            found += session.add_int8_peers(spec.name, path, example, reference, flops)
+            given = (dense, batches_of(spec))
+            found += session.add_int8_peers(spec.name, path, example, reference, flops, given)
         if ours:
             contender = Contender(spec.name, OURS, None, **asdict(known), group=group, dtype="int8")
             load = partial(NetworkEngine.load, library, example, session.threads)

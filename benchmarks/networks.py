@@ -1,8 +1,9 @@
 """Whole networks: ours pruned and dense, against dense peers.
 
 Run as ``python -m benchmarks.networks --json FILE``; ``--dtype int8`` quantises the networks and
-hands the peers that read them ONNX files of QDQ pairs. With ``--keep FOLDER`` nothing is compiled
-or converted twice: ``--prepare`` does that alone, and a later run measures at once.
+hands the peers that read them ONNX files of QDQ pairs; ncnn and LiteRT quantise by their own rules.
+With ``--keep FOLDER`` nothing is compiled or converted twice: ``--prepare`` does that alone, and a
+later run measures at once.
 """
 
 from __future__ import annotations

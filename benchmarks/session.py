@@ -132,18 +132,27 @@ class Session:
         example: torch.Tensor,
         reference: np.ndarray,
         flops: int,
+        dense: tuple[nn.Module, Sequence[torch.Tensor]] | None = None,
     ) -> list[Contender]:
-        """Every selected peer that reads networks of bytes, on a QDQ file."""
+        """Every selected peer that reads networks of bytes, on a QDQ file.
+
+        Others that quantise by their own rules get the network of floats, ``dense``, with images.
+        """
         contenders = []
         for peer in PEERS:
-            if not peer.reads_qdq or not self.select(workload, peer.name):
+            own = peer.quantises and dense is not None
+            if not (peer.reads_qdq or own) or not self.select(workload, peer.name):
                 continue
             contender = Contender(workload, peer.name, None, flops, flops, dtype="int8")
             contender.reference = reference
             reason = peer.unavailable()
             if reason is None:
                 try:
-                    contender.runner = peer.open(path, example, self.threads)
+                    if dense is not None and own:
+                        where = (example, self.threads, path.parent)
+                        contender.runner = peer.quantised(*dense, *where)
+                    else:
+                        contender.runner = peer.open(path, example, self.threads)
                 except REFUSALS as error:
                     reason = f"cannot read: {_one_line(error)}"
             contender.note = "" if reason is None else f"unavailable: {reason}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +26,8 @@ class Peer(ABC):
     modules: tuple[str, ...]
     #: Whether :meth:`open` reads networks of bytes.
     reads_qdq = False
+    #: Whether :meth:`quantised` makes them by the engine's own rules.
+    quantises = False
 
     def version(self) -> str:
         return package_version(self.packages[0]) or "not installed"
@@ -60,6 +62,23 @@ class Peer(ABC):
             If the engine reads no such files.
         """
         raise ValueError(f"{self.name} reads no networks of bytes here")
+
+    def quantised(
+        self,
+        model: nn.Module,
+        batches: Sequence[torch.Tensor],
+        example: torch.Tensor,
+        threads: int,
+        folder: Path,
+    ) -> Runner:
+        """Quantise ``model`` as the engine's own tools do, ranges set by ``batches``.
+
+        Raises
+        ------
+        ValueError
+            If nothing here does that.
+        """
+        raise ValueError(f"{self.name} quantises no networks here")
 
     def reopen(
         self,

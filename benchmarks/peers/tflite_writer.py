@@ -266,6 +266,22 @@ class _Writer:
             what = type(module).__name__ if module is not None else node.target
             raise ValueError(f"{node.name}: {what} is not among the operators written here")
 
+    def _signature(self, inputs: Sequence[int], outputs: Sequence[int]) -> Any:
+        """The names by which tools know inputs (x0, ...) and outputs (y0, ...)."""
+
+        def named(letter: str, tensors: Sequence[int]) -> list[Any]:
+            maps = []
+            for number, tensor in enumerate(tensors):
+                entry = self._schema.TensorMapT()
+                entry.name, entry.tensorIndex = f"{letter}{number}", tensor
+                maps.append(entry)
+            return maps
+
+        signature = self._schema.SignatureDefT()
+        signature.signatureKey, signature.subgraphIndex = "serving_default", 0
+        signature.inputs, signature.outputs = named("x", inputs), named("y", outputs)
+        return signature
+
     def finish(self) -> bytearray:
         inputs, outputs = [], []
         for node in self._graph.graph.nodes:
@@ -281,6 +297,7 @@ class _Writer:
         model = self._schema.ModelT()
         model.version, model.description = 3, "benchmark"
         model.subgraphs, model.buffers = [graph], self._buffers
+        model.signatureDefs = [self._signature(inputs, outputs)]
         model.operatorCodes = []
         for builtin in self._codes:
             code = self._schema.OperatorCodeT()
