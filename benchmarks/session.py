@@ -149,8 +149,11 @@ class Session:
             if reason is None:
                 try:
                     if dense is not None and own:
-                        where = (example, self.threads, path.parent)
-                        contender.runner = peer.quantised(*dense, *where)
+                        model, batches = dense
+                        folder = path.parent
+                        contender.runner = peer.quantised(
+                            model, batches, example, self.threads, folder
+                        )
                     else:
                         contender.runner = peer.open(path, example, self.threads)
                 except REFUSALS as error:
