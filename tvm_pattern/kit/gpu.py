@@ -53,4 +53,6 @@ def _launch(gpu: Gpu, kernel: KernelSource, call: PlanCall, func: tirx.PrimFunc)
         gpu.programs[file] = kernel.source
     arguments = tuple(places[argument.name] for argument in kernel.arguments)
     program = list(gpu.programs).index(file)
-    return Launch(program, kernel.name, kernel.work_groups, kernel.work_items, arguments)
+    textures = tuple(i for i, a in enumerate(kernel.arguments) if a.is_texture)
+    sizes = (kernel.work_groups, kernel.work_items)
+    return Launch(program, kernel.name, *sizes, arguments, textures)

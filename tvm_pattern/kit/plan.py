@@ -206,13 +206,17 @@ def _dlpack(dtype: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel of a GPU: its program's number, function, launch and buffers."""
+    """A kernel of a GPU: its program's number, function, launch and buffers.
+
+    ``textures`` are the numbers of those arguments that it can read as images.
+    """
 
     program: int
     function: str
     work_groups: tuple[int, int, int]
     work_items: tuple[int, int, int]
     arguments: tuple[int, ...]
+    textures: tuple[int, ...] = ()
 
 
 @dataclass
@@ -244,7 +248,8 @@ def plan_text(plan: Plan, gpu: Gpu | None = None) -> str:
             lines.append(f"call {call.function} {len(call.arguments)} {_words(call.arguments)}")
     else:
         lines += [f"program {name}" for name in gpu.programs]
-        lines += [_launch_line(launch) for launch in gpu.launches]
+        for launch in gpu.launches:
+            lines += [_launch_line(launch), *(f"texture {i}" for i in launch.textures)]
     return "\n".join([*lines, "end"]) + "\n"
 
 

@@ -22,7 +22,7 @@ from tvm.target import Target
 from topi_kernels.conv_task import ConvTask
 from topi_kernels.layout import to_planes
 from topi_kernels.operator import ConvPlan, plan_conv
-from topi_kernels.schedules.opencl.config import GpuConfig
+from topi_kernels.schedules.opencl.config import ALIGNED, BUFFER, GLOBAL, GpuConfig
 from topi_kernels.schedules.opencl.source import kernel_sources
 from topi_kernels.structure import Structure
 
@@ -107,7 +107,10 @@ def config_name(config: GpuConfig) -> str:
     c = config
     tile = f"{c.vector_width}px_{c.filters}f_{c.tile_rows}x{c.tile_cols}_t{c.taps_per_step}"
     sums = "" if c.accumulator == "float32" else "_half"
-    return f"{tile}_g{c.tiles_per_group}x{c.filter_groups_per_group}_{c.order}{sums}"
+    memories = [c.loads, c.reads, c.input_tile]
+    memories = [m for m in memories if m not in (ALIGNED, BUFFER, GLOBAL)]
+    name = f"{tile}_g{c.tiles_per_group}x{c.filter_groups_per_group}_{c.order}{sums}"
+    return "_".join([name, *memories])
 
 
 def _kernel(folder: Path, plan: ConvPlan, target: Target) -> dict[str, Any]:
@@ -119,6 +122,7 @@ def _kernel(folder: Path, plan: ConvPlan, target: Target) -> dict[str, Any]:
         "source": f"{name}.cl",
         "function": kernel.name,
         "arguments": [argument.name for argument in kernel.arguments],
+        "textures": [argument.name for argument in kernel.arguments if argument.is_texture],
         "work_groups": list(kernel.work_groups),
         "work_items": list(kernel.work_items),
         "facts": {"config": plan.config.as_dict()},

@@ -36,6 +36,8 @@ class DeviceFacts:
         ``local``, or ``global`` where local memory is emulated.
     local_memory, global_memory, max_buffer : int
         Bytes; ``max_buffer`` is the largest single allocation.
+    image_texels : int
+        Largest image of a buffer's memory, in texels of 128 bits; 0 without images.
     """
 
     name: str
@@ -56,6 +58,7 @@ class DeviceFacts:
     local_memory: int
     global_memory: int
     max_buffer: int
+    image_texels: int = 0
 
 
 _ADAPTER = TypeAdapter(DeviceFacts)

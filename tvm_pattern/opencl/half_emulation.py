@@ -20,7 +20,17 @@ from .errors import OpenCLError
 #: What the runtime in ``native/`` asks for when a device lacks float16.
 HOOK = "tvm_pattern.opencl.without_half"
 _GUARD = re.compile(r"#ifdef cl_khr_fp16.*?#endif[^\n]*\n", re.DOTALL)
-_PARAMETER = re.compile(r"__global half\* restrict (\w+)")
+_PARAMETER = re.compile(r"(?:__global half\* restrict|texture_of\(half\)) (\w+)")
+_TEXEL = re.compile(r"^#define texel_half8\(x, i\) (as_half8)?.*$", re.MULTILINE)
+#: A texel of halfs from an image, or from the buffer that it is elsewhere.
+_TEXELS = {
+    True: """float8 texel_of_half(uint4 bits) {
+  uint4 kept = bits;
+  return vload_half8(0, (__private const half *)&kept);
+}
+#define texel_half8(x, i) texel_of_half(read_imageui(x, i))""",
+    False: "#define texel_half8(x, i) vload_half8(i, x)",
+}
 _VECTOR_LOAD = re.compile(r"\*\(const __global half(\d+)\*\)\(|\bvload(\d+)\(0, ")
 _STATEMENT = re.compile(r"^(\s*)(?:half(\d*) )?(\w+)(\[[^=]*\])? = (.*);$")
 _ARRAY = re.compile(r"^\s*(?:__local )?half(\d*) (\w+)\[\d+\];$")
@@ -67,12 +77,12 @@ def without_half(source: str) -> str:
     buffers = set(_PARAMETER.findall(text))
     widths: dict[str, str] = {}
     lines = []
-    for line in text.split("\n"):
+    for line in text.replace("texture_of(half)", "texture_of(HALF)").split("\n"):
         array = _ARRAY.match(line)
         if array:
             widths[array[2]] = array[1]
         lines.append(_line(line, buffers, widths))
-    result = _HELPERS + "\n".join(lines)
+    result = _HELPERS + _TEXEL.sub(lambda m: _TEXELS[m[1] is not None], "\n".join(lines))
     left = re.search(r"\bhalf\d+\b|\bhalf\b(?! ?\*)", result.replace(_HELPERS, ""))
     if left:
         number = result[: result.index(left[0])].count("\n")
@@ -85,7 +95,7 @@ def without_half(source: str) -> str:
 
 def _line(line: str, buffers: set[str], widths: dict[str, str]) -> str:
     """One statement without the type."""
-    if "__kernel" in line:
+    if "__kernel" in line or line.startswith("#"):
         return line
     text = _vector_stores(line, buffers)
     statement = _STATEMENT.match(text)
@@ -106,7 +116,9 @@ def _line(line: str, buffers: set[str], widths: dict[str, str]) -> str:
 
 def _rounded(value: str, width: str) -> str:
     """``value``, rounded unless it is loaded as it is."""
-    if value.startswith("vload_half") and _end(value, value.index("(")) == len(value):
+    if value.startswith(("vload_half", "texel_half8")) and _end(value, value.index("(")) == len(
+        value
+    ):
         return value
     return f"round_half{width}({value})"
 

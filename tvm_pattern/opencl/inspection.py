@@ -83,13 +83,16 @@ def _kernel(
     name: str, source: str, launches: Mapping[str, Sequence[Sequence[int]]]
 ) -> InspectedKernel:
     facts = static_facts(source)
-    found = re.findall(rf"__kernel void {name}\((.*?)\)", source)
+    found = re.findall(rf"__kernel void {name}\((.*?)\) ?\{{", source, re.DOTALL)
     buffers = found[-1].replace("__global ", "").replace(" restrict", "") if found else ""
+    buffers = re.sub(r"texture_of\((\w+)\)", r"texture of \1", buffers)
     lines = [f"buffers: {buffers}", f"private arrays: {facts.private_bytes} bytes"]
     if facts.dynamic:
         lines.append(f"indexed by variables: {', '.join(facts.dynamic)}")
     if facts.local_bytes:
         lines.append(f"local memory: {facts.local_bytes} bytes, {facts.barriers} barriers")
+    if facts.image_reads:
+        lines.append(f"textures: {facts.image_reads} reads, of buffers where there are no images")
     for loop in facts.loops:
         lines.append(
             f"loop: {loop.multiply_adds} multiply-adds of vectors, {loop.vector_loads} vector and"

@@ -24,6 +24,9 @@ import numpy as np
 import pyopencl as cl
 
 FORMAT = 1
+# Kernels that can read inputs as images do so where they are built with this option.
+IMAGES = "-DTVM_PATTERN_IMAGES"
+TEXEL_BYTES = 16
 PEAK_ITERATIONS = 512
 PEAK_CHAINS = 8
 PEAK_SOURCE = """
@@ -79,12 +82,26 @@ class Device:
             "float16": "cl_khr_fp16" in d.extensions,
         }
 
-    def build(self, source: str, name: str) -> cl.Program:
+    def build(self, source: str, name: str, options: tuple[str, ...] = ()) -> cl.Program:
         """A program, or an error with the compiler's log."""
         try:
-            return cl.Program(self.context, source).build()
+            return cl.Program(self.context, source).build(list(options))
         except cl.RuntimeError as error:
             raise SystemExit(f"{name} does not build on {self.device.name}:\n{error}") from None
+
+    def images(self, buffers: list[cl.Buffer]) -> list[cl.Image] | None:
+        """Images of the memory of buffers, or None where the device has no such images."""
+        texels = [buffer.size // TEXEL_BYTES for buffer in buffers]
+        d = self.device
+        if not d.image_support or max(texels, default=0) > d.image_max_buffer_size:
+            return None
+        kind = cl.ImageFormat(cl.channel_order.RGBA, cl.channel_type.UNSIGNED_INT32)
+        return [
+            cl.create_image(
+                self.context, cl.mem_flags.READ_ONLY, kind, shape=(count,), buffer=buffer
+            )
+            for count, buffer in zip(texels, buffers, strict=True)
+        ]
 
     def times(self, launch: Callable[[], cl.Event], runs: int, warm_up: int = 3) -> list[float]:
         """Seconds of ``runs`` launches by the device's clock."""
@@ -160,18 +177,26 @@ def run_kernel(device: Device, folder: Path, kernel: dict, buffers: dict, runs: 
             f" work_items, {device.device.name} allows {limit}; export it with smaller ones"
         )
     source = (folder / kernel["source"]).read_text(encoding="utf-8")
-    function = cl.Kernel(device.build(source, f"{folder}/{kernel['source']}"), kernel["function"])
-    function.set_args(*(buffers[name] for name in kernel["arguments"]))
+    textures = kernel.get("textures", [])
+    images = device.images([buffers[name] for name in textures])
+    if images is None:
+        print(f"{kernel['name']}: {device.device.name} lacks images of that size; reads buffers")
+    given = {**buffers, **dict(zip(textures, images or [], strict=False))}
+    options = (IMAGES,) if textures and images is not None else ()
+    program = device.build(source, f"{folder}/{kernel['source']}", options)
+    function = cl.Kernel(program, kernel["function"])
+    function.set_args(*(given[name] for name in kernel["arguments"]))
     items = kernel["work_items"]
     size = [g * i for g, i in zip(kernel["work_groups"], items, strict=True)]
 
     def launch() -> cl.Event:
         return cl.enqueue_nd_range_kernel(device.queue, function, size, items)
 
+    read = {"reads_images": bool(options)} if textures else {}
     if not runs:
         launch().wait()
-        return {}
-    return percentile_ms(device.times(launch, runs))
+        return read
+    return {**percentile_ms(device.times(launch, runs)), **read}
 
 
 def rates(row: dict, peak: float) -> dict:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from topi_kernels.conv_task import ConvTask
-from topi_kernels.schedules.opencl.config import GpuConfig
+from topi_kernels.schedules.opencl.config import LOCAL, TEXTURE, GpuConfig
 from topi_kernels.schedules.opencl.cost import counts_of, register_need, roofline, tile_grid
 
 GPU_FEATURES = (
@@ -27,6 +27,8 @@ GPU_FEATURES = (
     "items",
     "tiles_first",
     "float16_sums",
+    "textures",
+    "local_copies",
     "arithmetic",
     "loads",
     "estimate",
@@ -77,6 +79,8 @@ def gpu_features(task: ConvTask, config: GpuConfig, estimate: float) -> np.ndarr
             np.log2(launched / (facts.cores * facts.wave)),
             c.order == "tiles",
             c.accumulator == "float16",
+            c.reads == TEXTURE,
+            c.input_tile == LOCAL,
             np.log2(bounds.arithmetic / work),
             np.log2(bounds.loads / work),
             # Against the work itself, so that it compares across layers.

@@ -11,6 +11,10 @@ ORDERS = ("tiles", "filters")
 ACCUMULATORS = ("float32", "float16")
 ALIGNED, ANYWHERE = "aligned", "anywhere"
 LOADS = (ALIGNED, ANYWHERE)
+BUFFER, TEXTURE = "buffer", "texture"
+READS = (BUFFER, TEXTURE)
+GLOBAL, LOCAL = "global", "local"
+INPUT_TILES = (GLOBAL, LOCAL)
 VECTOR_WIDTHS = (1, 2, 4, 8)
 MAX_FILTERS = 16
 
@@ -46,6 +50,13 @@ class GpuFacts:
         Bandwidth of the memory, GB/s.
     launch_us : float
         Time between two kernels, in microseconds.
+    texture_bytes : float
+        Bytes that reads of images bring a core per clock; 0: schedules read buffers only.
+    local_bytes : float
+        Bytes that reads of local memory bring a core per clock; 0: it is emulated, and no schedule
+        copies to it.
+    local_memory : int
+        Bytes of local memory of a work_group.
     dtype : str
         Of the tensors, see :meth:`of_dtype`.
     nan_maximum : bool
@@ -64,6 +75,9 @@ class GpuFacts:
     load_bytes: float
     memory_gb_s: float
     launch_us: float = 10.0
+    texture_bytes: float = 0.0
+    local_bytes: float = 0.0
+    local_memory: int = 0
     dtype: str = "float32"
     nan_maximum: bool = False
 
@@ -103,6 +117,11 @@ class GpuConfig:
     loads : str
         Where wide loads of inputs begin: ``aligned`` at multiples of their width, ``anywhere`` with
         the first pixel that a tile wants, for tiles that do not begin at such multiples.
+    reads : str
+        By what inputs are read: from a ``buffer``, or from the same memory as a ``texture``.
+    input_tile : str
+        Where work_items read inputs: in ``global`` memory, or in a ``local`` copy of what their
+        work_group wants of an in_channel.
     """
 
     vector_width: int
@@ -115,6 +134,8 @@ class GpuConfig:
     order: str = "tiles"
     accumulator: str = "float32"
     loads: str = ALIGNED
+    reads: str = BUFFER
+    input_tile: str = GLOBAL
 
     @property
     def group(self) -> int:

@@ -30,8 +30,10 @@ from ...primfunc import primfunc_builder
 from ...row_writer import when
 from ...workload import ConvWorkload
 from ..tile import Buffers, declare_parameters
-from .config import GpuConfig
-from .halo import Stored, TilePlace, store_rows
+from .config import LOCAL, TEXTURE, GpuConfig
+from .halo import Stored, TilePlace, both, store_rows
+from .inputs import BufferInputs, Inputs, LocalInputs, TextureInputs
+from .local_tile import local_tile
 from .reuse import Taps, chunks_of, steps_of, tile_uses, weight_pieces
 from .rows import RowLoader
 from .vectors import (
@@ -86,18 +88,39 @@ def work_groups(workload: ConvWorkload, config: GpuConfig) -> tuple[int, int, in
 
 
 class _Conv:
-    def __init__(self, workload: ConvWorkload, config: GpuConfig, buffers: Buffers) -> None:
+    def __init__(
+        self,
+        workload: ConvWorkload,
+        config: GpuConfig,
+        buffers: Buffers,
+        first_tile: Any = None,
+        item: Any = None,
+    ) -> None:
         self.w, self.c, self.b = workload, config, buffers
         self.sum_type = sum_type(workload, config)
         geometry, layouts = workload.geometry, (workload.in_layout, workload.out_layout)
         chunks = chunks_of(config, geometry, *layouts, widest_load(workload.dtype))
+        kind = TextureInputs if config.reads == TEXTURE else BufferInputs
+        source = kind(buffers.x, workload.in_layout, chunks)
+        self.inputs: Inputs = source
+        if first_tile is not None:
+            self.inputs = self.local_inputs(source, first_tile, item)
         self.rows = RowLoader(
-            buffers.x, config.vector_width, chunks, geometry.stride[1], self.sum_type
+            self.inputs, workload.dtype, config.vector_width, geometry.stride[1], self.sum_type
         )
         self.delta = workload.index_encoding == "delta8"
 
-    def tile(self, number: Any, group: Any, batch: Any) -> None:
-        """All of one register_tile."""
+    def local_inputs(self, source: Any, first_tile: Any, item: Any) -> LocalInputs:
+        """Inputs by way of local memory; the work_group's tiles begin with ``first_tile``."""
+        w, c = self.w, self.c
+        layouts = (w.in_layout, w.out_layout)
+        tile = local_tile(w.geometry, c, w.patterns, *layouts, source.chunks)
+        row = first_tile // tile_grid(w, c)[1] * c.tile_rows
+        row = T.min(row, w.out_layout.height - c.tile_rows)
+        return LocalInputs(source, tile, row, item, c.tiles_per_group)
+
+    def tile(self, number: Any, group: Any, batch: Any, is_there: Any) -> None:
+        """All of one register_tile, which is stored if it is there."""
         place = TilePlace.of(self.w.out_layout, self.c, batch, number)
         slots = [
             T.Bind(T.Cast("int32", self.b.filter_order[group * self.c.filters + j]))
@@ -109,7 +132,7 @@ class _Conv:
         for f, slot in enumerate(slots):
             padded = self.w.num_slots != self.w.out_channels
             real = slot < self.w.out_channels if padded else True
-            when(real, partial(self.store, tile, f, slot))
+            when(both(is_there, real), partial(self.store, tile, f, slot))
 
     def start(self, tile: GpuTile) -> None:
         """Sums begin as the bias."""
@@ -130,9 +153,9 @@ class _Conv:
         """One loop per pattern over the kernels of the filter_group."""
         (sh, sw), layout = self.w.geometry.stride, self.w.in_layout
         place = tile.place
-        origin = T.Bind(
-            place.batch * (self.w.in_channels * layout.size)
-            + (place.y0 * (sh * layout.row_stride) + place.x0 * sw + layout.origin)
+        origin = self.inputs.origin(
+            place.batch * (self.w.in_channels * layout.size),
+            place.y0 * (sh * layout.row_stride) + place.x0 * sw + layout.origin,
         )
         channel: Any = T.alloc_buffer((1,), "int32", scope="local") if self.delta else None
         begin = T.Bind(self.b.group_start[tile.group])
@@ -150,7 +173,7 @@ class _Conv:
                     code = T.Bind(channel[0])
                 first = (begin + k) if weight is None else k
                 at = T.Bind(first * per_kernel + (0 if weight is None else weight))
-                self.kernel(tile, pattern, T.Bind(code * layout.size + origin), at)
+                self.kernel(tile, pattern, self.inputs.at(code, origin), at)
             if weight is not None:
                 weight = T.Bind(weight + count * per_kernel)
             begin = T.Bind(begin + count)
@@ -236,7 +259,7 @@ def schedule_opencl_conv(
     tiles_first = config.order == "tiles"
     extents = (of_tiles, of_filters) if tiles_first else (of_filters, of_tiles)
     with primfunc_builder("pattern_conv2d") as builder:
-        conv = _Conv(workload, config, declare_parameters(workload))
+        buffers = declare_parameters(workload)
         items = (config.tiles_per_group, config.filter_groups_per_group)
         with launch((*extents, batch), items) as (block, item):
             at_tile, at_filter = (block[0], block[1]) if tiles_first else (block[1], block[0])
@@ -248,5 +271,12 @@ def schedule_opencl_conv(
             if of_filters * config.filter_groups_per_group != groups:
                 bounds.append(group < groups)
             inside = tirx.all(*bounds) if bounds else True
-            when(inside, lambda: conv.tile(number, group, block[2]))
+            if config.input_tile == LOCAL:
+                # All work_items copy: those without a tile compute the last one, and store nothing.
+                first = T.Bind(at_tile * config.tiles_per_group)
+                conv = _Conv(workload, config, buffers, first, item[0])
+                conv.tile(T.Bind(T.min(number, tiles - 1)), group, block[2], inside)
+            else:
+                conv = _Conv(workload, config, buffers)
+                when(inside, lambda: conv.tile(number, group, block[2], both()))
     return builder.get()

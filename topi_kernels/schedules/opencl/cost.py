@@ -10,7 +10,8 @@ from functools import lru_cache
 
 from ...geometry import ConvGeometry
 from ..search_space import ConvShape
-from .config import GpuConfig, GpuFacts
+from .config import GLOBAL, TEXTURE, GpuConfig, GpuFacts
+from .local_tile import BARRIERS, LocalTile, local_tile
 from .reuse import Chunks, KernelCounts, Taps, chunks_of, kernel_counts
 
 #: Operations on integers for each kernel: its index, its addresses, the loop.
@@ -23,6 +24,8 @@ ADDRESS_REGISTERS = 10
 MIN_LOAD_BYTES = 16
 #: A load that begins anywhere lies in two lines of 64 bytes, and is two, for 3 of 16 places.
 ANYWHERE_LOADS = 1.0 + 3.0 / 16.0
+#: Clocks that a wave waits at a barrier, about the latency of local memory.
+BARRIER_CLOCKS = 32.0
 #: Waves of a core that hide the latency of a load.
 WAVES_IN_FLIGHT = 8
 
@@ -65,6 +68,13 @@ def loads_of(shape: ConvShape, config: GpuConfig, facts: GpuFacts) -> Chunks:
     return chunks_of(config, shape.geometry, *layouts, facts.vector_width)
 
 
+def local_tile_of(shape: ConvShape, config: GpuConfig, facts: GpuFacts) -> LocalTile:
+    """The local copy of a work_group whose ``input_tile`` is local."""
+    layouts = (shape.in_layout, shape.out_layout)
+    chunks = loads_of(shape, config, facts)
+    return local_tile(shape.geometry, config, shape.patterns, *layouts, chunks)
+
+
 def counts_of(shape: ConvShape, config: GpuConfig, facts: GpuFacts) -> list[KernelCounts]:
     """Counts of a kernel of each pattern."""
     chunks = loads_of(shape, config, facts)
@@ -104,6 +114,35 @@ def register_need(shape: ConvShape, config: GpuConfig, facts: GpuFacts) -> int:
     return -(-elements * size // 4) + ADDRESS_REGISTERS
 
 
+@dataclass(frozen=True)
+class _InputTraffic:
+    """Of one work_item: bytes of a load, the rate of its memory, chunks copied for a kernel."""
+
+    load_bytes: float
+    rate: float
+    copied: float | None
+
+    @classmethod
+    def of(cls, shape: ConvShape, config: GpuConfig, facts: GpuFacts) -> _InputTraffic:
+        chunks = loads_of(shape, config, facts)
+        places = 1.0 if chunks.is_aligned else ANYWHERE_LOADS
+        size = places * max(chunks.width * facts.itemsize, MIN_LOAD_BYTES)
+        rate = facts.texture_bytes if config.reads == TEXTURE else facts.load_bytes
+        if config.input_tile == GLOBAL:
+            return cls(size, rate, None)
+        return cls(size, rate, local_tile_of(shape, config, facts).chunks / config.tiles_per_group)
+
+    def bytes_as_loads(self, count: KernelCounts, facts: GpuFacts) -> float:
+        """Bytes that loads from buffers would bring in the time of a kernel's inputs."""
+        per_byte = facts.load_bytes / self.rate
+        if self.copied is None:
+            return count.input_loads * self.load_bytes * per_byte
+        moved = (count.input_loads + self.copied) * self.load_bytes
+        waits = BARRIERS * BARRIER_CLOCKS / facts.wave
+        copies = self.copied * self.load_bytes * per_byte
+        return copies + moved * facts.load_bytes / facts.local_bytes + waits * facts.load_bytes
+
+
 def roofline(shape: ConvShape, config: GpuConfig, facts: GpuFacts) -> Roofline:
     """The estimate of one image.
 
@@ -123,15 +162,13 @@ def roofline(shape: ConvShape, config: GpuConfig, facts: GpuFacts) -> Roofline:
     items = along * across * -(-config.work_items // facts.wave) * facts.wave
     outputs = config.accumulators * config.vector_width
     operations = outputs * OUTPUT_OVERHEAD
-    chunks = loads_of(shape, config, facts)
-    places = 1.0 if chunks.is_aligned else ANYWHERE_LOADS
-    load_bytes = places * max(chunks.width * facts.itemsize, MIN_LOAD_BYTES)
+    inputs = _InputTraffic.of(shape, config, facts)
     loaded = 0.0
     for count in counts:
         operations += share * (count.multiply_adds * config.vector_width + KERNEL_OVERHEAD)
         # Weights are the same for all work_items of a wave.
         per_wave = count.weight_loads * 16 / facts.wave
-        loaded += share * (count.input_loads * load_bytes + per_wave)
+        loaded += share * (inputs.bytes_as_loads(count, facts) + per_wave)
     speed = 2.0 if sum_bytes(config, facts) == 2 else 1.0
     idle = max(1.0, facts.cores * facts.wave * WAVES_IN_FLIGHT / items)
     crowded = max(1.0, register_need(shape, config, facts) / facts.registers)

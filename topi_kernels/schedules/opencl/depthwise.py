@@ -13,6 +13,7 @@ from ...plane_ops import PlaneTarget
 from ...workload import NO_EPILOGUE, Epilogue
 from .config import GpuConfig
 from .halo import Stored, TilePlace, store_rows
+from .inputs import BufferInputs
 from .planes import opened, work_items
 from .reuse import chunks_of, tile_uses
 from .rows import RowLoader
@@ -85,7 +86,7 @@ def depthwise_conv(
     }
     with opened("plane_depthwise_conv", dtype, **shapes) as (ib, (x, weight, *more)):
         b, out = more[0] if epilogue.bias else None, more[-1]
-        loader = RowLoader(x, width, chunks, sw, "float32")
+        loader = RowLoader(BufferInputs(x, in_layout, chunks), dtype, width, sw, "float32")
 
         def tile(number: Any) -> None:
             plane, within = T.Bind(number // tiles), T.Bind(number % tiles)

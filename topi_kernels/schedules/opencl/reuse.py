@@ -57,6 +57,10 @@ class Chunks:
         """First column of a chunk."""
         return number * self.width - self.phase
 
+    def number_at(self, column: int) -> int:
+        """The chunk that begins at a column; inverse of :meth:`start`."""
+        return (column + self.phase) // self.width
+
 
 def chunks_of(
     config: GpuConfig,

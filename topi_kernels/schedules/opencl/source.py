@@ -12,15 +12,21 @@ from tvm.s_tir import SBlockRealize
 from tvm.target import Target
 from tvm.tirx.build import codegen_build, split_host_device_mods
 
+from .textures import textures_of
+
 _AXES = "xyz"
 
 
 @dataclass(frozen=True)
 class KernelArgument:
-    """One buffer of a kernel; ``name`` is that of the PrimFunc's parameter."""
+    """One buffer of a kernel; ``name`` is that of the PrimFunc's parameter.
+
+    ``is_texture`` says that the kernel reads it as an image of its memory, where it is built so.
+    """
 
     name: str
     dtype: str
+    is_texture: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,8 +120,13 @@ def _kernel(func: tirx.PrimFunc, source: str) -> KernelSource:
                 f"the launch of {name} depends on {extent}; compile the model with fixed shapes"
             )
         extents[place][_AXES.index(axis)] = int(extent)
+    textures = textures_of(source)
     arguments = tuple(
-        KernelArgument(str(p.name).removesuffix("_ptr"), str(p.ty.element_type.dtype))
+        KernelArgument(
+            str(p.name).removesuffix("_ptr"),
+            str(p.ty.element_type.dtype),
+            str(p.name) in textures,
+        )
         for p in func.params
     )
     (gx, gy, gz), (x, y, z) = extents["blockIdx"], extents["threadIdx"]

@@ -15,14 +15,19 @@ from .config import (
     ACCUMULATORS,
     ALIGNED,
     ANYWHERE,
+    BUFFER,
+    GLOBAL,
+    INPUT_TILES,
     LOADS,
     MAX_FILTERS,
     ORDERS,
+    READS,
+    TEXTURE,
     VECTOR_WIDTHS,
     GpuConfig,
     GpuFacts,
 )
-from .cost import estimate_cost, register_need, tile_grid, waste
+from .cost import estimate_cost, loads_of, local_tile_of, register_need, tile_grid, waste
 from .reuse import chunks_of, tile_uses
 
 MAX_TILE_ROWS = 8
@@ -34,6 +39,10 @@ LEAST_GAIN = 0.97
 WIDE_VECTOR = 4
 TILES_PER_GROUP = (16, 32, 64, 128)
 FILTER_GROUPS = (1, 2, 4)
+MAX_COPIES = 16
+"""Vectors that a work_item copies to local memory for each in_channel; its code is straight."""
+TRIED_MEMORIES = 8
+"""Cheapest configurations for which level 0 compares textures and local copies."""
 
 
 def illegal_for(shape: ConvShape, config: GpuConfig, facts: GpuFacts) -> str | None:
@@ -57,6 +66,10 @@ def illegal_for(shape: ConvShape, config: GpuConfig, facts: GpuFacts) -> str | N
         return f"accumulator {c.accumulator!r} is not one of {ACCUMULATORS}"
     if c.loads not in LOADS:
         return f"loads {c.loads!r} is not one of {LOADS}"
+    if c.reads not in READS:
+        return f"reads {c.reads!r} is not one of {READS}"
+    if c.input_tile not in INPUT_TILES:
+        return f"input_tile {c.input_tile!r} is not one of {INPUT_TILES}"
     if c.accumulator == "float16" and facts.dtype != "float16":
         return "float16 sums are for float16 layers"
     vectors = -(-layout.width // c.vector_width)
@@ -64,7 +77,11 @@ def illegal_for(shape: ConvShape, config: GpuConfig, facts: GpuFacts) -> str | N
         return f"a tile of {c.tile_rows} x {c.tile_cols} vectors exceeds the output"
     if vectors * c.vector_width > layout.row_stride:
         return f"vectors of {c.vector_width} pixels run over the row stride {layout.row_stride}"
-    return _out_of_plane(shape, c, facts) or _too_many_registers(shape, c, facts)
+    return (
+        _out_of_plane(shape, c, facts)
+        or _too_many_registers(shape, c, facts)
+        or _no_such_memory(shape, c, facts)
+    )
 
 
 def _out_of_plane(shape: ConvShape, c: GpuConfig, facts: GpuFacts) -> str | None:
@@ -109,8 +126,44 @@ def _too_many_registers(shape: ConvShape, c: GpuConfig, facts: GpuFacts) -> str 
     return f"{need} registers are wanted, a work_item has {facts.max_registers}"
 
 
+def _no_such_memory(shape: ConvShape, c: GpuConfig, facts: GpuFacts) -> str | None:
+    """Why textures or a copy in local memory cannot be had, or None."""
+    if c.reads == BUFFER and c.input_tile == GLOBAL:
+        return None
+    chunks = loads_of(shape, c, facts)
+    if not chunks.is_aligned:
+        return "textures and local copies are read by aligned loads, got loads 'anywhere'"
+    if c.reads == TEXTURE:
+        if not facts.texture_bytes:
+            return f"reads 'texture': schedules for {facts.name} read buffers only"
+        if chunks.width != facts.vector_width:
+            return (
+                f"a texel holds {facts.vector_width} elements, tiles begin at multiples of"
+                f" {chunks.width}"
+            )
+    if c.input_tile == GLOBAL:
+        return None
+    if not facts.local_bytes:
+        return f"input_tile 'local': local memory of {facts.name} is main memory"
+    if c.filter_groups_per_group > 1:
+        return "filter_groups that share a local copy would have to walk the same in_channels"
+    tile = local_tile_of(shape, c, facts)
+    size = tile.chunks * chunks.width * facts.itemsize
+    if size > facts.local_memory:
+        return f"a local copy of {size} bytes exceeds the device's {facts.local_memory}"
+    if tile.copies > MAX_COPIES:
+        return f"each work_item would copy {tile.copies} vectors, more than {MAX_COPIES}"
+    return None
+
+
 def search_space(shape: ConvShape, facts: GpuFacts) -> Iterator[GpuConfig]:
     """All legal configurations of a convolution, in a fixed order."""
+    for config in _by_buffers(shape, facts):
+        yield config
+        yield from with_memories(shape, config, facts)
+
+
+def _by_buffers(shape: ConvShape, facts: GpuFacts) -> Iterator[GpuConfig]:
     most_taps = max(len(p) for p in shape.patterns)
     steps = {min(most_taps, 4), min(most_taps, 2), min(most_taps, shape.geometry.kernel_size[1])}
     sums = ACCUMULATORS if facts.dtype == "float16" else ("float32",)
@@ -132,6 +185,14 @@ def search_space(shape: ConvShape, facts: GpuFacts) -> Iterator[GpuConfig]:
                         filter_groups_per_group=filter_groups,
                         order=order,
                     )
+
+
+def with_memories(shape: ConvShape, config: GpuConfig, facts: GpuFacts) -> Iterator[GpuConfig]:
+    """The same by the memories that a device has beside buffers, where that is legal."""
+    for reads, input_tile in product(READS, INPUT_TILES):
+        other = replace(config, reads=reads, input_tile=input_tile)
+        if other != config and _no_such_memory(shape, other, facts) is None:
+            yield other
 
 
 def _is_needless(shape: ConvShape, tile: GpuConfig, facts: GpuFacts) -> bool:
@@ -172,7 +233,7 @@ def default_config(shape: ConvShape, facts: GpuFacts) -> GpuConfig:
     ValueError
         If no configuration is legal.
     """
-    configs = [c for c in search_space(shape, facts) if c.accumulator == "float32"]
+    configs = [c for c in _by_buffers(shape, facts) if c.accumulator == "float32"]
     exact = [c for c in configs if waste(shape, c) <= MAX_WASTE]
     costs = {c: estimate_cost(shape, c, facts) for c in exact or configs}
     if not costs:
@@ -183,4 +244,8 @@ def default_config(shape: ConvShape, facts: GpuFacts) -> GpuConfig:
     enough = min(costs.values()) / LEAST_GAIN
     good = [c for c in costs if costs[c] <= enough]
     widest = max(min(c.vector_width, WIDE_VECTOR) for c in good)
-    return min((c for c in good if c.vector_width >= widest), key=lambda c: costs[c])
+    best = min((c for c in good if c.vector_width >= widest), key=lambda c: costs[c])
+    # What no memory makes cheaper stays with buffers, which every device has.
+    aligned = sorted((c for c in costs if c.loads == ALIGNED), key=lambda c: costs[c])
+    tried = [o for c in aligned[:TRIED_MEMORIES] for o in with_memories(shape, c, facts)]
+    return min([best, *tried], key=lambda c: estimate_cost(shape, c, facts))

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 _PARAMETER = re.compile(r"__global \w+\* restrict (\w+)")
 _DECLARATION = re.compile(r"^\s*(__local )?(\w+?)(\d*) (\w+)\[(\d+)\];")
-_VECTOR_LOAD = re.compile(r"\bvload(\d+)\(|\*\(const __global \w+?(\d+)\*\)")
+_VECTOR_LOAD = re.compile(r"\bvload(\d+)\(|\*\(const __global \w+?(\d+)\*\)|\btexel_[a-z]+(\d+)\(")
+_TEXEL = re.compile(r"\btexel_\w+\(")
 _MULTIPLY_ADD = re.compile(r"^\s*(\w+)\[0\] = \(\1\[0\] \+ \(.* \* .*\)\);")
 _BYTES = {"float": 4, "int": 4, "half": 2, "uchar": 1, "ushort": 2, "char": 1, "double": 8}
 
@@ -25,15 +26,19 @@ class LoopFacts:
     multiply_adds : int
         Statements that add a product to a private variable, whole vectors.
     vector_loads, scalar_loads : int
-        Reads of global memory.
+        Reads of global memory, textures included.
     widths : tuple of int
         Lanes of the vector loads, sorted.
+    local_loads, texels : int
+        Reads of local memory; those of the vector loads that are texels.
     """
 
     multiply_adds: int
     vector_loads: int
     scalar_loads: int
     widths: tuple[int, ...]
+    local_loads: int = 0
+    texels: int = 0
 
     @property
     def loads_per_multiply_add(self) -> float:
@@ -56,6 +61,7 @@ class SourceFacts:
         registers.
     local_bytes : int
     barriers, image_reads : int
+        Statements; reads of an image where the program is built for them.
     """
 
     loops: tuple[LoopFacts, ...]
@@ -84,15 +90,18 @@ def _bodies(lines: list[str]) -> list[list[str]]:
     return result
 
 
-def _loop(body: list[str], parameters: set[str]) -> LoopFacts:
+def _loop(body: list[str], parameters: set[str], local: set[str]) -> LoopFacts:
     widths: list[int] = []
-    scalars = fmas = 0
+    scalars = fmas = copies = texels = 0
     for line in body:
-        widths += [int(a or b) for a, b in _VECTOR_LOAD.findall(line)]
+        widths += [int(a or b or c) for a, b, c in _VECTOR_LOAD.findall(line)]
         value = line.split(" = ", 1)[-1]
-        scalars += sum(name in parameters for name in re.findall(r"\b(\w+)\[", value))
+        indexed = re.findall(r"\b(\w+)\[", value)
+        scalars += sum(name in parameters for name in indexed)
+        copies += sum(name in local for name in indexed)
+        texels += len(_TEXEL.findall(line))
         fmas += _MULTIPLY_ADD.match(line) is not None
-    return LoopFacts(fmas, len(widths), scalars, tuple(sorted(widths)))
+    return LoopFacts(fmas, len(widths), scalars, tuple(sorted(widths)), copies, texels)
 
 
 def static_facts(source: str) -> SourceFacts:
@@ -103,31 +112,28 @@ def static_facts(source: str) -> SourceFacts:
     source : str
         As of :attr:`~topi_kernels.schedules.opencl.source.KernelSource.source`.
     """
-    lines = source.splitlines()
+    lines = [line for line in source.splitlines() if not line.startswith("#")]
     parameters = set(_PARAMETER.findall(source))
     private: dict[str, int] = {}
-    local = 0
+    local: dict[str, int] = {}
     for line in lines:
         found = _DECLARATION.match(line)
         if found:
             is_local, kind, lanes, name, count = found.groups()
             size = _BYTES[kind] * int(lanes or 1) * int(count)
-            if is_local:
-                local += size
-            else:
-                private[name] = size
+            (local if is_local else private)[name] = size
     code = "\n".join(line for line in lines if not _DECLARATION.match(line))
     dynamic = sorted(
         name
         for name in private
         if any(not i.isdigit() for i in re.findall(rf"\b{name}\[([^\]]*)\]", code))
     )
-    loops = (_loop(body, parameters) for body in _bodies(lines))
+    loops = (_loop(body, parameters, set(local)) for body in _bodies(lines))
     return SourceFacts(
         loops=tuple(loop for loop in loops if loop.multiply_adds),
         private_bytes=sum(private.values()),
         dynamic=tuple(dynamic),
-        local_bytes=local,
+        local_bytes=sum(local.values()),
         barriers=code.count("barrier("),
-        image_reads=code.count("read_image"),
+        image_reads=len(_TEXEL.findall(code)),
     )

@@ -34,6 +34,7 @@ typedef struct {
   int program;
   size_t groups[3], items[3];
   int count, arguments[MAX_ARGUMENTS];
+  uint64_t textures; /* a bit for each argument that can be read as an image */
   void *code; /* the backend's: a function, or a kernel */
 } Step;
 

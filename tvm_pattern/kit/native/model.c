@@ -152,6 +152,16 @@ static int read_step(pattern_model *m, FILE *file, int is_kernel) {
   return read_arguments(m, file, step);
 }
 
+/* An argument of the kernel that was read last. */
+static int read_texture(pattern_model *m, FILE *file) {
+  Step *step = m->step_count > 0 ? &m->steps[m->step_count - 1] : NULL;
+  int argument;
+  if (step == NULL) return pattern_fail("a texture comes before any kernel");
+  if (integer(file, 0, step->count - 1, &argument) != 0) return -1;
+  step->textures |= (uint64_t)1 << argument;
+  return 0;
+}
+
 static int read_output(pattern_model *m, FILE *file) {
   static const char message[] = "out of memory while reading the plan";
   int *outputs = realloc(m->outputs, (size_t)(m->output_count + 1) * sizeof *outputs);
@@ -171,6 +181,7 @@ static int read_statement(pattern_model *m, FILE *file, const char *word) {
   if (strcmp(word, "tensor") == 0) return read_tensor(m, file);
   if (strcmp(word, "call") == 0) return read_step(m, file, 0);
   if (strcmp(word, "kernel") == 0) return read_step(m, file, 1);
+  if (strcmp(word, "texture") == 0) return read_texture(m, file);
   if (strcmp(word, "program") == 0) return read_program(m, file);
   if (strcmp(word, "output") == 0) return read_output(m, file);
   if (strcmp(word, "weights") == 0) {

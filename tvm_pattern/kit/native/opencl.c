@@ -17,10 +17,25 @@ enum {
   CL_DEVICE_MAX_COMPUTE_UNITS = 0x1002,
   CL_PROGRAM_BUILD_LOG = 0x1183,
   CL_KERNEL_WORK_GROUP_SIZE = 0x11B0,
+  CL_DEVICE_IMAGE_SUPPORT = 0x1016,
+  CL_DEVICE_IMAGE_MAX_BUFFER_SIZE = 0x1040,
+  CL_MEM_OBJECT_IMAGE1D_BUFFER = 0x10F6,
+  CL_RGBA = 0x10B5,
+  CL_UNSIGNED_INT32 = 0x10DC,
+  TEXEL_BYTES = 16,
   CL_OUT_OF_MEMORY_1 = -4,
   MAX_DEVICES = 16
 };
-static const uint64_t GPU = 1 << 2, ANY_DEVICE = 0xFFFFFFFF, READ_WRITE = 1, COPY = 1 << 5;
+static const uint64_t GPU = 1 << 2, ANY_DEVICE = 0xFFFFFFFF, READ_WRITE = 1,
+                      READ_ONLY = 1 << 2, COPY = 1 << 5;
+
+typedef struct { uint32_t order, type; } ImageFormat;
+typedef struct {
+  uint32_t type;
+  size_t width, height, depth, array_size, row_pitch, slice_pitch;
+  uint32_t mip_levels, samples;
+  Handle buffer;
+} ImageDesc;
 
 static struct {
   int32_t (*clGetPlatformIDs)(uint32_t, Handle *, uint32_t *);
@@ -47,6 +62,9 @@ static struct {
   int32_t (*clReleaseProgram)(Handle);
   int32_t (*clReleaseCommandQueue)(Handle);
   int32_t (*clReleaseContext)(Handle);
+  /* Without it textures are read as buffers. */
+  Handle (*clCreateImage)(Handle, uint64_t, const ImageFormat *, const ImageDesc *, void *,
+                          int32_t *);
 } cl;
 
 static const struct { const char *name; size_t offset; } FUNCTIONS[] = {
@@ -68,7 +86,9 @@ static const char *const LIBRARIES[] = {
 
 typedef struct {
   Handle device, context, queue;
-  Handle *storages, *inputs, *programs;
+  Handle *storages, *inputs, *programs, *images;
+  int image_count;
+  size_t image_texels; /* the largest image of a buffer; 0 without images */
   char name[256], vendor[256], driver[256];
   uint32_t units;
 } State;
@@ -87,6 +107,8 @@ static int load(void) {
     if (function == NULL) return pattern_fail("the OpenCL driver lacks %s", FUNCTIONS[i].name);
     memcpy((char *)&cl + FUNCTIONS[i].offset, &function, sizeof function);
   }
+  void *image = dlsym(library, "clCreateImage");
+  memcpy(&cl.clCreateImage, &image, sizeof image);
   return 0;
 }
 
@@ -131,6 +153,13 @@ static int choose_device(State *state) {
                      NULL);
   cl.clGetDeviceInfo(state->device, CL_DEVICE_MAX_COMPUTE_UNITS, sizeof state->units,
                      &state->units, NULL);
+  uint32_t has_images = 0;
+  cl.clGetDeviceInfo(state->device, CL_DEVICE_IMAGE_SUPPORT, sizeof has_images, &has_images, NULL);
+  const char *images = getenv("PATTERN_OPENCL_IMAGES"); /* 0: buffers, to compare */
+  if (has_images && cl.clCreateImage != NULL && (images == NULL || strcmp(images, "0") != 0)) {
+    cl.clGetDeviceInfo(state->device, CL_DEVICE_IMAGE_MAX_BUFFER_SIZE, sizeof state->image_texels,
+                       &state->image_texels, NULL);
+  }
   return 0;
 }
 
@@ -208,7 +237,39 @@ static char *read_text(const char *path) {
   return text;
 }
 
-static Handle build(pattern_model *m, State *state, const char *name) {
+/* Whether the textures of all steps of a program can be images. */
+static int has_images(const pattern_model *m, const State *state, int program) {
+  int found = 0;
+  for (int i = 0; i < m->step_count; ++i) {
+    const Step *step = &m->steps[i];
+    for (int j = 0; step->program == program && j < step->count; ++j) {
+      if (!(step->textures >> j & 1)) continue;
+      size_t texels = m->tensors[step->arguments[j]].spec.bytes / TEXEL_BYTES;
+      if (texels == 0 || texels > state->image_texels) return 0;
+      found = 1;
+    }
+  }
+  return found;
+}
+
+/* An image of a tensor's memory; it is closed with the model. */
+static Handle image_of(State *state, const Tensor *tensor) {
+  ImageFormat format = {CL_RGBA, CL_UNSIGNED_INT32};
+  ImageDesc desc = {.type = CL_MEM_OBJECT_IMAGE1D_BUFFER,
+                    .width = tensor->spec.bytes / TEXEL_BYTES,
+                    .buffer = tensor->memory};
+  int32_t code;
+  Handle *images = realloc(state->images, (size_t)(state->image_count + 1) * sizeof *images);
+  if (images == NULL) return pattern_fail("out of memory"), NULL;
+  state->images = images;
+  Handle image = cl.clCreateImage(state->context, READ_ONLY, &format, &desc, NULL, &code);
+  if (!is_ok(code, "an image of a buffer")) return NULL;
+  return state->images[state->image_count++] = image;
+}
+
+static Handle build(pattern_model *m, State *state, int number) {
+  const char *name = m->programs[number];
+  const char *options = has_images(m, state, number) ? "-DTVM_PATTERN_IMAGES" : "";
   char path[MAX_PATH_BYTES + MAX_NAME], log[4096] = "";
   int32_t code;
   pattern_read_path(m, name, path, sizeof path);
@@ -218,7 +279,7 @@ static Handle build(pattern_model *m, State *state, const char *name) {
   Handle program = cl.clCreateProgramWithSource(state->context, 1, &source, NULL, &code);
   free(text);
   if (!is_ok(code, name)) return NULL;
-  if (cl.clBuildProgram(program, 1, &state->device, "", NULL, NULL) != 0) {
+  if (cl.clBuildProgram(program, 1, &state->device, options, NULL, NULL) != 0) {
     cl.clGetProgramBuildInfo(program, state->device, CL_PROGRAM_BUILD_LOG, sizeof log - 1, log,
                              NULL);
     pattern_fail("%s does not build on %s: %s", name, state->name, log);
@@ -241,8 +302,12 @@ static int make_kernel(pattern_model *m, State *state, Step *step) {
                         " for a target with a smaller max_num_threads", step->name,
                         m->programs[step->program], items, state->name, limit);
   }
+  int images = has_images(m, state, step->program);
   for (int i = 0; i < step->count; ++i) {
-    Handle memory = m->tensors[step->arguments[i]].memory;
+    const Tensor *tensor = &m->tensors[step->arguments[i]];
+    int is_image = images && (step->textures >> i & 1);
+    Handle memory = is_image ? image_of(state, tensor) : tensor->memory;
+    if (memory == NULL) return -1;
     if (!is_ok(cl.clSetKernelArg(kernel, (uint32_t)i, sizeof memory, &memory), step->name)) {
       return -1;
     }
@@ -254,7 +319,7 @@ static int make_kernels(pattern_model *m, State *state) {
   state->programs = calloc((size_t)m->program_count + 1, sizeof(Handle));
   if (state->programs == NULL) return pattern_fail("out of memory");
   for (int i = 0; i < m->program_count; ++i) {
-    if ((state->programs[i] = build(m, state, m->programs[i])) == NULL) return -1;
+    if ((state->programs[i] = build(m, state, i)) == NULL) return -1;
   }
   for (int i = 0; i < m->step_count; ++i) {
     if (m->steps[i].program < 0) return pattern_fail("the plan calls %s", m->steps[i].name);
@@ -288,6 +353,7 @@ void backend_close(pattern_model *m) {
   for (int i = 0; state->programs != NULL && i < m->program_count; ++i) {
     release(cl.clReleaseProgram, state->programs[i]);
   }
+  for (int i = 0; i < state->image_count; ++i) release(cl.clReleaseMemObject, state->images[i]);
   for (int i = 0; i < m->tensor_count; ++i) {
     if (m->tensors[i].place == IN_WEIGHTS) release(cl.clReleaseMemObject, m->tensors[i].memory);
   }
@@ -302,6 +368,7 @@ void backend_close(pattern_model *m) {
   free(state->storages);
   free(state->inputs);
   free(state->programs);
+  free(state->images);
   free(state);
   m->state = NULL;
 }
@@ -349,5 +416,5 @@ void backend_describe(const pattern_model *m, FILE *file) {
   write_text(file, "name", state->name);
   write_text(file, "vendor", state->vendor);
   write_text(file, "driver", state->driver);
-  fprintf(file, "\"compute_units\": %u}", state->units);
+  fprintf(file, "\"compute_units\": %u, \"images\": %d}", state->units, state->image_count);
 }

@@ -11,7 +11,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
+#include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -57,7 +59,10 @@ inline std::string ErrorName(cl_int code) {
 struct Buffer {
   cl_mem memory;
   size_t size;
+  cl_mem image = nullptr;  // of the same memory, made when a kernel first reads it as a texture
 };
+
+constexpr size_t kTexelBytes = 16;  // as kernels with textures expect
 
 struct OpenCLDevice {
   cl_device_id id = nullptr;
@@ -68,6 +73,8 @@ struct OpenCLDevice {
   // Buffers of AllocWorkspace that are free; commands run in order, so they are reused at once.
   std::mutex workspace_lock;
   std::vector<Buffer*> workspaces;
+  std::mutex image_lock;
+  std::atomic<int64_t> images{0};     // that were made
 
   template <typename T>
   T Number(cl_uint what) const {
@@ -86,6 +93,31 @@ struct OpenCLDevice {
     return (" " + Text(CL_DEVICE_EXTENSIONS) + " ").find(" " + name + " ") != std::string::npos;
   }
   std::string Name() const { return Text(CL_DEVICE_NAME); }
+
+  // The image of a buffer's memory, or null where the device has none of that size.
+  cl_mem ImageOf(Buffer* buffer) {
+    std::lock_guard<std::mutex> guard(image_lock);
+    const size_t texels = buffer->size / kTexelBytes;
+    const char* wanted = std::getenv("PATTERN_OPENCL_IMAGES");  // 0: buffers, to compare
+    const bool fits = Number<cl_bool>(CL_DEVICE_IMAGE_SUPPORT) != 0 && texels > 0 &&
+                      texels <= Number<size_t>(CL_DEVICE_IMAGE_MAX_BUFFER_SIZE) &&
+                      (wanted == nullptr || std::string(wanted) != "0");
+    if (buffer->image == nullptr && fits) {
+      const cl_image_format format{CL_RGBA, CL_UNSIGNED_INT32};
+      cl_image_desc desc{};
+      desc.type = CL_MEM_OBJECT_IMAGE1D_BUFFER;
+      desc.width = texels;
+      desc.buffer = buffer->memory;
+      cl_int code = CL_SUCCESS;
+      cl_mem image =
+          Api().clCreateImage(context, CL_MEM_READ_ONLY, &format, &desc, nullptr, &code);
+      if (code == CL_SUCCESS) {
+        buffer->image = image;
+        ++images;
+      }
+    }
+    return buffer->image;
+  }
 };
 
 // The device that host code has chosen last in this thread (TVM's __tvm_set_device).
@@ -186,8 +218,8 @@ class OpenCLDeviceAPI final : public tvm::runtime::DeviceAPI {
                        ffi::Optional<ffi::String> scope) final {
     if (scope.has_value() && scope.value() != "" && scope.value() != "global")
       TVM_PATTERN_FAIL() << "memory of the scope " << scope.value()
-                                  << " is not supported by this runtime, which has buffers only; "
-                                     "compile without textures";
+                                  << " is not supported by this runtime, which has buffers and "
+                                     "images of them; compile without tensors in textures";
     size_t size = (static_cast<size_t>(dtype.bits) * dtype.lanes + 7) / 8;
     for (int i = 0; i < ndim; ++i) size *= static_cast<size_t>(shape[i]);
     return AllocDataSpace(device, size, tvm::runtime::kAllocAlignment, dtype);
@@ -196,7 +228,10 @@ class OpenCLDeviceAPI final : public tvm::runtime::DeviceAPI {
   void FreeDataSpace(Device, void* pointer) final {
     auto* buffer = static_cast<Buffer*>(pointer);
     // The driver keeps the memory until the commands that use it have run.
-    if (!IsChild()) Api().clReleaseMemObject(buffer->memory);
+    if (!IsChild()) {
+      if (buffer->image != nullptr) Api().clReleaseMemObject(buffer->image);
+      Api().clReleaseMemObject(buffer->memory);
+    }
     delete buffer;
   }
 
@@ -246,6 +281,8 @@ class OpenCLDeviceAPI final : public tvm::runtime::DeviceAPI {
     Field(&text, "images", images ? "true" : "false");
     Field(&text, "image_width", Integer(d.Number<size_t>(CL_DEVICE_IMAGE2D_MAX_WIDTH)));
     Field(&text, "image_height", Integer(d.Number<size_t>(CL_DEVICE_IMAGE2D_MAX_HEIGHT)));
+    const auto texels = images ? d.Number<size_t>(CL_DEVICE_IMAGE_MAX_BUFFER_SIZE) : 0;
+    Field(&text, "image_texels", Integer(texels));
     Field(&text, "compute_units", Integer(d.Number<cl_uint>(CL_DEVICE_MAX_COMPUTE_UNITS)));
     Field(&text, "clock_mhz", Integer(d.Number<cl_uint>(CL_DEVICE_MAX_CLOCK_FREQUENCY)));
     Field(&text, "max_work_group", Integer(d.Number<size_t>(CL_DEVICE_MAX_WORK_GROUP_SIZE)));

@@ -57,13 +57,28 @@ constexpr cl_uint CL_DRIVER_VERSION = 0x102D;
 constexpr cl_uint CL_DEVICE_VERSION = 0x102F;
 constexpr cl_uint CL_DEVICE_EXTENSIONS = 0x1030;
 constexpr cl_uint CL_PLATFORM_NAME = 0x0902;
+constexpr cl_uint CL_DEVICE_IMAGE_MAX_BUFFER_SIZE = 0x1040;
 constexpr cl_uint CL_LOCAL = 0x1;
 constexpr cl_bitfield CL_QUEUE_PROFILING_ENABLE = 1 << 1;
 constexpr cl_bitfield CL_MEM_READ_WRITE = 1 << 0;
+constexpr cl_bitfield CL_MEM_READ_ONLY = 1 << 2;
+constexpr cl_uint CL_MEM_OBJECT_IMAGE1D_BUFFER = 0x10F6;
+constexpr cl_uint CL_RGBA = 0x10B5;
+constexpr cl_uint CL_UNSIGNED_INT32 = 0x10DC;
 constexpr cl_uint CL_PROGRAM_BUILD_LOG = 0x1183;
 constexpr cl_uint CL_KERNEL_WORK_GROUP_SIZE = 0x11B0;
 constexpr cl_uint CL_PROFILING_COMMAND_START = 0x1282;
 constexpr cl_uint CL_PROFILING_COMMAND_END = 0x1283;
+
+struct cl_image_format {
+  cl_uint order, type;
+};
+struct cl_image_desc {
+  cl_uint type;
+  size_t width, height, depth, array_size, row_pitch, slice_pitch;
+  cl_uint mip_levels, samples;
+  cl_mem buffer;
+};
 
 // Name and type of each function. Callbacks are never used here and stand as void*.
 #define TVM_PATTERN_OPENCL_FUNCTIONS(X)                                                           \
@@ -74,6 +89,8 @@ constexpr cl_uint CL_PROFILING_COMMAND_END = 0x1283;
   X(clCreateContext, cl_context(const intptr_t*, cl_uint, const cl_device_id*, void*, void*, cl_int*)) \
   X(clCreateCommandQueue, cl_command_queue(cl_context, cl_device_id, cl_bitfield, cl_int*))       \
   X(clCreateBuffer, cl_mem(cl_context, cl_bitfield, size_t, void*, cl_int*))                      \
+  X(clCreateImage, cl_mem(cl_context, cl_bitfield, const cl_image_format*, const cl_image_desc*,  \
+                          void*, cl_int*))                                                        \
   X(clReleaseMemObject, cl_int(cl_mem))                                                           \
   X(clEnqueueReadBuffer, cl_int(cl_command_queue, cl_mem, cl_bool, size_t, size_t, void*,         \
                                 cl_uint, const cl_event*, cl_event*))                             \

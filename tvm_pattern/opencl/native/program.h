@@ -6,9 +6,11 @@
 #include <tvm/ffi/cast.h>
 #include <tvm/ffi/extra/module.h>
 
+#include <cstdio>
 #include <cstring>
 #include <map>
 #include <memory>
+#include <tuple>
 
 #include "device.h"
 
@@ -18,6 +20,7 @@ struct KernelInfo {
   std::string name;
   std::vector<DLDataType> arguments;
   std::vector<std::string> launch_tags;
+  std::vector<bool> is_texture;  // of each argument; empty where none is
 };
 
 // Reads what TVM's code generator wrote, every length checked against what is there.
@@ -96,6 +99,7 @@ class OpenCLModule final : public ffi::ModuleObj {
     }
     source_ = reader.Text();
     reader.End();
+    for (auto& [key, info] : kernels_) info.is_texture = Textures(SourceOf(info.name), info);
   }
 
   ~OpenCLModule() {
@@ -133,7 +137,8 @@ class OpenCLModule final : public ffi::ModuleObj {
     for (int i = 0; i < 3; ++i) global[i] = groups[i] * local[i];
     // A kernel holds its arguments until it is launched: one thread at a time.
     std::lock_guard<std::mutex> guard(lock_);
-    const BuiltKernel& built = Build(info, index, device);
+    const bool images = HasImages(info, args, device);
+    const BuiltKernel& built = Build(info, index, device, images);
     const size_t items = local[0] * local[1] * local[2];
     if (items > built.max_work_group)
       TVM_PATTERN_FAIL()
@@ -141,7 +146,7 @@ class OpenCLModule final : public ffi::ModuleObj {
           << local[0] << "x" << local[1] << "x" << local[2] << "), " << device.Name()
           << " allows " << built.max_work_group
           << " of it; compile with a smaller max_num_threads in the target";
-    for (size_t i = 0; i < count; ++i) SetArgument(info, built, i, args);
+    for (size_t i = 0; i < count; ++i) SetArgument(info, built, i, args, images);
     TVM_PATTERN_CHECK(Api().clEnqueueNDRangeKernel(device.queue, built.kernel, 3, nullptr, global,
                                                    local, 0, nullptr, nullptr),
                       "launching the kernel " << info.name << " on " << device.Name()
@@ -161,12 +166,13 @@ class OpenCLModule final : public ffi::ModuleObj {
   }
 
   static void SetArgument(const KernelInfo& info, const BuiltKernel& built, size_t i,
-                          const ffi::PackedArgs& args) {
+                          const ffi::PackedArgs& args, bool images) {
     const DLDataType dtype = info.arguments[i];
     cl_int code = CL_SUCCESS;
     const auto number = static_cast<cl_uint>(i);
     if (dtype.code == kDLOpaqueHandle) {
-      cl_mem memory = static_cast<Buffer*>(args[i].cast<void*>())->memory;
+      const auto* buffer = static_cast<Buffer*>(args[i].cast<void*>());
+      cl_mem memory = images && info.is_texture[i] ? buffer->image : buffer->memory;
       code = Api().clSetKernelArg(built.kernel, number, sizeof memory, &memory);
     } else if (dtype.code == kDLFloat && (dtype.bits == 32 || dtype.bits == 64)) {
       const double wide = args[i].cast<double>();
@@ -194,9 +200,43 @@ class OpenCLModule final : public ffi::ModuleObj {
     return source_.substr(0, first) + source_.substr(start, next - start);
   }
 
-  const BuiltKernel& Build(const KernelInfo& info, int index, const OpenCLDevice& device) {
-    BuiltKernel& built = built_[{info.name, index}];
+  // Which parameters a program declares as textures; it has a line that names them.
+  static std::vector<bool> Textures(const std::string& source, const KernelInfo& info) {
+    const size_t start = source.find("__kernel void " + info.name + "(");
+    if (source.find("// Textures: ") == std::string::npos || start == std::string::npos) return {};
+    std::vector<bool> found;
+    size_t at = source.find('(', start) + 1, begin = at;
+    for (int depth = 0; at < source.size() && depth >= 0; ++at) {
+      if (source[at] == '(') ++depth;
+      if (source[at] == ')') --depth;
+      if ((source[at] == ',' && depth == 0) || depth < 0) {
+        const size_t texture = source.find("texture_of(", begin);
+        found.push_back(texture < at);
+        begin = at + 1;
+      }
+    }
+    found.resize(info.arguments.size());
+    return found;
+  }
+
+  // Whether all textures of a launch can be images; else the kernel reads buffers.
+  static bool HasImages(const KernelInfo& info, const ffi::PackedArgs& args,
+                        OpenCLDevice& device) {
+    if (info.is_texture.empty()) return false;
+    for (size_t i = 0; i < info.is_texture.size(); ++i)
+      if (info.is_texture[i] &&
+          device.ImageOf(static_cast<Buffer*>(args[i].cast<void*>())) == nullptr)
+        return false;
+    return true;
+  }
+
+  const BuiltKernel& Build(const KernelInfo& info, int index, const OpenCLDevice& device,
+                           bool images) {
+    BuiltKernel& built = built_[{info.name, index, images}];
     if (built.kernel != nullptr) return built;
+    if (!info.is_texture.empty() && !images)
+      std::fprintf(stderr, "tvm-pattern: %s gives no images of that size; %s reads buffers\n",
+                   device.Name().c_str(), info.name.c_str());
     const OpenCL& cl = Api();
     std::string source = SourceOf(info.name);
     if (source.find("cl_khr_fp16") != std::string::npos && !device.HasExtension("cl_khr_fp16")) {
@@ -213,7 +253,8 @@ class OpenCLModule final : public ffi::ModuleObj {
     cl_int code = CL_SUCCESS;
     cl_program program = cl.clCreateProgramWithSource(device.context, 1, &text, &size, &code);
     TVM_PATTERN_CHECK(code, "reading the kernel " << info.name);
-    code = cl.clBuildProgram(program, 1, &device.id, "", nullptr, nullptr);
+    code = cl.clBuildProgram(program, 1, &device.id, images ? "-DTVM_PATTERN_IMAGES" : "",
+                             nullptr, nullptr);
     cl_kernel kernel = nullptr;
     if (code == CL_SUCCESS) kernel = cl.clCreateKernel(program, info.name.c_str(), &code);
     if (code != CL_SUCCESS) {
@@ -245,7 +286,7 @@ class OpenCLModule final : public ffi::ModuleObj {
   std::string format_, source_;
   std::map<std::string, KernelInfo> kernels_;
   std::mutex lock_;
-  std::map<std::pair<std::string, int>, BuiltKernel> built_;
+  std::map<std::tuple<std::string, int, bool>, BuiltKernel> built_;
 };
 
 }  // namespace tvm_pattern

@@ -32,6 +32,10 @@ TVM_FFI_STATIC_INIT_BLOCK() {
       .def("tvm_pattern.opencl.count",
            []() { return static_cast<int64_t>(OpenCLDeviceAPI::Global()->Count()); })
       .def("tvm_pattern.opencl.problem", []() { return ffi::String(Api().problem); })
+      .def("tvm_pattern.opencl.images",
+           [](int64_t index) {
+             return OpenCLDeviceAPI::Global()->At(static_cast<int>(index)).images.load();
+           })
       .def("tvm_pattern.opencl.describe", [](int64_t index) {
         return ffi::String(OpenCLDeviceAPI::Global()->Describe(static_cast<int>(index)));
       });
