@@ -105,6 +105,41 @@ def test_any_source_gives_the_same_answer(model, library, expected):
         np.testing.assert_array_equal(again(IMAGE), library(IMAGE))
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (IMAGE.to("meta"), "'input': got a tensor on the meta device"),
+        (IMAGE.to_sparse(), r"'input': got the layout sparse_coo.*x\.to_dense\(\)"),
+        (torch.quantize_per_tensor(IMAGE, 0.1, 0, torch.qint8), "got a quantised tensor.*qint8"),
+    ],
+)
+def test_tensors_without_plain_values_are_refused(library, value, message):
+    for call in (library, library.as_module()):
+        with pytest.raises(ValueError, match=message):
+            call(value)
+
+
+def test_inputs_lie_anywhere_in_memory(model, library, expected):
+    """At any address, in any order, and no call writes into what an earlier one gave."""
+    shifted = np.frombuffer(b"abcd" + IMAGE.numpy().tobytes(), np.float32, offset=4)
+    batch = torch.cat([IMAGE + 1, IMAGE])  # its second image begins at no multiple of 64 bytes
+    earlier = library(IMAGE)
+    for value in (
+        shifted.reshape(IMAGE.shape),
+        batch[1:],
+        IMAGE.to(memory_format=torch.channels_last),
+        IMAGE.flip(-1).numpy()[..., ::-1],
+    ):
+        assert_close(np.asarray(library(value)), expected)
+    library(batch[:1])
+    assert_close(earlier.numpy(), expected)
+
+
+def test_an_input_without_elements_is_refused(model):
+    with pytest.raises(ValueError, match=r"got the shape \[0, 3, 13, 17\].*at least one element"):
+        tp.compile(model, IMAGE[:0])
+
+
 def test_numpy_torch_and_tvm_inputs(library, expected):
     for value in (IMAGE.numpy(), tvm.runtime.tensor(IMAGE.numpy())):
         assert isinstance(library(value), np.ndarray)

@@ -118,7 +118,18 @@ def test_a_link_stays_a_link(tmp_path):
     (tmp_path / "m.so").symlink_to("v1/real.so")
     put(tmp_path / "m.so", b"new", 2)
     assert (tmp_path / "m.so").is_symlink()
-    assert pair(tmp_path / "m.so") == (b"new", 2)
+    for name in ("m.so", "v1/real.so"):
+        assert pair(tmp_path / name) == (b"new", 2)
+    put(tmp_path / "v1" / "real.so", b"newer", 3)
+    for name in ("m.so", "v1/real.so"):
+        assert pair(tmp_path / name) == (b"newer", 3)
+    # A link to the manifest stays one as well.
+    manifest_path(tmp_path / "m.so").unlink()
+    manifest_path(tmp_path / "m.so").symlink_to("v1/real.so.json")
+    put(tmp_path / "m.so", b"newest", 4)
+    assert manifest_path(tmp_path / "m.so").is_symlink()
+    for name in ("m.so", "v1/real.so"):
+        assert pair(tmp_path / name) == (b"newest", 4)
 
 
 def test_permissions_follow_the_umask(tmp_path):

@@ -44,12 +44,15 @@ def publish(path: Path, write: Callable[[BinaryIO], Manifest]) -> None:
             sync(file)
             file.seek(0)
             manifest = replace(manifest, sha256=digest_of(file))
-            with locked_folder(path.parent):
-                _settle(path)
-                write_file(pending_path(path), manifest.to_bytes())
+            with locked_folder(destination.parent):
+                _settle(destination)
+                write_file(pending_path(destination), manifest.to_bytes())
                 os.replace(temporary, destination)
                 sync_folder(destination.parent)
-                _promote(path)
+                _promote(destination)
+            # Beside a link lies a manifest too, or a link to the one that was just written.
+            if path.is_symlink() and not manifest_path(path).is_symlink():
+                write_file(manifest_path(path), manifest.to_bytes())
     except OSError as error:
         was_there = "; the library that was there is unchanged" if destination.exists() else ""
         raise ArtifactError(
@@ -111,12 +114,19 @@ def digest_of(source: BinaryIO, copy: BinaryIO | None = None) -> str:
 
 def _matching(path: Path, digest: str) -> Manifest:
     """The manifest, else the pending one, whose digest is ``digest``."""
-    pending = _pending(path)
-    if pending is not None and pending.sha256 == digest:
-        return pending
+    real = Path(os.path.realpath(path))
+    for place in dict.fromkeys((path, real)):
+        pending = _pending(place)
+        if pending is not None and pending.sha256 == digest:
+            return pending
     manifest = Manifest.read(manifest_path(path))
     if manifest.sha256 == digest:
         return manifest
+    # The library was written by its own name, or by another link.
+    if real != path and manifest_path(real).is_file():
+        other = Manifest.read(manifest_path(real))
+        if other.sha256 == digest:
+            return other
     raise ArtifactError(
         f"{path} is corrupted or belongs to another manifest: its SHA-256 is {digest[:12]}...,"
         f" the manifest says {manifest.sha256[:12]}...; copy both files again"

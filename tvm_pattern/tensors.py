@@ -36,6 +36,7 @@ def as_array(value: Any, spec: TensorSpec) -> np.ndarray:
     if hasattr(value, "detach"):
         if str(value.dtype) == "torch.bfloat16" and spec.dtype == "float32":
             value = value.float()  # every value is one of float32
+        _check_readable(value, spec)
         value = value.numpy(force=True)
     elif isinstance(value, tvm.runtime.Tensor):
         value = value.numpy()
@@ -55,6 +56,31 @@ def as_array(value: Any, spec: TensorSpec) -> np.ndarray:
             f" x.astype({spec.dtype!r})"
         )
     return value
+
+
+def _check_readable(tensor: Any, spec: TensorSpec) -> None:
+    """Refuse a torch tensor that has no plain values.
+
+    Raises
+    ------
+    ValueError
+        With what to do.
+    """
+    if tensor.is_meta:
+        raise ValueError(
+            f"input {spec.name!r}: got a tensor on the meta device, expected one with values"
+        )
+    layout = str(tensor.layout).removeprefix("torch.")
+    if layout != "strided":
+        raise ValueError(
+            f"input {spec.name!r}: got the layout {layout}, expected a dense tensor; pass"
+            " x.to_dense()"
+        )
+    if tensor.is_quantized:
+        raise ValueError(
+            f"input {spec.name!r}: got a quantised tensor ({tensor.dtype}), expected {spec.dtype};"
+            " pass x.dequantize()"
+        )
 
 
 def no_such_size(got: Shapes, sizes: Sequence[Shapes]) -> str:

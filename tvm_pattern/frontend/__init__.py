@@ -58,8 +58,9 @@ onnx.ModelProto | tvm.IRModule
     TypeError
         If ``model`` is none of the above.
     ValueError
-        If it cannot be read or traced, has dynamic shapes, is in training mode, holds NaN or Inf,
-        does not fit ``example_inputs``, or its weights contradict the patterns that it carries.
+        If it cannot be read or traced, has dynamic shapes or an empty input, is in training mode,
+        holds NaN or Inf, does not fit ``example_inputs``, or its weights contradict the patterns
+        that it carries.
     """
     if isinstance(model, tvm.IRModule):
         imported = from_ir_module(model)
@@ -82,6 +83,12 @@ onnx.ModelProto | tvm.IRModule
         )
     if example_inputs is not None:
         check_example_inputs(imported.inputs, as_input_tuple(example_inputs))
+    for spec in imported.inputs:
+        if 0 in spec.shape:
+            raise ValueError(
+                f"input {spec.name!r}: got the shape {list(spec.shape)}, expected no dimension of"
+                " 0: there is nothing to compute; give inputs with at least one element"
+            )
     return imported
 
 
