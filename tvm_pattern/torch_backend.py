@@ -2,7 +2,8 @@
 
 Dynamo hands over a graph whose first inputs are the model's parameters. They are bound, so that
 pruned weights are recognised, and the graph is compiled when it first runs on inputs of a shape;
-other shapes are compiled beside it. What cannot be compiled runs in torch, with a warning.
+other shapes are compiled beside it, and weights that changed take the place of what they were. What
+cannot be compiled runs in torch, with a warning.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 
@@ -21,6 +23,9 @@ from .torch_module import refuse_gradients
 
 _MODULES = re.compile(r"_modules\['([^']+)'\]")
 _PARAMETER = re.compile(r"(?:_parameters|_buffers)\['([^']+)'\]")
+
+# Elements of each weight that are looked at in every call.
+_SAMPLES = 16
 
 
 class EagerFallbackWarning(UserWarning):
@@ -63,20 +68,27 @@ class CompiledGraph:
             for number, (node, value) in enumerate(zip(places, example_inputs, strict=True))
             if _is_state(node, value)
         }
-        self._compiled: dict[Any, Library | None] = {}
+        self._watched: dict[int, _Watched] = {}
+        # By shapes and constants: the state of the weights that was compiled, and its library.
+        self._compiled: dict[Any, tuple[Any, Library | None]] = {}
 
     @property
     def libraries(self) -> list[Library]:
         """Libraries of the shapes seen so far, each with its report."""
-        return [library for library in self._compiled.values() if library is not None]
+        return [library for _, library in self._compiled.values() if library is not None]
 
     @torch.compiler.disable
     def __call__(self, *arguments: Any) -> Any:
         refuse_gradients(arguments)
-        key = tuple(self._key(number, value) for number, value in enumerate(arguments))
-        if key not in self._compiled:
-            self._compiled[key] = self._compile(arguments)
-        library = self._compiled[key]
+        key = tuple(
+            (tuple(value.shape), value.dtype) if isinstance(value, torch.Tensor) else value
+            for number, value in enumerate(arguments)
+            if number not in self._names
+        )
+        state = [self._state(number, arguments[number]) for number in self._names]
+        if key not in self._compiled or self._compiled[key][0] != state:
+            self._compiled[key] = (state, self._compile(arguments))
+        library = self._compiled[key][1]
         if library is None:
             return self._graph(*arguments)
         result = library(*self._inputs(arguments))
@@ -85,13 +97,13 @@ class CompiledGraph:
             return tuple(map(torch.from_numpy, outputs))
         return outputs
 
-    def _key(self, number: int, value: Any) -> Any:
-        """What a compiled library depends on: shapes, constants, and the state of the weights."""
-        if not isinstance(value, torch.Tensor):
-            return value
-        if number in self._names:
-            return (id(value), value._version)
-        return (tuple(value.shape), value.dtype)
+    def _state(self, number: int, tensor: torch.Tensor) -> Any:
+        """What tells a weight from what it was when it was compiled."""
+        place = tensor.data_ptr()
+        known = self._watched.get(number)
+        if known is None or known.tensor is not tensor or known.place != place:
+            known = self._watched[number] = _Watched(tensor)
+        return (id(tensor), tensor._version, place, known.sample())
 
     def _inputs(self, arguments: Sequence[Any]) -> list[torch.Tensor]:
         return [
@@ -115,6 +127,37 @@ class CompiledGraph:
                 stacklevel=2,
             )
             return None
+
+
+class _Watched:
+    """Some elements of a weight, as they lie in memory.
+
+    Changes by ``parameter.data`` leave no trace in torch's version of the parameter.
+    """
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor, self.place = tensor, tensor.data_ptr()
+        self._values = np.zeros(0)
+        self._index: Any = slice(0)
+        if tensor.device.type != "cpu" or not tensor.numel():
+            return
+        values = tensor.detach()
+        if values.dtype == torch.bfloat16:  # numpy has none
+            values = values.view(torch.int16)
+        array = values.numpy()
+        # Pruned weights are mostly zeros, which stay zero whatever happens to the others.
+        places = np.flatnonzero(array)
+        if not len(places):
+            places = np.arange(array.size)
+        chosen = places[:: -(-len(places) // _SAMPLES)]
+        if array.flags.c_contiguous:
+            self._values, self._index = array.reshape(-1), chosen
+        else:
+            self._values, self._index = array, np.unravel_index(chosen, array.shape)
+
+    def sample(self) -> bytes:
+        """The elements now."""
+        return self._values[self._index].tobytes()
 
 
 class _Bound(nn.Module):

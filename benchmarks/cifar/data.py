@@ -121,7 +121,7 @@ def _decode(items: list[tuple[str, bytes]]) -> tuple[np.ndarray, list[str]]:
                     wrong.append(f"{name}: {image.size} {image.mode}")
                     continue
                 images[index] = np.asarray(image)
-        except (UnidentifiedImageError, OSError) as error:
+        except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
             wrong.append(f"{name}: {error}")
     return images, wrong
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from tvm_pattern.pruning import load_pruned, oneshot, save_pruned
@@ -33,6 +36,19 @@ _SAVE_TRAINING = _NETWORK + (
     "from tvm_pattern.pruning.checkpoint import save_training\n"
     "save_training(sys.argv[1] + '/training.pt', {'model': net.state_dict()})\n"
 )
+_PRUNE = """
+import sys
+from torch import nn
+from tvm_pattern.pruning.cli import app
+def net(num_classes):
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(4, num_classes),
+    )
+folder = sys.argv[1]
+app(["--model", "__main__:net", "--data", folder + "/data", "--recipe", folder + "/r.yaml",
+     "--output", folder + "/out"])
+"""
 _RECORDS = """
 import sys
 from tvm_pattern.tuning.records import Record, TuningLog
@@ -50,19 +66,22 @@ def at_every_write(
     tmp_path: Path,
     check: Callable[[Path], object],
     short: int,
+    most: int | None = None,
 ) -> int:
     """Kill at each write to a fresh copy of ``good`` and ``check`` it; returns how often.
 
-    The short form does ``short`` of them, spread over the run, with the first and the last.
+    The short form does ``short`` of them, spread over the run, with the first and the last; the
+    long one all, or ``most``.
     """
     first = tmp_path / "unharmed"
     shutil.copytree(good, first)
     points = strace.kill_points(command(first), first, tmp_path / "trace")
     assert points, "the command wrote nothing"
     chosen = points
-    if not LONG and len(points) > short:
-        step = (len(points) - 1) / (short - 1)
-        chosen = [points[round(i * step)] for i in range(short)]
+    wanted = (most or len(points)) if LONG else short
+    if len(points) > wanted:
+        step = (len(points) - 1) / (wanted - 1)
+        chosen = [points[round(i * step)] for i in range(wanted)]
     killed = 0
     for number, point in enumerate(chosen):
         folder = tmp_path / f"killed-{number}"
@@ -139,6 +158,49 @@ def test_tuning_log(tmp_path, program):
         assert log.read()[0] == [*records, earlier[0]]
 
     at_every_write(lambda folder: processes.python(program, folder), good, tmp_path, check, short=3)
+
+
+@pytest.mark.faults_long
+def test_prune_command(tmp_path):
+    """Killed while it trains or writes its results, the same command goes on to the same end."""
+    good = tmp_path / "good"
+    rng = np.random.default_rng(0)
+    for part, label, number in itertools.product(("train", "val"), ("cat", "dog"), range(2)):
+        place = good / "data" / part / label
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (16, 16, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(place / f"{number}.png")
+    (good / "r.yaml").write_text(
+        "version: 1\npatterns: {connectivity: 2.0}\n"
+        "train: {epochs: 2, batch_size: 2, image_size: 8, workers: 0}\n"
+    )
+
+    def check(folder: Path) -> None:
+        out = folder / "out"
+        for name in ("history.json", "report.json"):
+            if (out / name).exists():
+                assert json.loads((out / name).read_text())
+        if (out / "checkpoint.pt").exists():
+            load_training(out / "checkpoint.pt", {"model", "epoch"})
+        if (out / "model.safetensors").exists():
+            assert load_pruned(out / "model.safetensors", classifier())
+        for plot in (out / "plots").glob("*.png"):
+            Image.open(plot).load()
+
+    count = at_every_write(
+        lambda folder: processes.python(_PRUNE, folder), good, tmp_path, check, short=3, most=12
+    )
+    last = sorted(tmp_path.glob("killed-*"), key=lambda p: int(p.name.split("-")[1]))[-1]
+    ends = [json.loads((f / "out/history.json").read_text()) for f in (tmp_path / "unharmed", last)]
+    assert ends[0]["epochs"] == ends[1]["epochs"]
+    assert count >= 9
+
+
+def classifier() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(4, 2),
+    )  # fmt: skip
 
 
 @pytest.mark.faults_long

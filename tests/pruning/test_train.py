@@ -577,6 +577,15 @@ def test_pictures_of_sixteen_bits_are_left_out(tmp_path):
         read_picture(path, 8)
 
 
+def test_a_picture_of_too_many_pixels_is_left_out(folder, monkeypatch):
+    """Pillow refuses it by an error of its own."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataError, match=r"0\.png is no readable picture: Image size"):
+        read_picture(folder / "val/cat/0.png", 8)
+    _, label, _ = ImageFolder(folder / "val", ["cat", "dog"], 16, 0, train=False)[0, 0]
+    assert label == IGNORED
+
+
 def test_unreadable_items_are_ignored_by_label(folder):
     (folder / "val/cat/0.png").write_bytes(b"")
     image, label, _ = ImageFolder(folder / "val", ["cat", "dog"], 16, 0, train=False)[0, 0]

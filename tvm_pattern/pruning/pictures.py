@@ -48,7 +48,13 @@ def open_picture(path: Path) -> Image.Image:
             return raw.convert("RGB")
     except DataError:
         raise
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+    except (
+        OSError,
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        ValueError,
+        SyntaxError,
+    ) as error:
         raise DataError(f"{path} is no readable picture: {error}") from error
 
 
