@@ -25,6 +25,9 @@ from tvm.target import Target
 from .code_cache import CodeCache
 from .footprint import planned_activations
 from .linking import object_code
+from .machine import target_architecture, triple_of
+from .mapped_weights import FUNCTION, Weights, take_out
+from .weight_section import takes_weights
 
 #: Part of every key; to be raised when what is built from a PrimFunc changes.
 _FORMAT = 2
@@ -71,13 +74,15 @@ _OF_DEVICES = re.compile(
 class Built:
     """An executable without its PrimFuncs, the object files that hold them, their TIR as JSON.
 
-    ``activations`` are the bytes that each function has planned for its values.
+    ``activations`` are the bytes that each function has planned for its values, ``weights`` those
+    that lie outside the executable.
     """
 
     executable: relax.VMExecutable
     objects: tuple[bytes, ...]
     primfuncs: dict[str, str]
     activations: dict[str, int]
+    weights: Weights | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,9 @@ class _Unit:
         return "\n".join(f"{var.name_hint}\n{text}" for (var, _), text in named)
 
 
-def build(mod: IRModule, target: Target, cache: CodeCache | None) -> Built:
+def build(
+    mod: IRModule, target: Target, cache: CodeCache | None, *, maps_weights: bool = False
+) -> Built:
     """Build a lowered module for a CPU.
 
     Parameters
@@ -105,10 +112,15 @@ def build(mod: IRModule, target: Target, cache: CodeCache | None) -> Built:
         Of kind ``llvm``.
     cache : CodeCache, optional
         Where object files are looked up and kept.
+    maps_weights : bool
+        Take large weights out of the executable, where the target's libraries can have them.
     """
     with target:
         mod = relax.get_pipeline("default")(mod)
     activations = planned_activations(mod)
+    weights = None
+    if maps_weights and takes_weights(triple_of(target), target_architecture(target)):
+        mod, weights = take_out(mod, target)
     builder = relax.ExecBuilder()
     constants = dict((mod.attrs or {}).get("const_name_to_constant", {}))
     rest = relax._ffi_api.VMCodeGen(builder, mod)
@@ -122,8 +134,9 @@ def build(mod: IRModule, target: Target, cache: CodeCache | None) -> Built:
         var.name_hint: text
         for unit in units
         for (var, _), text in zip(unit.functions, unit.texts, strict=True)
+        if var.name_hint != FUNCTION
     }
-    return Built(relax.VMExecutable(linked), tuple(objects), primfuncs, activations)
+    return Built(relax.VMExecutable(linked), tuple(objects), primfuncs, activations, weights)
 
 
 def assembly(functions: Mapping[str, tirx.PrimFunc], target: Target) -> str:

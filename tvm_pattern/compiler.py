@@ -31,7 +31,7 @@ from .frontend.bfloat16 import without_bfloat16
 from .layer_source import Sources, gpu_sources
 from .library import Library
 from .linking import CompiledCode
-from .machine import host_target, required_features, target_architecture, why_not_runnable
+from .machine import required_features, target_architecture, triple_of, why_not_runnable
 from .memory import Footprint, check_fits
 from .profiling import MAIN, with_steps
 from .sizes import check_alike, examples_of_sizes, function_names, merged, shared_configs
@@ -226,8 +226,8 @@ def _build(
     launches: dict[str, list[list[int]]] = {}
     if resolved.kind.name == "llvm":
         with stage("machine code"):
-            built = build(lowered, resolved, cache)
-        code = CompiledCode(built.executable, _triple(resolved), built.objects)
+            built = build(lowered, resolved, cache, maps_weights=True)
+        code = CompiledCode(built.executable, triple_of(resolved), built.objects, built.weights)
         sources = Sources.of(built.primfuncs, graph)
         planned = built.activations
     else:
@@ -235,7 +235,7 @@ def _build(
         executable = tvm.compile(lowered, resolved)
         with resolved:
             planned = planned_activations(relax.get_pipeline("default")(lowered))
-        code = CompiledCode(executable, _triple(resolved))
+        code = CompiledCode(executable, triple_of(resolved))
         sources = gpu_sources(lowered, executable, graph)
     imported, report, steps = entries[0]
     footprint = Footprint(weights_of(lowered), planned[MAIN])
@@ -249,11 +249,6 @@ def _build(
             describe_size(name, imported.inputs, imported.outputs, report, steps, planned[name])
         )
     return Library(code, replace(manifest, sizes=further), sources=sources)
-
-
-def _triple(target: Target) -> str:
-    """What the linker is chosen by."""
-    return str(host_target(target).attrs.get("mtriple", "")) or target_architecture(target)
 
 
 def _verified(

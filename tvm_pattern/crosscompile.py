@@ -34,6 +34,8 @@ _ELF_MACHINES = {3: "i386", 40: "arm", 62: "x86_64", 183: "aarch64"}
 # Bytes of a program header, 64-bit and 32-bit.
 _WIDE_HEADER, _NARROW_HEADER = 56, 32
 _PT_LOAD = 1
+# Bytes in which linkers put all program headers: they are loaded with the first page.
+_HEADERS = 1 << 16
 
 
 class CrossCompileError(ValueError):
@@ -151,7 +153,8 @@ def read_elf(path: str | os.PathLike) -> ElfFacts:
     CrossCompileError
         If the file is no ELF file.
     """
-    data = Path(path).read_bytes()
+    with Path(path).open("rb") as file:
+        data = file.read(_HEADERS)
     if len(data) < 64 or data[:4] != b"\x7fELF" or data[5] != 1:
         raise CrossCompileError(
             f"{path} is no little-endian ELF library; expected a .so written by export()"

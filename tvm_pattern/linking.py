@@ -7,6 +7,7 @@ memory first and to the disk by us.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import shutil
@@ -24,18 +25,24 @@ import tvm_ffi
 from tvm.support import cc as tvm_cc
 
 from .crosscompile import CrossCompileError, Linker, find_linker, read_elf
+from .machine import normalise_architecture
 from .manifest import ArtifactError
+from .mapped_weights import Weights
+from .weight_section import SegmentError, append, slot_object, write_object
+
+logger = logging.getLogger(__name__)
 
 _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
 class LinkedFile:
-    """A shared library on the disk."""
+    """A shared library on the disk, and where in it weights of their own begin."""
 
     path: Path
     abi: str
     page_size: int
+    weights_at: int | None = None
 
 
 class CompiledCode:
@@ -48,13 +55,20 @@ class CompiledCode:
         LLVM triple or architecture of the target, for the choice of a linker.
     code : sequence of bytes
         Object files of the PrimFuncs that are not in ``executable``.
+    weights : Weights, optional
+        What lies in a section of its own.
     """
 
     def __init__(
-        self, executable: tvm.runtime.Executable, triple: str, code: Sequence[bytes] = ()
+        self,
+        executable: tvm.runtime.Executable,
+        triple: str,
+        code: Sequence[bytes] = (),
+        weights: Weights | None = None,
     ) -> None:
         self._executable: tvm.runtime.Executable | None = executable
         self._code = tuple(code)
+        self._weights = None if weights is None else StoredWeights(weights)
         self._triple = triple
         self._folder: Path | None = None
         self._objects: list[Path] = []
@@ -93,6 +107,14 @@ class CompiledCode:
             self._make_folder()
             for path in self._object_files():
                 archive.add(path, arcname=path.name, filter=_without_owner)
+            if self._weights is not None:
+                path = self._weights.write_object(self._make_folder(), self._architecture)
+                archive.add(path, arcname=path.name, filter=_without_owner)
+                path.unlink()
+
+    @property
+    def _architecture(self) -> str:
+        return normalise_architecture(self._triple.split("-", 1)[0])
 
     def _find_linker(self, cc: str | None) -> Linker:
         try:
@@ -102,14 +124,24 @@ class CompiledCode:
 
     def _link(self) -> LinkedFile:
         if self._linked is None:
-            self._linked = self._link_by(self._find_linker(None))
+            linked = self._linked = self._link_by(self._find_linker(None))
+            if self._weights is not None and linked.weights_at is not None:
+                self._weights.keep_in(linked.path, linked.weights_at)
         return self._linked
 
     def _link_by(self, linker: Linker) -> LinkedFile:
         objects = self._object_files()
         output = self._make_folder() / f"lib{secrets.token_hex(8)}.so"
-        link(output, objects, linker.command, linker.options)
-        return LinkedFile(output, linker.abi, read_elf(output).page_size)
+        weights_at = None
+        try:
+            if self._weights is None:
+                link(output, objects, linker.command, linker.options)
+            else:
+                weights_at = self._weights.link(output, objects, linker, self._architecture)
+        except ArtifactError:
+            output.unlink(missing_ok=True)
+            raise
+        return LinkedFile(output, linker.abi, read_elf(output).page_size, weights_at)
 
     def _object_files(self) -> list[Path]:
         if self._executable is not None:
@@ -127,6 +159,58 @@ class CompiledCode:
                 f"the temporary folder {self._folder} of this library is gone; compile again"
             )
         return self._folder
+
+
+class StoredWeights:
+    """Weights on their way into libraries: arrays, until a library's file holds them."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights: Weights | None = weights
+        self._nbytes = weights.nbytes
+        self._place: tuple[Path, int] | None = None
+
+    def keep_in(self, path: Path, offset: int) -> None:
+        """From now on they are read from this file, and their memory is free."""
+        self._place, self._weights = (path, offset), None
+
+    def write_to(self, file: BinaryIO) -> None:
+        """Write them at the end of what a file holds."""
+        if self._weights is not None:
+            self._weights.write_to(file)
+        elif self._place is not None:
+            path, offset = self._place
+            with path.open("rb") as source:
+                source.seek(offset)
+                left = self._nbytes
+                while left and (block := source.read(min(left, _BLOCK))):
+                    file.write(block)
+                    left -= len(block)
+
+    def write_object(self, folder: Path, architecture: str) -> Path:
+        """A new object file that holds them."""
+        path = folder / "weights.o"
+        with readable_errors("write the weights"), path.open("wb") as file:
+            write_object(file, architecture, self._nbytes, self.write_to)
+        return path
+
+    def link(
+        self, output: Path, objects: Sequence[Path], linker: Linker, architecture: str
+    ) -> int | None:
+        """Link a library that holds them; returns where they begin, if they lie behind the code."""
+        slot = output.with_suffix(".o")
+        with readable_errors("write object files"):
+            slot.write_bytes(slot_object(architecture))
+        link(output, [*objects, slot], linker.command, linker.options)
+        slot.unlink()
+        try:
+            with readable_errors("write the weights"), output.open("r+b") as file:
+                return append(file, self._nbytes, self.write_to)
+        except SegmentError as error:
+            logger.info("the weights are linked: %s", error)
+        weights = self.write_object(output.parent, architecture)
+        link(output, [*objects, weights], linker.command, linker.options)
+        weights.unlink()
+        return None
 
 
 class LoadedCode:

@@ -31,12 +31,16 @@ def host_target(target: Target) -> Target:
     return target.host if target.host is not None else target
 
 
-def target_architecture(target: Target) -> str:
-    """Architecture of the code that ``target`` generates for the CPU."""
+def triple_of(target: Target) -> str:
+    """LLVM's triple of the code that ``target`` generates for the CPU."""
     from tvm.target import codegen
 
-    triple = str(host_target(target).attrs.get("mtriple", "")) or codegen.llvm_get_system_triple()
-    return normalise_architecture(triple.split("-")[0])
+    return str(host_target(target).attrs.get("mtriple", "")) or codegen.llvm_get_system_triple()
+
+
+def target_architecture(target: Target) -> str:
+    """Architecture of the code that ``target`` generates for the CPU."""
+    return normalise_architecture(triple_of(target).split("-")[0])
 
 
 def required_features(target: Target) -> list[str]:

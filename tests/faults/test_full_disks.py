@@ -8,6 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+import tvm_pattern as tp
+from tvm_pattern import linking, mapped_weights
+from tvm_pattern.manifest import ArtifactError
 from tvm_pattern.posttrain import posttrain
 from tvm_pattern.posttrain.saved import Saved
 from tvm_pattern.pruning import load_pruned, oneshot, save_pruned
@@ -98,3 +101,25 @@ def test_tuning_log(disk):
         log.write([big])
     assert log.read() == (records, [])
     assert names(disk.path) == {log.path.name}
+
+
+def test_weights_of_a_library(disk, monkeypatch, tmp_path):
+    """They are written behind the linked code, in the folder for temporary files."""
+    monkeypatch.setattr(mapped_weights, "_LEAST_BYTES", 1)
+    monkeypatch.setattr(mapped_weights, "_LEAST_TOTAL", 1)
+    library = tp.compile(network(1), torch.zeros(1, 3, 8, 8), num_threads=1, verify=False)
+    monkeypatch.setattr("tempfile.tempdir", str(disk.path))
+    append = linking.append
+
+    def fill_and_append(*arguments):
+        disk.fill()
+        return append(*arguments)
+
+    monkeypatch.setattr(linking, "append", fill_and_append)
+    with pytest.raises(ArtifactError, match=r"cannot write the weights: No space left.*TMPDIR"):
+        library.export(tmp_path / "net.so")
+    assert not (tmp_path / "net.so").exists()
+    assert not list(disk.path.glob("tvm-pattern-*/*.so"))
+    disk.empty()
+    monkeypatch.setattr(linking, "append", append)
+    assert library.export(tmp_path / "net.so").is_file()
