@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from ..atomic import write_file
 from .errors import KitError
@@ -40,13 +40,14 @@ class CpuData(TypedDict):
 
 
 class GpuData(TypedDict):
-    """The OpenCL device."""
+    """The OpenCL device; ``images`` are those that the sparse build reads."""
 
     __pydantic_config__ = _STRICT  # type: ignore[misc]
     name: _Name
     vendor: _Text
     driver: _Text
     compute_units: _Count
+    images: NotRequired[_Count]
 
 
 class DeviceData(TypedDict):
