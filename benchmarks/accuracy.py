@@ -139,7 +139,7 @@ def cosine(lr: float, epochs: int) -> Callable[[float], float]:
 
 def train(
     model: nn.Module,
-    data: digits.Digits,
+    data: digits.Split,
     settings: Settings,
     optimizer: torch.optim.Optimizer,
     epochs: int,

@@ -8,7 +8,9 @@ the same for every seed, so that nothing chosen on validation images of any seed
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,13 +27,19 @@ CHANNELS = (16, 16, 0, 32, 32, 0, 64, 64)
 
 
 @dataclass(frozen=True)
-class Digits:
-    """Tensors of one seed: a bank of augmented training sets, validation and test sets."""
+class Split:
+    """Images of one seed: a bank of augmented training sets, their labels, a test set."""
 
-    bank: list[torch.Tensor]
+    bank: Sequence[Any]
     labels: torch.Tensor
-    validation: tuple[torch.Tensor, torch.Tensor]
     test: tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Digits(Split):
+    """Tensors of one seed; images for choices beside those for training and for the result."""
+
+    validation: tuple[torch.Tensor, torch.Tensor]
 
 
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -8,7 +8,7 @@ they are pruned kernel by kernel and in blocks of four in_channels.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -75,10 +75,10 @@ KINDS = (
 )
 
 
-def bottlenecks() -> nn.Sequential:
+def bottlenecks(in_channels: int = 1) -> nn.Sequential:
     """Each 3x3 layer between two 1x1 layers."""
     layers: list[nn.Module] = []
-    width = 1
+    width = in_channels
     for out, kernel in ((16, 3), (32, 1), (16, 3), (0, 0), (64, 1), (32, 3), (64, 1), (0, 0),
                         (32, 1), (64, 3), (128, 1)):  # fmt: skip
         if not out:
@@ -94,15 +94,13 @@ def bottlenecks() -> nn.Sequential:
     return nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
 
-def fresh(kind: Kind) -> nn.Sequential:
-    """The network of a kind, untrained."""
+def fresh(kind: Kind) -> nn.Module:
+    """The network of digits of a kind, untrained."""
     return digits.network() if kind.network == "plain" else bottlenecks()
 
 
-def _config(kind: Kind, settings: Settings) -> PatternConfig:
-    if kind.network == "plain":
-        trial = Trial("gradual", RATE, group=kind.group, sharing="similar")
-        return pattern_config(trial, settings)
+def with_1x1(kind: Kind) -> PatternConfig:
+    """How networks of bottlenecks are pruned."""
     return PatternConfig(
         library=LibrarySpec(size=8),
         group=kind.group,
@@ -112,9 +110,49 @@ def _config(kind: Kind, settings: Settings) -> PatternConfig:
     )
 
 
-def _pretrained(kind: Kind, seed: int, data: digits.Digits, settings: Settings) -> nn.Sequential:
+def config(kind: Kind, settings: Settings) -> PatternConfig:
+    """How the network of digits of a kind is pruned."""
+    if kind.network != "plain":
+        return with_1x1(kind)
+    trial = Trial("gradual", RATE, group=kind.group, sharing="similar")
+    return pattern_config(trial, settings)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the study is done on.
+
+    Parameters
+    ----------
+    name : str
+    load : callable
+        Seed -> images.
+    fresh : callable
+        Kind -> its network, untrained.
+    config : callable
+        ``(kind, settings)`` -> how it is pruned.
+    batch : int
+        Images of an exported network; test images beyond whole batches are left out.
+    settings : Settings
+    """
+
+    name: str
+    load: Callable[[int], digits.Split]
+    fresh: Callable[[Kind], nn.Module]
+    config: Callable[[Kind, Settings], PatternConfig]
+    batch: int
+    settings: Settings
+
+
+# 480 divides the test images.
+DIGITS = Subject("digits", digits.load, fresh, config, 480, SETTINGS)
+
+
+def _pretrained(
+    subject: Subject, kind: Kind, seed: int, data: digits.Split, settings: Settings
+) -> nn.Module:
     torch.manual_seed(seed)
-    model = fresh(kind)
+    model = subject.fresh(kind)
     lr = cosine(settings.pretrain_lr, settings.pretrain_epochs)
     generator = torch.Generator().manual_seed(seed)
     optimizer = make_sgd(model, settings)
@@ -123,8 +161,13 @@ def _pretrained(kind: Kind, seed: int, data: digits.Digits, settings: Settings) 
 
 
 def _finished(
-    model: nn.Sequential, kind: Kind, seed: int, data: digits.Digits, settings: Settings
-) -> nn.Sequential:
+    subject: Subject,
+    model: nn.Module,
+    kind: Kind,
+    seed: int,
+    data: digits.Split,
+    settings: Settings,
+) -> nn.Module:
     """The rest of the epochs: as it is, or with patterns and fewer and fewer kernels."""
     generator = torch.Generator().manual_seed(7 + seed)
     torch.manual_seed(7 + seed)
@@ -134,7 +177,7 @@ def _finished(
         train(model, data, settings, optimizer, settings.epochs, lr, generator)
         return model
     method = Gradual(steps=settings.ramp_epochs)
-    pruner = Pruner(model, _config(kind, settings), method).attach(optimizer)
+    pruner = Pruner(model, subject.config(kind, settings), method).attach(optimizer)
     before = settings.gradual_epochs
     train(model, data, settings, optimizer, before, lambda _: settings.lr, generator, pruner.step)
     pruner.freeze()
@@ -145,23 +188,25 @@ def _finished(
 
 
 def trained(
+    subject: Subject,
     seed: int,
-    data: digits.Digits,
+    data: digits.Split,
     folder: Path,
-    settings: Settings = SETTINGS,
+    settings: Settings | None = None,
     kinds: tuple[Kind, ...] = KINDS,
-) -> Iterator[tuple[Kind, nn.Sequential]]:
+) -> Iterator[tuple[Kind, nn.Module]]:
     """The networks of a seed, from ``folder`` where they were trained before."""
-    starts: dict[str, nn.Sequential] = {}
+    settings = settings or subject.settings
+    starts: dict[str, nn.Module] = {}
     for kind in kinds:
         path = folder / f"{kind.name.replace(' ', '-')}-{seed}.safetensors"
-        model = fresh(kind)
+        model = subject.fresh(kind)
         if path.exists():
             load_pruned(path, model)
         else:
             if kind.network not in starts:
-                starts[kind.network] = _pretrained(kind, seed, data, settings)
+                starts[kind.network] = _pretrained(subject, kind, seed, data, settings)
             start = copy.deepcopy(starts[kind.network])
-            model = _finished(start, kind, seed, data, settings)
+            model = _finished(subject, start, kind, seed, data, settings)
             save_pruned(path, model, carried_layers(model))
         yield kind, model.eval()

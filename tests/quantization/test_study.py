@@ -52,8 +52,43 @@ def test_the_page_has_the_figures():
 def test_accuracy_counts_whole_batches():
     import torch
 
-    images = torch.zeros(study.BATCH + 5, 1)
-    labels = torch.zeros(study.BATCH + 5, dtype=torch.long)
-    labels[: study.BATCH // 2] = 1
-    got = study.accuracy(lambda x: torch.tensor([[1.0, 0.0]]).repeat(len(x), 1), images, labels)
+    images = torch.zeros(25, 1)
+    labels = torch.zeros(25, dtype=torch.long)
+    labels[:10] = 1
+    got = study.accuracy(lambda x: torch.tensor([[1.0, 0.0]]).repeat(len(x), 1), images, labels, 20)
     assert got == 50.0
+
+
+def test_the_same_command_on_cifar(tmp_path, monkeypatch, capsys):
+    """Quick, on noise: a pruned network in bytes, kept and resumed."""
+    monkeypatch.setattr(study, "KINDS", (KINDS[1],))
+    monkeypatch.setattr(study, "METHODS", ("mse",))
+    arguments = ["--json", str(tmp_path / "c.json"), "--work", str(tmp_path), "--quick"]
+    arguments += ["--cifar", "cifar"]
+    assert study.main(arguments) == 0
+    data = json.loads((tmp_path / "c.json").read_text())
+    assert data["images"] == "CIFAR-10"
+    assert [row["network"] for row in data["rows"]] == [KINDS[1].name]
+    assert all(0 <= data["rows"][0][n] <= 100 for n in ("float32", "int8 mse", "int8 tuned"))
+    assert "on CIFAR-10" in (tmp_path / "c.md").read_text()
+    monkeypatch.setattr(study, "row_of", None)
+    assert study.main(arguments) == 0
+    with pytest.raises(SystemExit):
+        study.main([*arguments[:4], "--cifar", str(tmp_path / "none")])
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_networks_of_cifar_are_pruned_eightfold():
+    """ResNet-20 at 8x whatever the group, 1x1 layers in blocks."""
+    from benchmarks import quantization_cifar as cifar
+    from tvm_pattern.pruning import Pruner
+    from tvm_pattern.pruning.methods import OneShot
+
+    for kind in (KINDS[1], KINDS[3], KINDS[6]):
+        model = cifar.fresh(kind)
+        pruner = Pruner(model, cifar.config(kind, cifar.SETTINGS), OneShot())
+        pruner.freeze()
+        pruner.finalize()
+        weights = [w for w in model.parameters() if w.ndim == 4]
+        kept = sum(int((w != 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+        assert 0.11 < kept < (0.14 if kind.network == "plain" else 0.4)
