@@ -15,7 +15,7 @@ from benchmarks.assembly import inner_loops
 from topi_kernels.conv_task import ConvTask
 from topi_kernels.geometry import ConvGeometry
 from topi_kernels.layout_choice import LaneOrder, default_layout
-from topi_kernels.schedules.config import COPIED, ConvConfig
+from topi_kernels.schedules.config import COPIED, TAPS, ConvConfig
 from topi_kernels.schedules.tile_copy import why_not_copied
 from topi_kernels.tap_lists import TapCode, pack_taps, unpack_taps, validate_taps
 
@@ -37,11 +37,11 @@ def weights_of(out_channels: int, in_channels: int, group: int, density: float) 
 @pytest.mark.parametrize("block", [1, 3, 7, 9])
 def test_offsets_count_in_channels_of_the_block(block: int) -> None:
     weight = weights_of(6, 7, 2, 0.5)
-    lists = pack_taps(weight, 2, TapCode.of_copies(7, block, 96), weight != 0)
+    lists = pack_taps(weight, 2, TapCode.of_copies(7, block, 96, 8), weight != 0)
     validate_taps(lists)
     np.testing.assert_array_equal(unpack_taps(lists), weight)
     assert lists.offset.dtype == np.uint16
-    assert lists.offset.max(initial=0) < block
+    assert lists.offset.max(initial=0) <= (block - 1) * 96 // 8
 
 
 @settings(max_examples=15, deadline=None)
@@ -101,6 +101,21 @@ def test_neither_blocks_nor_threads_change_a_bit(block: int) -> None:
         np.testing.assert_array_equal(wanted, run_case(other, weight)[0])
 
 
+@pytest.mark.parametrize("order", [None, LaneOrder(8, 2, 0)])
+def test_tiles_read_in_place_give_the_same_bits(order: LaneOrder | None) -> None:
+    """Tap lists of one tap, all in_channels at once and in blocks that do not divide them."""
+    weight = weights_of(32, 40, 2, 0.4)
+    shift = "lanes" if order else "load"
+    copied = config_of(8, 3, 1, 2, channel_block=40, shift=shift)
+    case = ConvCase(12, 14, padding=(0, 0), batch=2, family="x86-avx2", lanes=order, config=copied)
+    assert_case(case, weight)
+    wanted, _, _ = run_case(case, weight)
+    for block in (0, 7, 40):
+        config = dataclasses.replace(copied, body=TAPS, channel_block=block)
+        other = dataclasses.replace(case, config=config)
+        np.testing.assert_array_equal(wanted, run_case(other, weight)[0])
+
+
 @pytest.mark.parametrize(
     ("knobs", "match"),
     [
@@ -136,13 +151,13 @@ def _task(out_channels: int, in_channels: int, size: int, density: float, stride
 
 
 def test_level_0_copies_where_many_filters_read_a_tile() -> None:
-    """The block of a tile stays in 32 KB; what is read by few filters or is dense has no copy."""
+    """The block of a tile stays in 32 KB; what few filters read is read in place."""
     config = _task(256, 1024, 14, 0.28).default_config()
     assert config.body == COPIED
     floats = config.tile_rows * config.tile_cols * config.vector_width
     assert 4 * config.channel_block * floats <= 32 * 1024
     assert _task(256, 512, 28, 0.28, stride=2).default_config().body == COPIED
-    assert _task(2, 64, 56, 0.28).default_config().body != COPIED
+    assert _task(16, 64, 56, 0.28).default_config().body == TAPS
     assert all(c.body != COPIED for c in _task(64, 64, 14, 1.0).configs())
 
 

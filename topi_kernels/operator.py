@@ -145,7 +145,8 @@ def _packed_taps(
     """The layer as tap lists, and what its workload says of it."""
     if config.body == COPIED:
         floats = copied_floats(config)
-        code = TapCode.of_copies(task.in_channels, config.channel_block, floats)
+        width = config.vector_width
+        code = TapCode.of_copies(task.in_channels, config.channel_block, floats, width)
     else:
         code = TapCode.of(task.geometry, task.in_layout, task.in_channels, config.channel_block)
     lists = pack_taps(weight, config.group, code, kept, share_all=task.structure == "dense")

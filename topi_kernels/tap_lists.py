@@ -74,10 +74,13 @@ class TapCode:
         return cls(geometry.kernel_size, in_channels, block, layout.size, starts, unit)
 
     @classmethod
-    def of_copies(cls, in_channels: int, channel_block: int, floats: int) -> TapCode:
-        """The code for kernels of one tap whose inputs are copied, ``floats`` an in_channel."""
+    def of_copies(cls, in_channels: int, channel_block: int, floats: int, unit: int) -> TapCode:
+        """The code for kernels of one tap whose inputs are copied, ``floats`` an in_channel.
+
+        ``unit`` divides these: a vector, so that an address is a shift instead of a product.
+        """
         block = min(channel_block, in_channels)
-        return cls((1, 1), in_channels, block, floats, (0,), floats)
+        return cls((1, 1), in_channels, block, floats, (0,), unit)
 
     @property
     def blocks(self) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from ..vector import lanes
+from ..vector import CACHE_LINE_FLOATS, lanes, prefetch
 from ..workload import ConvWorkload
 from .config import COPIED, ConvConfig
 from .kernel_loops import KernelLoops
@@ -58,8 +58,17 @@ class TapBlocks:
         for acc, index in self._slots(tile, turn):
             T.buffer_store(self.partial, acc[vec], [index])
 
+    def _fetch_sums(self, turn: Any) -> None:
+        """Bring the partial sums of the next turn near while this one is computed."""
+        start = T.Bind(turn * self._sums)
+        for line in range(0, self._sums, CACHE_LINE_FLOATS):
+            prefetch(self.partial[start + line])
+
     def accumulate(self, buffers: Buffers, tile: Tile, block: Any, turn: Any) -> None:
         """Add the entries of one block of in_channels of the ``turn``-th group."""
+        if self.count > 1:
+            with T.If(block > 0), T.Then():
+                self._fetch_sums(T.Bind(T.min(turn + 1, self.groups - 1)))
         TapLoops(self.workload, self.config, buffers, tile, self.copy).block(block)
 
     def is_last(self, block: Any) -> Any:

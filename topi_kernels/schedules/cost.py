@@ -14,6 +14,7 @@ from ..layout import PlaneLayout
 from .config import ConvConfig, Family
 from .gemm.space import gemm_cost
 from .load_reuse import input_rows
+from .pointwise import pointwise_cost, single_filter_factor
 from .shape import ConvShape
 from .tap_space import taps_cost
 
@@ -159,8 +160,9 @@ def _interleaved_loads(layout: PlaneLayout, vectors: set[int]) -> tuple[int, int
 
 
 def _row_line_share(shape: ConvShape, family: Family) -> float:
-    """See ``Family``; what was measured are kernels of one step, dense ones take several."""
-    return family.row_line_share if max(len(p) for p in shape.patterns) <= ONE_STEP_TAPS else 1.0
+    """See ``Family``; what was measured are kernels of one step whose taps share lines."""
+    taps = max(len(p) for p in shape.patterns)
+    return family.row_line_share if 1 < taps <= ONE_STEP_TAPS else 1.0
 
 
 @dataclass(frozen=True)
@@ -270,7 +272,9 @@ def estimate_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float
 def _group_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
     """Estimated slots of one filter_group at one tile."""
     if config.has_lists:
-        return taps_cost(shape, config, family) + _tile_cost(shape, config, family)
+        one_tap = shape.geometry.kernel_size == (1, 1)
+        work = (pointwise_cost if one_tap else taps_cost)(shape, config, family)
+        return work + _tile_cost(shape, config, family)
     per_kernel, missing = 0.0, _miss_share(shape, config, family)
     sums = config.accumulators
     for pattern in shape.patterns:
@@ -285,6 +289,7 @@ def _group_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
     if sums < in_flight:
         per_kernel *= in_flight / sums
     per_kernel *= 1 + MISSING_CHAIN_COST * max(0.0, 2 * in_flight - sums)
+    per_kernel *= single_filter_factor(shape, config)
     tile = _tile_cost(shape, config, family) + _block_cost(shape, config, family)
     return shape.kernels_per_group * per_kernel + tile
 

@@ -16,8 +16,9 @@ from .config import MAX_CHAINS, MAX_PREFETCH, SHIFTS, ConvConfig, Family
 from .cost import channel_block, estimate_cost, live_early, tiles_across, weight_loads
 from .gemm.space import gemm_configs
 from .legality import illegal_for
+from .pointwise import pointwise_configs
 from .shape import ConvShape
-from .tap_space import copied_configs, level_0_takes_taps, tap_configs
+from .tap_space import level_0_takes_taps, tap_configs
 
 MIN_VECTOR_WIDTH = 4
 MAX_FILTER_VECTORS = 4
@@ -43,7 +44,7 @@ def _filter_splits(family: Family, group: int) -> Iterator[tuple[int, int, int]]
 def search_space(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
     """All legal configurations of a convolution, in a fixed order."""
     yield from _pattern_configs(shape, family)
-    for configs in (tap_configs, copied_configs, gemm_configs):
+    for configs in (tap_configs, pointwise_configs, gemm_configs):
         yield from _legal(configs(shape, family), shape, family)
 
 
@@ -61,7 +62,7 @@ def _default_space(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
     if level_0_takes_taps(shape, family):
         yield from _legal(tap_configs(shape, family), shape, family)
     if family.copied_tiles:
-        yield from _legal(copied_configs(shape, family), shape, family)
+        yield from _legal(pointwise_configs(shape, family), shape, family)
     yield from _legal(gemm_configs(shape, family), shape, family)
 
 

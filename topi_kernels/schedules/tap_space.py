@@ -11,9 +11,8 @@ import math
 from collections.abc import Iterator
 
 from ..tap_lists import why_no_tap_lists
-from .config import COPIED, TAPS, ConvConfig, Family, taps_registers
+from .config import TAPS, ConvConfig, Family, taps_registers
 from .shape import ConvShape
-from .tile_copy import why_not_copied
 
 # Slots of an entry beyond what its ports allow, measured with everything in L1.
 ENTRY_OVERHEAD = 1.25
@@ -22,21 +21,12 @@ ENTRY_OVERHEAD = 1.25
 MISSED_LINES, FETCHED_LINES = 0.6, 0.3
 # Tiles with fewer accumulators than this share of the best are not tried.
 LEAST_TILE = 0.6
-LEAST_COPY = 0.25
-# What copying one vector adds to fetching it.
-COPY_COST = 3.0
-# Denser lists name nearly every in_channel: without a list it is no load.
-MAX_DENSITY = 0.9
 #: Sharing among more filters leaves no registers for pixels.
 MAX_FILTERS = 4
 
 
-def _channel_floats(
-    shape: ConvShape, rows: int, cols: int, width: int, family: Family, body: str = TAPS
-) -> int:
+def _channel_floats(shape: ConvShape, rows: int, cols: int, width: int, family: Family) -> int:
     """Elements of the lines that a tile touches of one in_channel."""
-    if body == COPIED:
-        return rows * cols * width
     kh, kw = shape.geometry.kernel_size
     (dh, dw), (sh, sw) = shape.geometry.dilation, shape.geometry.stride
     interleaved, line = shape.in_layout.is_interleaved, family.cache_line_floats
@@ -48,11 +38,9 @@ def _channel_floats(
     return ((rows - 1) * sh + (kh - 1) * dh + 1) * max(columns, line)
 
 
-def channel_block(
-    shape: ConvShape, rows: int, cols: int, width: int, family: Family, body: str = TAPS
-) -> int:
+def channel_block(shape: ConvShape, rows: int, cols: int, width: int, family: Family) -> int:
     """In_channels of the fewest equal blocks whose input stays near; 0 for all at once."""
-    floats = _channel_floats(shape, rows, cols, width, family, body)
+    floats = _channel_floats(shape, rows, cols, width, family)
     blocks = -(-shape.in_channels * floats // max(family.block_floats, floats))
     return -(-shape.in_channels // blocks) if blocks > 1 else 0
 
@@ -63,23 +51,13 @@ def tap_configs(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
     if not suits or (shape.geometry.stride != (1, 1) and not shape.in_layout.is_interleaved):
         return
     if why_no_tap_lists(shape.geometry, shape.in_layout) is None:
-        yield from _list_configs(shape, family, TAPS)
+        yield from _list_configs(shape, family)
 
 
-def copied_configs(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
-    """Configurations of copied tiles for sparse kernels of one tap, in a fixed order."""
-    is_sparse = shape.kernels_per_group <= MAX_DENSITY * shape.in_channels
-    if is_sparse and family.block_floats and why_not_copied(shape.geometry) is None:
-        yield from _list_configs(shape, family, COPIED)
-
-
-def _list_configs(shape: ConvShape, family: Family, body: str) -> Iterator[ConvConfig]:
+def _list_configs(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
     layout = shape.out_layout
     interleaved = layout.is_interleaved
     width = layout.lanes if interleaved else family.vector_width
-    while body == COPIED and not interleaved and width > 4 and layout.width <= width // 2:
-        width //= 2
-    least = LEAST_TILE if body == TAPS else LEAST_COPY
     columns = layout.columns if interleaved else -(-layout.width // width)
     filters = 1
     while filters <= min(MAX_FILTERS, shape.max_group):
@@ -93,17 +71,16 @@ def _list_configs(shape: ConvShape, family: Family, body: str) -> Iterator[ConvC
                 taps_per_step=1,
                 shift="lanes" if interleaved else "load",
                 prefetch=0,
-                channel_block=channel_block(shape, rows, cols, width, family, body)
-                or (shape.in_channels if body == COPIED else 0),
+                channel_block=channel_block(shape, rows, cols, width, family),
                 fetch_ahead=family.fetch_ahead,
-                body=body,
+                body=TAPS,
             )
             for rows in range(1, min(layout.band_height, family.vector_registers) + 1)
             for cols in range(1, min(columns, family.vector_registers // rows) + 1)
         ]
         tiles = [c for c in tiles if taps_registers(c) <= family.vector_registers]
         most = max((c.accumulators for c in tiles), default=0)
-        yield from (c for c in tiles if c.accumulators >= least * most)
+        yield from (c for c in tiles if c.accumulators >= LEAST_TILE * most)
         filters *= 2
 
 
@@ -118,9 +95,7 @@ def taps_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
     """Estimated slots of one filter_group at one tile, its start and stores left out."""
     inputs, filters = config.tile_rows * config.tile_cols, config.filter_vectors
     loads = float(inputs + filters + 1)
-    if (
-        config.body == TAPS and not shape.in_layout.is_interleaved
-    ):  # of the columns of a kernel all but one are unaligned
+    if not shape.in_layout.is_interleaved:  # of a kernel's columns all but one are unaligned
         kw = shape.geometry.kernel_size[1]
         loads += inputs * (kw - 1) / kw * config.vector_width / family.cache_line_floats
     entry = max(config.accumulators, loads / family.load_ports * family.fma_ports)
@@ -129,17 +104,14 @@ def taps_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
     block = config.channel_block or shape.in_channels
     blocks = -(-shape.in_channels // block)
     tile = (config.tile_rows, config.tile_cols, config.vector_width)
-    floats = block * _channel_floats(shape, *tile, family, config.body)
+    floats = block * _channel_floats(shape, *tile, family)
     lines_per_vector = config.vector_width / family.cache_line_floats
     missing = max(0.0, 1.0 - family.block_floats / floats)
-    missing *= MISSED_LINES if config.body == TAPS else 1.0
-    entry += missing * inputs * lines_per_vector * family.line_cost
+    entry += missing * MISSED_LINES * inputs * lines_per_vector * family.line_cost
     groups = -(-shape.out_channels // config.group)
     # Every block of input comes from beyond once per tile, for all groups together.
-    share = FETCHED_LINES if config.body == TAPS else 1.0
-    fetched = share * blocks * floats / family.cache_line_floats * family.line_cost / groups
-    if config.body == COPIED:
-        fetched += COPY_COST * shape.in_channels * inputs / groups
+    fetched = blocks * floats / family.cache_line_floats * family.line_cost / groups
+    fetched *= FETCHED_LINES
     sums = 2 * config.accumulators * lines_per_vector * family.line_cost
     taps = shape.kernels_per_group * sum(len(p) for p in shape.patterns) / len(shape.patterns)
     return taps * entry + blocks * family.list_cost + (blocks - 1) * sums + fetched

@@ -73,7 +73,7 @@ class TileCopy:
         In 64 bits: TVM divides indices that are multiples of the vector by it, and LLVM then
         computes the address of every vector anew if they might overflow.
         """
-        return T.Cast("int64", offset) * self.floats
+        return T.Cast("int64", offset) * self.config.vector_width
 
     def vector(self, start: Any, row: int, col: int) -> Any:
         """Vector ``col`` of row ``row`` of the in_channel that begins at ``start``."""
