@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import tvm_pattern as tp
+from tvm_pattern import torch_backend
 from tvm_pattern.torch_backend import CompiledGraph, EagerFallbackWarning
 from tvm_pattern.torch_backend import tvm_pattern as backend
 
@@ -44,7 +45,7 @@ def graphs(monkeypatch):
     found: list[CompiledGraph] = []
 
     def record(graph, example_inputs):
-        found.append(backend(graph, example_inputs, **OPTIONS))
+        found.append(backend(graph, example_inputs, options=OPTIONS))
         return found[-1]
 
     return found, record
@@ -95,6 +96,37 @@ def test_changed_weights_are_seen(model, graphs):
             torch.testing.assert_close(compiled(IMAGE), model(IMAGE), atol=1e-4, rtol=0)
     # What weights no longer are is not kept.
     assert len(found) == len(found[0].libraries) == 1
+
+
+def test_options_reach_the_compiler(model, monkeypatch):
+    """As torch hands them on."""
+    torch._dynamo.reset()
+    given = []
+
+    def compile_library(*arguments, **options):
+        given.append(options)
+        return tp.compile(*arguments, **options)
+
+    monkeypatch.setattr(torch_backend, "compile_library", compile_library)
+    compiled = torch.compile(model, backend=backend, options={"num_threads": 1, "verify": False})
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(IMAGE), model(IMAGE), atol=1e-5, rtol=0)
+    assert given == [{"num_threads": 1, "verify": False}]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"options": {"threads": 1}}, r"got the options \['threads'\]; expected some of target"),
+        ({"options": {"target": "pattern/none"}}, "unknown target 'pattern/none'"),
+        ({"mode": "max-autotune"}, "has no modes: leave it out"),
+    ],
+)
+def test_options_that_there_are_not_are_refused(model, settings, message):
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=backend, **settings)
+    with torch.no_grad(), pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=message):
+        compiled(IMAGE)
 
 
 def test_gradients_are_refused(model, graphs):

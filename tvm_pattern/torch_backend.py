@@ -8,14 +8,17 @@ cannot be compiled runs in torch, with a warning.
 
 from __future__ import annotations
 
+import inspect
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx, nn
+
+from relay_passes import targets
 
 from .compiler import compile as compile_library
 from .library import Library
@@ -24,6 +27,12 @@ from .torch_module import refuse_gradients
 _MODULES = re.compile(r"_modules\['([^']+)'\]")
 _PARAMETER = re.compile(r"(?:_parameters|_buffers)\['([^']+)'\]")
 
+# What torch gives is no option: the model and its inputs, in every size that comes.
+_OPTIONS = tuple(
+    name
+    for name in inspect.signature(compile_library).parameters
+    if name not in ("model", "example_inputs", "sizes")
+)
 # Elements of each weight that are looked at in every call.
 _SAMPLES = 16
 
@@ -33,7 +42,11 @@ class EagerFallbackWarning(UserWarning):
 
 
 def tvm_pattern(
-    graph: fx.GraphModule, example_inputs: Sequence[Any], **options: Any
+    graph: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    mode: str | None = None,
 ) -> Callable[..., Any]:
     """The backend of ``torch.compile``, found by the name ``tvm_pattern``.
 
@@ -42,15 +55,33 @@ def tvm_pattern(
     graph : torch.fx.GraphModule
     example_inputs : sequence
         One per input of the graph; parameters and buffers of the model are among them.
-    **options
+    options : mapping, optional
         Of :func:`tvm_pattern.compile`, by ``torch.compile(..., options={...})``: ``target``,
-        ``tuning_log``, ``num_threads``, ``verify``.
+        ``tuning_log``, ``num_threads``, ``verify`` and the like.
+    mode : str, optional
+        There are none; ``options`` say what to do.
 
     Returns
     -------
     callable
         With the graph's inputs and outputs. Its ``libraries`` are those compiled so far.
+
+    Raises
+    ------
+    ValueError
+        For a mode, an option that ``compile`` does not have, or a target that there is not.
     """
+    if mode is not None:
+        raise ValueError(
+            f"got mode={mode!r}; the backend tvm_pattern has no modes: leave it out, and say by"
+            f" options={{...}} what to do ({', '.join(_OPTIONS)})"
+        )
+    options = dict(options or {})
+    unknown = sorted(set(options) - set(_OPTIONS))
+    if unknown:
+        raise ValueError(f"got the options {unknown}; expected some of {', '.join(_OPTIONS)}")
+    if "target" in options:
+        targets.resolve(options["target"], options.get("host"))
     return CompiledGraph(graph, example_inputs, options)
 
 
