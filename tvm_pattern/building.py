@@ -30,7 +30,7 @@ from .mapped_weights import FUNCTION, Weights, take_out
 from .weight_section import takes_weights
 
 #: Part of every key; to be raised when what is built from a PrimFunc changes.
-_FORMAT = 2
+_FORMAT = 3
 
 # CompactBufferAllocation shrinks buffers to what is accessed. On the CPU ours have exactly that
 # size; looking for it takes half of the build of VGG-16, and the generated code is the same.
@@ -64,6 +64,9 @@ _FOR_OTHERS = (
     "tirx.RemoveNoOp",
 )
 _OURS = "tirx.is_scheduled"
+# A call checks each of its arguments. The virtual machine has checked what a network is given, all
+# else has the shapes it was compiled for, and the checks were half of the code.
+_UNCHECKED = {"tirx.disable_assert": True}
 _OF_DEVICES = re.compile(
     r'"thread_binding":[1-9]|Idx|vthread|pipeline|double_buffer|auto_copy|permuted|shared|warp|vtcm'
     r"|fragment|mma|m16n8k8|matrix|barrier|async|local_stage"
@@ -141,9 +144,10 @@ def build(
 
 def assembly(functions: Mapping[str, tirx.PrimFunc], target: Target) -> str:
     """The assembly of PrimFuncs, as :func:`build` generates their code."""
-    mod = IRModule(dict(functions))
+    texts = tuple(map(tvm.ir.save_json, functions.values()))
+    unit = _Unit(tuple((GlobalVar(name), func) for name, func in functions.items()), texts)
     with _context_without(_DISABLED):
-        return tvm.tirx.build(mod, target=target).inspect_source("s")
+        return _module(unit, target).inspect_source("s")
 
 
 def _units(mod: IRModule) -> list[_Unit]:
@@ -174,11 +178,18 @@ def _objects(units: Sequence[_Unit], target: Target, cache: CodeCache | None) ->
 
 
 def _object(unit: _Unit, target: Target) -> bytes:
+    return object_code(_module(unit, target))
+
+
+def _module(unit: _Unit, target: Target) -> tvm.runtime.Module:
+    """LLVM's module of a unit."""
     needless: tuple[str, ...] = () if _OF_DEVICES.search(unit.text) else _FOR_DEVICES
+    options = {}
     if all(_OURS in (func.attrs or {}) for _, func in unit.functions):
         needless += _FOR_OTHERS
-    with _context_without(needless):
-        return object_code(tvm.tirx.build(IRModule(dict(unit.functions)), target=target))
+        options = _UNCHECKED
+    with _context_without(needless, options):
+        return tvm.tirx.build(IRModule(dict(unit.functions)), target=target)
 
 
 def _generate(mod: IRModule, target: Target) -> tvm.runtime.Module:
@@ -242,13 +253,15 @@ def _compiler() -> list[Any]:
     return facts
 
 
-def _context_without(passes: Sequence[str]) -> PassContext:
-    """The current pass context without some passes."""
+def _context_without(
+    passes: Sequence[str], options: Mapping[str, Any] | None = None
+) -> PassContext:
+    """The current pass context without some passes, and with further options."""
     current = PassContext.current()
     return PassContext(
         opt_level=current.opt_level,
         required_pass=current.required_pass,
         disabled_pass=[*map(str, current.disabled_pass), *passes],
         instruments=current.instruments,
-        config=current.config,
+        config={**current.config, **(options or {})},
     )

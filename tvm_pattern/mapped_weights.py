@@ -198,7 +198,7 @@ def _place_function(weights: Weights, target: Target) -> tirx.PrimFunc:
     """``index -> DLTensor *``; refuses a file whose weights are gone."""
     with IRBuilder() as ib, T.prim_func(s_tir=True):
         T.func_name(FUNCTION)
-        T.func_attr({"tirx.is_scheduled": True, "global_symbol": FUNCTION, "target": target})
+        T.func_attr({"global_symbol": FUNCTION, "target": target})
         index = T.arg("index", T.int64())
         with T.attr(T.int32(0), "pragma_import_llvm", _llvm_text(weights)):
             place = T.bind(T.call_extern("handle", "tvm_pattern_place", index))
