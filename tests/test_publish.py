@@ -227,6 +227,12 @@ def test_what_stops_a_writer_leaves_the_old_file(tmp_path, monkeypatch, name):
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
+def test_an_error_names_the_file_that_was_asked_for(tmp_path):
+    path = tmp_path / "nowhere" / "out.npz"
+    with pytest.raises(FileNotFoundError, match=r"nowhere/out\.npz'$"):
+        atomic.write_file(path, b"")
+
+
 def test_arrays_by_name(tmp_path):
     atomic.write_arrays(tmp_path / "out", {"y": np.arange(3), "output 1": np.ones((2, 2))})
     with np.load(tmp_path / "out.npz") as found:

@@ -39,7 +39,10 @@ def new_file(destination: Path, mode: int = 0o666) -> Iterator[tuple[BinaryIO, P
         The open file and its name. Call :func:`sync` before renaming it.
     """
     temporary = destination.with_name(f".{destination.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    except OSError as error:  # nobody knows the temporary name
+        raise type(error)(error.errno, error.strerror, str(destination)) from None
     try:
         with os.fdopen(descriptor, "w+b") as file:
             yield file, temporary
