@@ -142,12 +142,26 @@ class ConvCase:
         return plan_conv(task, weight, config, self.threads)
 
 
+#: What lies around an output, and how much of it.
+GUARD, GUARD_SIZE = np.float32(77.0), 1 << 14
+
+
+def guarded(shape: tuple[int, ...]) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """NaN of a shape, aligned as tensors are, and the parts of memory before and behind it."""
+    size = int(np.prod(shape))
+    memory = np.full(size + 2 * GUARD_SIZE + 16, GUARD, np.float32)
+    start = GUARD_SIZE + (-memory.ctypes.data // 4) % 16
+    memory[start : start + size] = np.nan
+    return memory[start : start + size].reshape(shape), (memory[:start], memory[start + size :])
+
+
 def run_case(
     case: ConvCase, weight: np.ndarray, *, naive: bool = False, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, ConvPlan]:
     """Run the operator; returns ``(planes it wrote, torch's answer, plan)``.
 
-    The output buffer starts as NaN, so whatever the operator leaves unwritten is seen.
+    The output buffer starts as NaN, so whatever the operator leaves unwritten is seen; around it
+    lies what the operator must not touch.
     """
     rng = np.random.default_rng(seed)
     plan = case.plan(weight)
@@ -168,15 +182,17 @@ def run_case(
         expected = expected + torch.from_numpy(residual)
     expected = ACTIVATIONS[case.activation](expected).numpy()
 
-    out = np.full((case.batch, w.out_channels, w.out_layout.size), np.nan, np.float32)
+    out, around = guarded((case.batch, w.out_channels, w.out_layout.size))
     arguments = [to_planes(x, w.in_layout), *plan.arrays]
     arguments += [bias] if case.bias else []
     arguments += [to_planes(residual, w.residual_layout)] if case.residual else []
-    tensors = [tvm.runtime.tensor(a) for a in [*arguments, out]]
+    tensors = [*(tvm.runtime.tensor(a) for a in arguments), tvm.runtime.from_dlpack(out)]
     primfunc = plan.naive_primfunc() if naive else plan.primfunc()
     library = tvm.compile(primfunc, target=HOST_TARGET)
     library[str(primfunc.attrs["global_symbol"])](*tensors)
-    return tensors[-1].numpy(), expected, plan
+    for part in around:
+        assert np.all(part == GUARD), "written outside of the output"
+    return out, expected, plan
 
 
 def assert_case(case: ConvCase, weight: np.ndarray, *, naive: bool = False) -> ConvPlan:

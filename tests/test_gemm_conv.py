@@ -72,6 +72,15 @@ CASES = {
         ),
         weights_of(37, 33, 1),
     ),
+    # Blocks of more filters than there are, which fill no whole number of vectors.
+    "blocks-beyond-the-filters": (
+        case_of("x86-avx2", (GEMM, 4, 2, 24), 6, 8, padding=(0, 0), residual=True, threads=2),
+        weights_of(11, 9, 1),
+    ),
+    "tiles-beyond-the-filters": (
+        case_of("x86-avx2", (WINOGRAD_2, 3, 3, 12), 6, 8, batch=2, activation="relu"),
+        weights_of(20, 5, 3),
+    ),
     "pixels-with-stride": (
         case_of(
             "x86-avx2",

@@ -94,9 +94,12 @@ def _filter_block(
     _products(operands, code, held, results, filters)
     start = T.Bind(T.min(filters * config.group, max(0, w.out_channels - config.group)))
     with T.serial(0, config.filter_vectors) as v:
-        first = T.Bind(start + v * width)
+        offset = v * width
+        if config.group > w.out_channels:  # the last vector is moved back to end with the filters
+            offset = T.Bind(T.min(offset, max(0, w.out_channels - width)))
+        first = T.Bind(start + offset)
         with T.serial(0, operands.steps) as step:
-            operands.scatter(results, batch, block, step, (v * width, first))
+            operands.scatter(results, batch, block, step, (offset, first))
         with T.If(block == 0), T.Then():
             _clear_outside(operands, batch, first)
 
