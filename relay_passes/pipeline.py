@@ -30,6 +30,7 @@ from .recognize_activations import RecognizeActivations
 from .report import ReportBuilder
 from .schedule import Schedule
 from .select_channels import SelectChannels
+from .strides_to_channels import StridesToChannels
 from .targets import resolve
 from .transposed_by_phases import Origin, TransposedByPhases
 
@@ -68,6 +69,7 @@ def marker_passes(
         QuantisedIslands(backend, report, structures),
         LowerMatmul(backend.planes(), report=report, structures=structures),
         *normalize_passes(),
+        StridesToChannels(origins, structures or ()),
         TransposedByPhases(origins, on_planes=on_processor),
         PatternRewrite(report, structures=structures, backend=backend, origins=origins),
         FuseEpilogue(),

@@ -226,7 +226,7 @@ class Rest(nn.Module):
         self.up = nn.ConvTranspose2d(6, 4, 2, 2, dilation=3)
         self.line = nn.Conv1d(4, 4, 3)
         self.volume = nn.Conv3d(1, 2, 3)
-        self.wide_step = nn.Conv2d(4, 4, 3, 5)
+        self.wide_step = nn.Conv2d(4, 4, 3, 5, groups=2)
         self.taken = nn.Conv2d(4, 4, 3)
 
     def forward(self, x):

@@ -46,7 +46,9 @@ def row_in_process(
 def _context() -> Any:
     """Processes that begin with the slow imports done."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "onnx", "onnxruntime", "tvm_pattern"])
+    context.set_forkserver_preload(
+        ["torch", "onnx", "onnxruntime", "tvm_pattern", "benchmarks.architectures.preloaded"]
+    )
     return context
 
 
