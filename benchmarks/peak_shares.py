@@ -28,6 +28,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from relay_passes.targets import resolve
+from topi_kernels.devices import DEVICES
+from topi_kernels.schedules import x86
 from tvm_pattern.atomic import write_file
 
 from . import device as device_info
@@ -49,8 +52,17 @@ LAYERS = (
     "224x224x64",
 )
 GROUPS = (1, 2, 4, 8, None)
+
+
+def _widest() -> str:
+    """The tag of this machine's kind of core if it has 512-bit vectors, else that of servers."""
+    here = DEVICES.of(resolve("pattern/native")).name
+    own = (tag for core in x86.CORES if core.name == here for tag in core.tags)
+    return f"pattern/{next(own, x86.SERVER.name)}"
+
+
 #: Target, and bits of its vectors.
-TARGETS = {"pattern/x86-avx512": 512, "pattern/x86-avx2": 256}
+TARGETS = {_widest(): 512, "pattern/x86-avx2": 256}
 CALLS_PER_TURN = 3
 NOT_MEASURED = "not measured: this machine has no vectors of {} bits"
 

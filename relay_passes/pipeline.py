@@ -76,7 +76,7 @@ def marker_passes(
         FuseChannelwise(),
         *([SelectChannels()] if on_processor else []),
         NameLayers(),
-        PlaneLayout(backend.layout_for, backend.lane_order_for),
+        PlaneLayout(backend.layout_for, backend.lane_orders_for),
     ]
 
 

@@ -5,7 +5,8 @@ is said in :mod:`relay_passes.islands`. Some of them, such as convolutions, alwa
 the others join an island if one of their inputs is there. A tensor's padding is the largest that
 any of its readers on planes needs, so no layer copies to pad. Tensors that convolutions of stride
 1, additions and activations connect have their pixels in one order, which is chosen for all of
-them; an operator that needs plain rows gets or leaves these, and a copy changes the order. A value
+them, together with those that convolutions of stride 2 lead to; an operator that needs plain rows
+gets or leaves these, and a copy changes the order. A value
 that is also used outside (another operator, another block, the function's output) is unpacked once.
 Markers that no island took become Relax operators again; after this pass only ``plane_*`` markers
 are left.
@@ -13,16 +14,16 @@ are left.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import tvm
 from tvm import relax
 from tvm.ir import Call, Expr, Var
 
 from topi_kernels.layout import PlaneLayout as Layout
-from topi_kernels.layout_choice import LaneOrder
+from topi_kernels.layout_choice import ConvNeed, LaneOrder, TensorSet
+from topi_kernels.layout_links import StridedLink
 
 from .dataflow import Uses, bindings_of, height_width, map_functions, rebuild, shape_of
 from .islands import ISLANDS
@@ -32,11 +33,12 @@ from .islands.operator import Order, PlaneOp
 from .markers import Marker, parse
 
 LayoutChooser = Callable[..., Layout]
-LaneChooser = Callable[..., LaneOrder | None]
+LaneChooser = Callable[[Sequence[TensorSet], Sequence[StridedLink]], list[LaneOrder | None]]
 
 
-def plain_rows(*_needs: Any, **_options: Any) -> None:
+def plain_rows(sets: Sequence[TensorSet], _links: Sequence[StridedLink]) -> list[LaneOrder | None]:
     """The lane chooser that leaves all tensors in plain rows."""
+    return [None] * len(sets)
 
 
 class _Block:
@@ -92,9 +94,9 @@ class _Block:
         """Tensors that have their pixels in one order; images of another size have their own."""
         set_of: dict[Expr, list[Expr]] = {image: [image] for image in self.pads}
         for var, op in self.ops.items():
-            if op.order is not Order.SAME:
+            if op.order not in (Order.SAME, Order.STRIDED):
                 continue
-            for image in op.images:
+            for image in op.images if op.order is Order.SAME else op.images[1:]:
                 ours, others = set_of[var], set_of[image]
                 if ours is others or height_width(image) != height_width(var):
                     continue
@@ -102,25 +104,38 @@ class _Block:
                 set_of.update((member, ours) for member in others)
         return list({id(members): members for members in set_of.values()}.values())
 
+    def _need(self, var: Expr, order: Order) -> ConvNeed | None:
+        """The convolution that a tensor comes from, if its order can be chosen like this."""
+        op = self.ops.get(var)
+        if op is None or op.need is None or op.order is not order:
+            return None
+        return replace(op.need, out_pad=self.pads[var])
+
     def _orders(self) -> dict[Expr, LaneOrder | None]:
         """Order of the pixels of every tensor; None for plain rows."""
-        orders: dict[Expr, LaneOrder | None] = {}
-        for members in self._connected():
-            needs = [
-                replace(op.need, out_pad=self.pads[var])
-                for var in members
-                if (op := self.ops.get(var)) is not None and op.need is not None
-            ]
+        connected = self._connected()
+        number = {member: i for i, members in enumerate(connected) for member in members}
+        sets, links = [], []
+        for i, members in enumerate(connected):
+            needs = [need for var in members if (need := self._need(var, Order.SAME))]
+            pad = max(self.pads[member][0] for member in members)
             changed = sum(shape_of(m)[0] * shape_of(m)[1] for m in members if self._is_changed(m))
-            order = self.choose_lanes(
-                needs,
-                height_width(members[0]),
-                max(self.pads[member][0] for member in members),
-                changed,
-                dtype=str(members[0].ty.dtype),
-            )
-            orders.update((member, order) for member in members)
-        return orders
+            dtype = str(members[0].ty.dtype)
+            sets.append(TensorSet(needs, height_width(members[0]), pad, changed, dtype))
+            links += [
+                StridedLink(need, number[self.ops[var].images[0]], i)
+                for var in members
+                if (need := self._need(var, Order.STRIDED))
+            ]
+        orders = self.choose_lanes(sets, links)
+        return {member: orders[i] for member, i in number.items()}
+
+    def _is_plain(self, var: Expr, op: PlaneOp) -> bool:
+        """Whether an operator works on plain rows, whatever order its tensors have."""
+        if op.order is not Order.STRIDED or op.need is None:
+            return op.order is Order.PLAIN
+        source, result = self.layouts[op.images[0]], self.layouts[var]
+        return not result.keeps_lanes_of(source, op.need.geometry.stride)
 
     def _is_changed(self, image: Expr) -> bool:
         """Whether an operator that needs plain rows writes or reads a tensor."""
@@ -185,7 +200,7 @@ class _Block:
         return var
 
     def _emit_plane_op(self, var: Var, op: PlaneOp) -> None:
-        plain = op.order is Order.PLAIN
+        plain = self._is_plain(var, op)
         planes = [self._planes_of(image, plain=plain) for image in op.images]
         layouts = [self._layout_for(image, plain=plain) for image in op.images]
         if not op.makes_plane:
@@ -239,8 +254,8 @@ class PlaneLayout:
     choose : callable
         ``(height, width, pad, dtype=...) -> topi_kernels.layout.PlaneLayout`` of plain rows.
     choose_lanes : callable, optional
-        ``(needs, (height, width), pad, changed_channels, dtype=...) -> LaneOrder or None``, see
-        :func:`topi_kernels.layout_choice.choose_lane_order`. By default all rows are plain.
+        ``(sets of tensors, links between them) -> LaneOrder or None for each set``, see
+        :func:`topi_kernels.layout_links.choose_lane_orders`. By default all rows are plain.
     """
 
     def __init__(self, choose: LayoutChooser, choose_lanes: LaneChooser = plain_rows) -> None:

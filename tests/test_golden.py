@@ -24,6 +24,8 @@ SENSITIVE = {
     "load_cost": "x86-avx512/float32/vgg-28/8",
     "split_cost": "armv7-neon/float32/vgg-28/1",
     "line_cost": "x86-avx512/float32/res-56/1",
+    "far_line_cost": "x86-avx512-zen4/float32/res-1x1-7/4",
+    "block_loop_cost": "x86-avx512-zen4/float32/res-1x1-7/4",
     "weight_line_cost": "x86-avx512/float32/vgg-14/16",
     "shuffle_cost": "x86-avx512/float32/vgg-56/1",
     "deinterleave_cost": "x86-avx2/float32/narrow-32-s2/1",

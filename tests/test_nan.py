@@ -22,7 +22,13 @@ from topi_kernels.plane_ops import PlaneTarget
 
 #: Maxima of the others are ARM's instruction, which this machine does not have; they are emulated
 #: in ``tests/arm``.
-FAMILIES = [name for name in families.FAMILIES if not DEVICES.facts(name).nan_maximum]
+FAMILIES = sorted(
+    {
+        DEVICES.facts(name).vector_width: name
+        for name in families.FAMILIES[::-1]
+        if not DEVICES.facts(name).nan_maximum
+    }.values()
+)
 NAN, INF = float("nan"), float("inf")
 SPECIALS = (NAN, INF, -INF, -0.0, 100.0, -100.0)
 TARGETS = {

@@ -10,6 +10,8 @@ from topi_kernels.devices import DEVICES
 EXPECTED = {
     "pattern/x86-avx2": "x86-avx2",
     "pattern/x86-avx512": "x86-avx512",
+    "pattern/znver4": "x86-avx512-zen4",
+    "pattern/tigerlake": "x86-avx512-client",
     "pattern/cortex-a53": "arm-neon-in-order",
     "pattern/cortex-a55": "arm-neon-in-order",
     "pattern/cortex-a72": "arm-neon",
@@ -44,7 +46,13 @@ def test_list_of_tags():
 @pytest.mark.parametrize(
     ("config", "device"),
     [
-        ({"kind": "llvm", "mcpu": "znver4"}, "x86-avx512"),
+        ({"kind": "llvm", "mcpu": "znver4"}, "x86-avx512-zen4"),
+        ({"kind": "llvm", "mcpu": "znver5"}, "x86-avx512"),
+        ({"kind": "llvm", "mcpu": "skylake-avx512"}, "x86-avx512"),
+        ({"kind": "llvm", "mcpu": "icelake-server"}, "x86-avx512"),
+        ({"kind": "llvm", "mcpu": "icelake-client"}, "x86-avx512-client"),
+        ({"kind": "llvm", "mcpu": "sapphirerapids"}, "x86-avx512"),
+        ({"kind": "llvm", "mcpu": "x86-64", "mattr": ["+avx512f"]}, "x86-avx512"),
         ({"kind": "llvm", "mcpu": "znver4", "mattr": ["-avx512f"]}, "x86-avx2"),
         ({"kind": "llvm", "mcpu": "x86-64", "mattr": ["+avx2", "+fma"]}, "x86-avx2"),
         ({"kind": "llvm", "mcpu": "x86-64"}, "generic"),

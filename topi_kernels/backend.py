@@ -13,7 +13,8 @@ from .conv_task import ConvTask
 from .device import Device, num_cores, why_no_float16
 from .devices import DEVICES
 from .layout import Padding, PlaneLayout
-from .layout_choice import ConvNeed, LaneOrder, choose_lane_order, default_layout
+from .layout_choice import ConvNeed, LaneOrder, TensorSet, choose_lane_order, default_layout
+from .layout_links import StridedLink, choose_lane_orders
 from .operator import ConvPlan, plan_conv
 from .plane_ops import PlaneTarget
 from .schedules.choose import Config, Facts
@@ -159,6 +160,14 @@ class Backend:
         return choose_lane_order(
             needs, size, pad, changed_channels, self.name, dtype, winograd=self.winograd
         )
+
+    def lane_orders_for(
+        self, sets: Sequence[TensorSet], links: Sequence[StridedLink]
+    ) -> list[LaneOrder | None]:
+        """Orders of the pixels of sets of tensors, see :func:`choose_lane_orders`."""
+        if not self.interleaved_lanes or isinstance(self.facts, GpuFacts):
+            return [None] * len(sets)
+        return choose_lane_orders(sets, links, self.name, winograd=self.winograd)
 
     def planes(self, dtype: str = "float32") -> PlaneTarget:
         """What the operators on planes need to know."""

@@ -44,6 +44,8 @@ class Device:
     int8 : callable, optional
         ``Target -> str``: the instructions that multiply bytes, by their name in
         :mod:`topi_kernels.schedules.cpu_int8.isa`; empty if it has none of these.
+    records_of : str
+        Name of a device of the same instructions, whose tuning records serve this one too.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Device:
     words: tuple[str, ...] = ()
     passes: Callable[[], Sequence[Pass]] = tuple
     int8: Callable[[Target], str] | None = None
+    records_of: str = ""
 
 
 class Registry:

@@ -2,7 +2,8 @@
 
 Convolutions with stride 1 read and write the same order, so the tensors that they connect choose
 together. Every order is tried on all of these convolutions by the cost model of
-:mod:`topi_kernels.schedules.cost`; changing the order at the edge of the set costs extra.
+:mod:`topi_kernels.schedules.cost`; changing the order at the edge of the set costs extra. Sets that
+convolutions of stride 2 connect choose together in :mod:`topi_kernels.layout_links`.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class LaneOrder:
 
 @dataclass(frozen=True)
 class ConvNeed:
-    """A convolution of stride 1 whose output has the size of its input.
+    """A convolution whose output has the size of its input, or half of it by stride 2.
 
     Parameters
     ----------
@@ -135,6 +136,111 @@ def lane_orders(size: tuple[int, int], pad: int, reach: int, lanes: int) -> Iter
                 yield LaneOrder(lanes, bands, border)
 
 
+@dataclass(frozen=True)
+class TensorSet:
+    """Tensors that have their pixels in one order, because of what connects them.
+
+    Parameters
+    ----------
+    needs : sequence of ConvNeed
+        The convolutions of stride 1 between them.
+    size : tuple of (int, int)
+        Height and width of the images.
+    pad : int
+        Most rows of padding of the tensors.
+    changed_channels : int
+        Planes that would have to change their order for operators which need plain rows.
+    dtype : str
+    """
+
+    needs: Sequence[ConvNeed]
+    size: tuple[int, int]
+    pad: int
+    changed_channels: int = 0
+    dtype: str = "float32"
+
+    @property
+    def reach(self) -> int:
+        return max((need.reach for need in self.needs), default=0)
+
+
+@dataclass(frozen=True)
+class Values:
+    """What the orders of a set cost by the model; the least wins.
+
+    Parameters
+    ----------
+    plain : float
+    orders : dict of LaneOrder to float
+        Those that are not clearly worse.
+    """
+
+    plain: float
+    orders: dict[LaneOrder, float]
+
+    def of(self, order: LaneOrder | None) -> float:
+        return self.plain if order is None else self.orders[order]
+
+    @property
+    def best(self) -> LaneOrder | None:
+        order = min(self.orders, key=lambda o: self.orders[o], default=None)
+        return None if order is None or self.plain < self.orders[order] else order
+
+
+def values_of(
+    tensors: TensorSet, family: str, reach: int = 0, slack: float = 1.0, *, winograd: bool = True
+) -> Values:
+    """Estimates of plain rows and of every order of a set of tensors.
+
+    Parameters
+    ----------
+    tensors : TensorSet
+    family : str
+        Name of a processor family.
+    reach : int
+        Columns that readers outside the set reach to the left or right.
+    slack : float
+        How much worse than plain rows an order may be for the set alone.
+    winograd : bool
+    """
+    reach = max(reach, tensors.reach)
+    if not reach:  # nothing reads a neighbour along the row
+        return Values(0.0, {})
+    (height, width), dtype = tensors.size, tensors.dtype
+    machine = DEVICES.facts(family).of_dtype(dtype)
+
+    def plain(pad: Padding) -> PlaneLayout:
+        return default_layout(height, width, pad, family, dtype)
+
+    tasks = [
+        need.task(plain(need.pad), plain(need.out_pad), family, dtype, winograd=winograd)
+        for need in tensors.needs
+    ]
+    costs = [_cost(task) for task in tasks]
+    if None in costs:
+        return Values(0.0, {})
+    limit = sum(cost for cost in costs if cost is not None) * LEAST_GAIN
+    found: dict[LaneOrder, float] = {}
+    vectors = tensors.changed_channels * -(-height * width // machine.vector_width)
+    best, accepted = float("inf"), float("inf")
+    for order in lane_orders(tensors.size, tensors.pad, reach, machine.vector_width):
+        total = vectors * CHANGE_COST
+        for need, task in zip(tensors.needs, tasks, strict=True):
+            border = column_reach(task.patterns, task.geometry)
+            rows = (per_axis(pad)[0] for pad in (need.pad, need.out_pad))
+            layouts = [order.layout(height, width, pad, border) for pad in rows]
+            cost = _cost(replace(task, in_layout=layouts[0], out_layout=layouts[1]))
+            total = float("inf") if cost is None else total + cost
+            if total >= min(slack * limit, slack * best):
+                break
+        else:
+            rank = total * (BORDER_COST if order.border else 1.0) * order.waste(height, width)
+            found[order], best = rank, min(best, rank)
+            accepted = min(accepted, rank) if total < limit else accepted
+    # What the model says is less than ``limit`` is taken before plain rows, whatever its rank.
+    return Values(limit if accepted == float("inf") else max(limit, accepted), found)
+
+
 def choose_lane_order(
     needs: Sequence[ConvNeed],
     size: tuple[int, int],
@@ -149,52 +255,15 @@ def choose_lane_order(
 
     Parameters
     ----------
-    needs : sequence of ConvNeed
-    size : tuple of (int, int)
-        Height and width of the images.
-    pad : int
-        Most rows of padding of the tensors.
-    changed_channels : int
-        Planes that would have to change their order for operators which need plain rows.
+    needs, size, pad, changed_channels, dtype
+        See :class:`TensorSet`.
     family : str
         Name of a processor family.
-    dtype : str
     winograd : bool
         Whether dense layers may be computed by Winograd's filtering, which plain rows allow.
     """
-    reach = max((need.reach for need in needs), default=0)
-    if not reach:  # nothing reads a neighbour along the row
-        return None
-    machine = DEVICES.facts(family).of_dtype(dtype)
-    height, width = size
-
-    def plain(pad: Padding) -> PlaneLayout:
-        return default_layout(height, width, pad, family, dtype)
-
-    tasks = [
-        need.task(plain(need.pad), plain(need.out_pad), family, dtype, winograd=winograd)
-        for need in needs
-    ]
-    costs = [_cost(task) for task in tasks]
-    if None in costs:
-        return None
-    limit = sum(cost for cost in costs if cost is not None) * LEAST_GAIN
-    best, chosen = float("inf"), None
-    vectors = changed_channels * -(-height * width // machine.vector_width)
-    for order in lane_orders(size, pad, reach, machine.vector_width):
-        total = vectors * CHANGE_COST
-        for need, task in zip(needs, tasks, strict=True):
-            border = column_reach(task.patterns, task.geometry)
-            rows = (per_axis(pad)[0] for pad in (need.pad, need.out_pad))
-            layouts = [order.layout(height, width, pad, border) for pad in rows]
-            cost = _cost(replace(task, in_layout=layouts[0], out_layout=layouts[1]))
-            total = float("inf") if cost is None else total + cost
-            if total >= min(limit, best):
-                break
-        rank = total * (BORDER_COST if order.border else 1.0) * order.waste(height, width)
-        if total < limit and rank < best:
-            best, chosen = rank, order
-    return chosen
+    tensors = TensorSet(needs, size, pad, changed_channels, dtype)
+    return values_of(tensors, family, winograd=winograd).best
 
 
 def default_layout(

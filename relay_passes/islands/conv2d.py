@@ -45,16 +45,21 @@ def conv_on_planes(
     return PlaneOp(images, build, (params.pad,), order=order, need=need)
 
 
-def _need(marker: Marker, out: Expr) -> ConvNeed | None:
-    """The convolution, if its pixels may lie in any order: stride 1, output as large as input."""
+#: By how much an output may be smaller than its input, for its pixels to lie in any order.
+_ORDERS = {(1, 1): Order.SAME, (2, 2): Order.STRIDED}
+
+
+def _order(marker: Marker, out: Expr) -> tuple[Order, ConvNeed | None]:
+    """What the convolution asks of its pixels: stride 1 and 2 without loss at the edges: little."""
     x, weight = marker.tensors[:2]
     geometry = ConvParams.from_dict(marker.params).geometry
-    if geometry.stride != (1, 1) or shape_of(x)[2:] != shape_of(out)[2:]:
-        return None
-    if constant(weight) is None:
-        return None
+    order = _ORDERS.get(geometry.stride, Order.PLAIN)
+    sizes = zip(shape_of(x)[2:], shape_of(out)[2:], geometry.stride, strict=True)
+    whole = all(-(-extent // step) == result for extent, result, step in sizes)
+    if order is Order.PLAIN or not whole or constant(weight) is None:
+        return Order.PLAIN, None
     out_channels, in_channels = shape_of(weight)[:2]
-    return ConvNeed(geometry, (out_channels, in_channels), structure_of(marker), 0)
+    return order, ConvNeed(geometry, (out_channels, in_channels), structure_of(marker), 0)
 
 
 def recognize(value: Expr, out: Expr) -> PlaneOp | None:
@@ -62,8 +67,7 @@ def recognize(value: Expr, out: Expr) -> PlaneOp | None:
     marker = parse(value)
     if marker is None or marker.op != "conv2d":
         return None
-    need = _need(marker, out)
-    return conv_on_planes(marker, NAME, Order.PLAIN if need is None else Order.SAME, need)
+    return conv_on_planes(marker, NAME, *_order(marker, out))
 
 
 def plan_of(marker: Marker, scheduling: Scheduling) -> ConvPlan:

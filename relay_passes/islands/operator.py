@@ -36,6 +36,9 @@ class Order(Enum):
     SAME = "same"
     #: Plain rows in and out.
     PLAIN = "plain"
+    #: Input and output in lanes that hold the same pixels, see ``PlaneLayout.keeps_lanes_of``, and
+    #: other images in the order of the output; or plain rows.
+    STRIDED = "strided"
 
 
 @dataclass(frozen=True)

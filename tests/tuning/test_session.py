@@ -405,8 +405,8 @@ def test_a_resumed_search_measures_unusable_records_again(net, tmp_path, caplog)
 
 def test_shipped_logs_are_readable_and_used_by_default():
     families = [name for name in DEVICES.names() if shipped_logs(name)]
-    assert families == ["x86-avx2", "x86-avx512"]
-    for family in families:
+    assert families == ["x86-avx2", "x86-avx512", "x86-avx512-client", "x86-avx512-zen4"]
+    for family in families[:2]:
         lookup = config_lookup(None, resolve(f"pattern/{family}"))
         records = [r for path in shipped_logs(family) for r in TuningLog(path).records()]
         assert len(lookup) == len({r.task_key for r in records}) > 20
@@ -418,6 +418,28 @@ def test_shipped_logs_are_readable_and_used_by_default():
             assert found.config is not None or found.skipped
         assert used > len(records) // 2
     assert len(config_lookup(None, resolve("pattern/mali"))) == 0
+
+
+def test_records_serve_a_device_that_takes_after_theirs(monkeypatch):
+    """A Zen 4 finds what was recorded under its old name, where its own facts expect no gain."""
+    task, _weight = small_task(family="x86-avx512")
+    own, _ = small_task(family="x86-avx512-zen4")
+    config = Space(task).configs[-1]
+    lookup = ConfigLookup([record_of(task, config)], device="here")
+    found = lookup.find(own)
+    assert (found.config, found.exact, found.family) == (config, True, "x86-avx512")
+    better = own.default_config()
+    assert better != config
+    assert lookup(own) is None
+    assert "are of another kind of device" in lookup.notes()[0]
+    monkeypatch.setattr(ConvTask, "cost", lambda self, config: 1.0)
+    assert lookup(own) == config
+    mine = record_of(own, better, device="", seconds=2e-3)
+    lookup = ConfigLookup([record_of(task, config, device=""), mine], device="")
+    assert lookup(own) == better
+    assert lookup(task) == config
+    with pytest.raises(ValueError, match="unknown device"):
+        shipped_logs("x86-avx521")
 
 
 def test_keys_of_shipped_tasks_are_what_they_were():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -46,16 +47,26 @@ class Family:
         Leaving one kernel list, in FMA slots: its length is not predicted.
     fma_ports, load_ports, fma_latency : float
         Vector FMAs and vector loads a core starts per cycle, and cycles until an FMA's result.
+    half_fma_ports, half_load_ports : float
+        The same of vectors of at most half the width; 0 for as many as of whole ones.
     load_cost, split_cost, line_cost, weight_line_cost : float
         What one vector load, one load that crosses a cache line, one cache line of input from L2,
         and one of weights (these stream in order, which hardware prefetches) add to the FMAs, in
         FMA slots. Costs only rank configurations.
+    line_bound : float
+        FMA slots that a cache line from L2 takes at least, however early it is asked for; 0 for no
+        bound.
+    far_line_cost : float
+        One cache line of those that dense products stream from beyond L2, in FMA slots; 0 for
+        ``line_cost``.
     row_line_share : float
         Of ``line_cost``, what a line of interleaved lanes costs: these rows are read whole, and in
         the order in which they lie.
     shuffle_cost, deinterleave_cost, loop_cost, tile_cost, store_cost : float
         The same for one shuffle, every second element of two vectors, one loop iteration, one
         accumulator's start and one stored piece.
+    block_loop_cost : float
+        What an iteration costs beyond that where a list ends with its block of in_channels.
     cache_line_floats : int
     page_floats, near_pages, page_cost : int, int, float
         Elements of a memory page, pages whose translation is at hand, and what one more page that
@@ -74,12 +85,17 @@ class Family:
     tap_filters : int
         Filters that share, at most, where level 0 may choose the body of tap lists; 0 where it was
         not measured to pay.
+    pointwise_share : float
+        Estimates of sparse 1x1 layers by tap lists, which are made of measured cycles, times this
+        err as much as the others do.
     copied_tiles : bool
         Whether level 0 may choose the body of copied tiles: true where it was measured.
     gemm : bool
         Whether dense layers may be products of matrices: true where that was measured.
     nan_maximum : bool
         Whether maximum and minimum give NaN if either operand is NaN, as in torch.
+    l2_floats : int
+        Elements of L2.
     """
 
     name: str
@@ -93,14 +109,19 @@ class Family:
     fma_ports: float = 2.0
     load_ports: float = 2.0
     fma_latency: float = 4.0
+    half_fma_ports: float = 0.0
+    half_load_ports: float = 0.0
     load_cost: float = 0.1
     split_cost: float = 0.8
     line_cost: float = 2.7
     weight_line_cost: float = 1.0
+    line_bound: float = 0.0
+    far_line_cost: float = 0.0
     row_line_share: float = 1.0
     shuffle_cost: float = 0.3
     deinterleave_cost: float = 1.0
     loop_cost: float = 4.0
+    block_loop_cost: float = 0.0
     tile_cost: float = 30.0
     store_cost: float = 3.5
     cache_line_floats: int = 16
@@ -113,12 +134,56 @@ class Family:
     interleaved_lanes: bool = False
     tap_filters: int = 0
     copied_tiles: bool = False
+    pointwise_share: float = 1.0
     gemm: bool = False
     nan_maximum: bool = False
+    l2_floats: int = 1 << 18
 
     def of_dtype(self, dtype: str) -> Family:
         """The family with the lanes that its vectors have in ``dtype``."""
         return replace(self, vector_width=self.vector_width * 4 // np.dtype(dtype).itemsize)
+
+    def slots_of(self, width: int) -> tuple[Family, float]:
+        """What holds for vectors of ``width`` lanes, and how many of their slots one here lasts.
+
+        Where more multiply-adds of narrow vectors start in a cycle, whatever takes a time of its
+        own takes more of their slots.
+        """
+        if not self.half_fma_ports or 2 * width > self.vector_width:
+            return self, 1.0
+        return _half_slots(self), self.half_fma_ports / self.fma_ports
+
+
+#: Fields of a Family that are times in FMA slots.
+SLOT_COSTS = (
+    "list_cost",
+    "load_cost",
+    "split_cost",
+    "line_cost",
+    "weight_line_cost",
+    "line_bound",
+    "far_line_cost",
+    "shuffle_cost",
+    "deinterleave_cost",
+    "loop_cost",
+    "block_loop_cost",
+    "tile_cost",
+    "store_cost",
+    "page_cost",
+)
+
+
+@lru_cache(maxsize=64)
+def _half_slots(family: Family) -> Family:
+    ratio = family.half_fma_ports / family.fma_ports
+    return replace(
+        family,
+        fma_ports=family.half_fma_ports,
+        load_ports=family.half_load_ports or family.load_ports,
+        half_fma_ports=0.0,
+        half_load_ports=0.0,
+        **{name: ratio * getattr(family, name) for name in SLOT_COSTS},
+    )
 
 
 @dataclass(frozen=True)

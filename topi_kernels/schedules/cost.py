@@ -122,7 +122,8 @@ def _block_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
         return 0.0
     blocks = -(-shape.in_channels // config.channel_block)
     sums = 2 * config.accumulators * config.vector_width / family.cache_line_floats
-    return (blocks - 1) * (sums * family.line_cost + len(shape.patterns) * family.list_cost)
+    sums *= family.far_line_cost or family.line_cost
+    return (blocks - 1) * (sums + len(shape.patterns) * family.list_cost)
 
 
 def channel_block(shape: ConvShape, config: ConvConfig, family: Family) -> int:
@@ -254,11 +255,20 @@ def _step_cost(
     waits = loads * family.load_cost + splits * family.split_cost + lines * family.line_cost
     waits += weight_lines * family.weight_line_cost
     port_bound = (loads + splits) / family.load_ports * family.fma_ports
-    return max(busy + waits, port_bound)
+    share = _row_line_share(shape, family) if config.shift == "lanes" else 1.0
+    return max(busy + waits, port_bound, lines / share * family.line_bound)
 
 
 def estimate_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
-    """Estimated cost of the whole layer in FMA slots of one core; only its order matters."""
+    """Estimated cost of the whole layer in FMA slots of one core; only its order matters.
+
+    The slots are those of whole vectors, whatever vectors ``config`` has.
+    """
+    own, slots = family.slots_of(config.vector_width)
+    return _cost_in_slots(shape, config, own) / slots
+
+
+def _cost_in_slots(shape: ConvShape, config: ConvConfig, family: Family) -> float:
     if config.is_gemm:
         return gemm_cost(shape, config, family)
     tiles = -(-shape.out_channels // config.group) * tiles_across(shape, config)
@@ -283,12 +293,14 @@ def _group_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
             step = taps[first : first + config.taps_per_step]
             per_kernel += _step_cost(shape, config, family, step, missing)
     per_kernel = per_kernel / len(shape.patterns) + family.loop_cost
+    per_kernel += family.block_loop_cost if config.channel_block else 0.0
     per_kernel += _page_cost(shape, config, family)
     # Few FMAs in flight can't hide their latency; twice as many also smooth over late loads.
     in_flight = family.fma_ports * family.fma_latency
     if sums < in_flight:
         per_kernel *= in_flight / sums
-    per_kernel *= 1 + MISSING_CHAIN_COST * max(0.0, 2 * in_flight - sums)
+    halves = (family.half_fma_ports or family.fma_ports) * family.fma_latency
+    per_kernel *= 1 + MISSING_CHAIN_COST * max(0.0, 2 * halves - sums)
     per_kernel *= single_filter_factor(shape, config)
     tile = _tile_cost(shape, config, family) + _block_cost(shape, config, family)
     return shape.kernels_per_group * per_kernel + tile

@@ -81,13 +81,32 @@ def pointwise_configs(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
     """Configurations that are worth trying, in a fixed order; not all of them are legal."""
     if not is_pointwise(shape) or not family.block_floats:
         return
+    in_place = shape.geometry.stride == (1, 1) or shape.out_layout.is_interleaved
+    in_place = in_place and why_no_tap_lists(shape.geometry, shape.in_layout) is None
+    for width in _widths(shape, family):
+        yield from _of_width(shape, family, width, in_place=in_place)
+
+
+def _widths(shape: ConvShape, family: Family) -> Iterator[int]:
+    """Lanes of the vectors to try."""
+    layout, width = shape.out_layout, family.vector_width
+    if layout.is_interleaved:
+        yield layout.lanes
+        return
+    while width > 4 and layout.width <= width // 2:
+        width //= 2
+    yield width
+    half = width // 2
+    as_fast = family.half_fma_ports > family.fma_ports and width == family.vector_width
+    if as_fast and -(-layout.width // half) % 2:  # fewer empty lanes
+        yield half
+
+
+def _of_width(
+    shape: ConvShape, family: Family, width: int, *, in_place: bool
+) -> Iterator[ConvConfig]:
     layout = shape.out_layout
     interleaved = layout.is_interleaved
-    in_place = shape.geometry.stride == (1, 1) or interleaved
-    in_place = in_place and why_no_tap_lists(shape.geometry, shape.in_layout) is None
-    width = layout.lanes if interleaved else family.vector_width
-    while not interleaved and width > 4 and layout.width <= width // 2:
-        width //= 2
     columns = layout.columns if interleaved else -(-layout.width // width)
     filters = 1
     while filters <= min(MAX_FILTERS, shape.max_group):
@@ -131,7 +150,10 @@ def pointwise_cost(shape: ConvShape, config: ConvConfig, family: Family) -> floa
     """Estimated slots of one filter_group at one tile, its start and stores left out."""
     per_cycle = family.fma_ports
     conflict, share = _conflicts(shape, config, family)
-    loads = config.tile_rows * config.tile_cols + config.filter_vectors + 1
+    loads = config.tile_rows * config.tile_cols
+    # Weights and offsets are scalars, which load at the rate of narrow vectors.
+    scalars = config.filter_vectors + 1
+    loads += scalars * family.load_ports / (family.half_load_ports or family.load_ports)
     loading = loads / family.load_ports * per_cycle
     adding = max(float(config.accumulators), per_cycle * family.fma_latency)
     block = config.channel_block or shape.in_channels
@@ -152,4 +174,4 @@ def pointwise_cost(shape: ConvShape, config: ConvConfig, family: Family) -> floa
     lists *= MANY_FILTERS if config.filter_vectors > 2 else 1.0
     once *= lines * shape.in_channels / groups
     work = shape.kernels_per_group * entry + (blocks - 1) * max(0.0, sums - spare)
-    return work + lists + per_cycle * once
+    return (work + lists + per_cycle * once) * family.pointwise_share

@@ -127,7 +127,8 @@ def _more_chains(shape: ConvShape, config: ConvConfig, family: Family) -> Iterat
     """A tile as large as the image whose sums are too few to hide the latency of a multiply-add."""
     is_whole = config.tile_rows == shape.out_layout.band_height
     is_whole = is_whole and tiles_across(shape, config) == 1
-    wanted = math.ceil(family.fma_ports * family.fma_latency / config.accumulators)
+    own, _ = family.slots_of(config.vector_width)
+    wanted = math.ceil(own.fma_ports * own.fma_latency / config.accumulators)
     if not is_whole or wanted == 1 or shape.geometry.kernel_size == (1, 1):
         return
     more = replace(config, chains=min(wanted, MAX_CHAINS))

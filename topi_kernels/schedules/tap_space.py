@@ -14,8 +14,9 @@ from ..tap_lists import why_no_tap_lists
 from .config import TAPS, ConvConfig, Family, taps_registers
 from .shape import ConvShape
 
-# Slots of an entry beyond what its ports allow, measured with everything in L1.
-ENTRY_OVERHEAD = 1.25
+# What an entry takes beyond what its ports allow, measured with everything in L1 where two
+# multiply-adds start in a cycle: its other instructions are as many however long these last.
+ENTRY_OVERHEAD, OVERHEAD_PORTS = 0.25, 2.0
 # Parts of what fetching lines costs that out-of-order execution and prefetching leave: lines of a
 # block that does not stay near, and lines of the next block.
 MISSED_LINES, FETCHED_LINES = 0.6, 0.3
@@ -94,12 +95,14 @@ def level_0_takes_taps(shape: ConvShape, family: Family) -> bool:
 def taps_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
     """Estimated slots of one filter_group at one tile, its start and stores left out."""
     inputs, filters = config.tile_rows * config.tile_cols, config.filter_vectors
-    loads = float(inputs + filters + 1)
+    # Weights and offsets are scalars, which load at the rate of narrow vectors.
+    scalars = (filters + 1) * family.load_ports / (family.half_load_ports or family.load_ports)
+    loads = inputs + scalars
     if not shape.in_layout.is_interleaved:  # of a kernel's columns all but one are unaligned
         kw = shape.geometry.kernel_size[1]
         loads += inputs * (kw - 1) / kw * config.vector_width / family.cache_line_floats
     entry = max(config.accumulators, loads / family.load_ports * family.fma_ports)
-    entry *= ENTRY_OVERHEAD
+    entry *= 1.0 + ENTRY_OVERHEAD * family.fma_ports / OVERHEAD_PORTS
     entry = max(entry, family.fma_ports * family.fma_latency)
     block = config.channel_block or shape.in_channels
     blocks = -(-shape.in_channels // block)

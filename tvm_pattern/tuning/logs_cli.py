@@ -178,11 +178,14 @@ def check(
 
     Example: tvm-pattern logs check net.jsonl
     """
+    from relay_passes.targets import resolve
+    from topi_kernels.devices import DEVICES
+
     from .lookup import shipped_logs
     from .shipped import TARGETS
 
     tags = target or list(TARGETS)
-    paths = logs or [path for tag in tags for path in shipped_logs(tag.rsplit("/", 1)[-1])]
+    paths = logs or [path for tag in tags for path in shipped_logs(DEVICES.of(resolve(tag)).name)]
     read = _read(paths)
     if not json_output:
         _print_logs(read)

@@ -7,7 +7,7 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,15 @@ def log_folder() -> Path:
 
 
 def shipped_logs(family: str) -> list[Path]:
-    """The logs that ship for a processor family, sorted."""
-    return sorted((log_folder() / family).glob("*.jsonl"))
+    """The logs that ship for a processor family, sorted; those of the device that it takes after.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device.
+    """
+    names = [family, DEVICES.named(family).records_of]
+    return sorted(path for n in names if n for path in (log_folder() / n).glob("*.jsonl"))
 
 
 @dataclass(frozen=True)
@@ -77,8 +84,8 @@ class Found:
         Why records that would have been preferred cannot be used.
     later_knobs : tuple of str
         Knobs that came after the record.
-    device : str
-        Device of the record.
+    device, family : str
+        Device of the record, and its kind.
     """
 
     config: Config | None = None
@@ -86,6 +93,7 @@ class Found:
     skipped: tuple[str, ...] = ()
     later_knobs: tuple[str, ...] = ()
     device: str = ""
+    family: str = ""
 
 
 #: What reading a task or a configuration of a foreign or damaged record may raise.
@@ -99,11 +107,13 @@ class ConfigLookup:
     that is compiled for come first. For what they leave open one other device serves, of the same
     target if there is one, else of the same family; :meth:`notes` says so.
 
-    Of a device's records one of the same task wins, preferably of as many threads. Otherwise one
-    serves that was measured on the same shape with about as many weights, which is what retraining
-    or pruning the same network again gives. A record that this version cannot use, because knobs or
-    what is legal changed since, is passed over with a warning that says why. So is another device's
-    that came before a knob of which the level-0 choice makes use, where the model expects a gain.
+    Of a device's records one of the same task wins, preferably of as many threads; those that were
+    filed under the kind of device that this one takes after (``Device.records_of``) come last.
+    Otherwise one serves that was measured on the same shape with about as many weights, which is
+    what retraining or pruning the same network again gives. A record that this version cannot use,
+    because knobs or what is legal changed since, is passed over with a warning that says why. So is
+    another device's that came before a knob of which the level-0 choice makes use, or is of another
+    kind of device, where the model expects a gain.
 
     Parameters
     ----------
@@ -170,7 +180,7 @@ class ConfigLookup:
             lines.append(
                 f"tuning: {count} convolutions do without records of"
                 f" {device or 'an unnamed device'}, which came before a knob that is expected to be"
-                " faster here; tune here to measure it"
+                " faster here, or are of another kind of device; tune here to measure it"
             )
         if self._borrowed and self._left_out:
             lines.append(
@@ -184,21 +194,35 @@ class ConfigLookup:
         for record in self._ranked(task):
             config = usable_config(task, record)
             if not isinstance(config, str):
-                exact, later = record.task_key == task.key, tuple(later_knobs(record))
-                return Found(config, exact, tuple(skipped), later, record.device)
+                family = str(record.task["family"])
+                exact = record.task_key == replace(task, family=family).key
+                later = tuple(later_knobs(record))
+                return Found(config, exact, tuple(skipped), later, record.device, family)
             skipped.append(config)
         return Found(skipped=tuple(skipped))
 
     def _ranked(self, task: Task) -> list[Record]:
-        return [r for _, index in self._sources for r in index.ranked(task, self.num_threads)]
+        tasks = [task]
+        if task.family and (kin := DEVICES.named(task.family).records_of):
+            tasks.append(replace(task, family=kin))
+        return [
+            record
+            for _, index in self._sources
+            for same in tasks
+            for record in index.ranked(same, self.num_threads)
+        ]
 
 
 def _is_outdated(task: Task, found: Found) -> bool:
-    """Whether level 0 is expected to be faster by a knob that the record's search did not know."""
-    if found.config is None or not found.later_knobs:
+    """Whether level 0 is expected to be faster than another device's record.
+
+    By a knob that the record's search did not know, or because it was of another kind of device.
+    """
+    if found.config is None or not (found.later_knobs or found.family != task.family):
         return False
     level_0 = task.default_config()
-    gains = any(getattr(level_0, k) != getattr(found.config, k) for k in found.later_knobs)
+    gains = found.family != task.family
+    gains |= any(getattr(level_0, k) != getattr(found.config, k) for k in found.later_knobs)
     return gains and task.cost(level_0) < LEAST_GAIN * task.cost(found.config)
 
 

@@ -29,8 +29,8 @@ TILE_OVERHEAD = 60.0
 # those from beyond L2: of weights, which stream in order, of inputs, which do so position by
 # position, and of inputs and results while they are put in order, to and from many places.
 NEAR_WEIGHTS, FAR_WEIGHTS, FAR_INPUTS, FAR_MOVES = 0.5, 2.5, 4.0, 10.0
-# Elements of L2 that inputs, and results, may fill; elements of planes that stay in caches at all.
-NEAR_FLOATS, NEAR_PLANES = 160_000, 1_000_000
+# Share of L2 that inputs, and results, may fill; elements of planes that stay in caches at all.
+NEAR_SHARE, NEAR_PLANES = 0.61, 1_000_000
 # Slots of a vector of a position: its input brought in order, its result brought back.
 GATHER = {1: 14.0, 2: 130.0, 4: 420.0}
 SCATTER = {1: 24.0, 2: 160.0, 4: 440.0}
@@ -134,6 +134,11 @@ def gemm_configs(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
                     )
 
 
+def _line(family: Family) -> float:
+    """Slots of a cache line that is streamed."""
+    return family.far_line_cost or family.line_cost
+
+
 def gemm_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
     """Estimated slots of the whole layer."""
     code = GemmCode(config.tile_outputs, config.group)
@@ -149,11 +154,11 @@ def gemm_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
     )
     block_floats = shape.in_channels * config.group
     beyond_l1 = max(0.0, 1.0 - family.block_floats / block_floats)
-    step += beyond_l1 * config.filter_vectors * lines * family.line_cost * NEAR_WEIGHTS
+    step += beyond_l1 * config.filter_vectors * lines * _line(family) * NEAR_WEIGHTS
     tiles = blocks * filters * code.products * -(-config.positions // config.tile_cols)
     work = tiles * (shape.in_channels * (step + STEP_OVERHEAD) + TILE_OVERHEAD)
     weights = blocks * filters * code.products * shape.in_channels * config.filter_vectors * lines
-    work += weights * family.line_cost * FAR_WEIGHTS
+    work += weights * _line(family) * FAR_WEIGHTS
     return work + blocks * _moves_cost(shape, config, family, filters)
 
 
@@ -164,8 +169,8 @@ def _moves_cost(shape: ConvShape, config: ConvConfig, family: Family, filters: i
     depth = -(-shape.in_channels // width)
     held = products * config.positions * depth * width
     results = products * config.positions * config.group
-    line = family.line_cost / family.cache_line_floats
-    beyond, results_beyond = (max(0, floats - NEAR_FLOATS) for floats in (held, results))
+    line, near = _line(family) / family.cache_line_floats, NEAR_SHARE * family.l2_floats
+    beyond, results_beyond = (max(0.0, floats - near) for floats in (held, results))
     waits = beyond * (filters * FAR_INPUTS + FAR_MOVES) + results_beyond * filters * FAR_MOVES
     far = 2.0 if shape.out_channels * shape.out_layout.size > NEAR_PLANES else 1.0
     moved = depth * GATHER[outputs] + filters * config.filter_vectors * SCATTER[outputs] * far
