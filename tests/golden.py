@@ -101,6 +101,7 @@ LAYERS = {
     "vgg-first": Layer(3, 64, 224, connectivity=1),
     "vgg-224": Layer(64, 64, 224),
     "vgg-112": Layer(128, 128, 112),
+    "vgg-112-dense": Layer(128, 128, 112, connectivity=1, dense=True),
     "vgg-56": Layer(256, 256, 56),
     "vgg-28": Layer(512, 512, 28),
     "vgg-14": Layer(512, 512, 14),
@@ -137,8 +138,8 @@ CONVOLUTIONS = {
         " mobile-1x1-7/1 lanes-vgg-56/1 lanes-vgg-28/2 lanes-vgg-14/1"
     },
     "x86-avx512-zen4": {
-        "float32": "vgg-56/1 vgg-14-dense/1 res-7/1 res-7/2 res-1x1-14/1 res-1x1-7/4"
-        " lanes-vgg-28/1 lanes-res-7/1"
+        "float32": "vgg-56/1 vgg-112-dense/1 vgg-14-dense/1 res-7/1 res-7/2 res-1x1-14/1"
+        " res-1x1-7/4 lanes-vgg-28/1 lanes-res-7/1"
     },
     "x86-avx512-client": {"float32": "vgg-14-dense/1 lanes-vgg-56/1 lanes-res-7/1"},
     "x86-avx2": {

@@ -65,8 +65,6 @@ class Family:
     shuffle_cost, deinterleave_cost, loop_cost, tile_cost, store_cost : float
         The same for one shuffle, every second element of two vectors, one loop iteration, one
         accumulator's start and one stored piece.
-    block_loop_cost : float
-        What an iteration costs beyond that where a list ends with its block of in_channels.
     cache_line_floats : int
     page_floats, near_pages, page_cost : int, int, float
         Elements of a memory page, pages whose translation is at hand, and what one more page that
@@ -121,7 +119,6 @@ class Family:
     shuffle_cost: float = 0.3
     deinterleave_cost: float = 1.0
     loop_cost: float = 4.0
-    block_loop_cost: float = 0.0
     tile_cost: float = 30.0
     store_cost: float = 3.5
     cache_line_floats: int = 16
@@ -166,7 +163,6 @@ SLOT_COSTS = (
     "shuffle_cost",
     "deinterleave_cost",
     "loop_cost",
-    "block_loop_cost",
     "tile_cost",
     "store_cost",
     "page_cost",

@@ -293,7 +293,6 @@ def _group_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
             step = taps[first : first + config.taps_per_step]
             per_kernel += _step_cost(shape, config, family, step, missing)
     per_kernel = per_kernel / len(shape.patterns) + family.loop_cost
-    per_kernel += family.block_loop_cost if config.channel_block else 0.0
     per_kernel += _page_cost(shape, config, family)
     # Few FMAs in flight can't hide their latency; twice as many also smooth over late loads.
     in_flight = family.fma_ports * family.fma_latency

@@ -150,10 +150,10 @@ def pointwise_cost(shape: ConvShape, config: ConvConfig, family: Family) -> floa
     """Estimated slots of one filter_group at one tile, its start and stores left out."""
     per_cycle = family.fma_ports
     conflict, share = _conflicts(shape, config, family)
-    loads = config.tile_rows * config.tile_cols
     # Weights and offsets are scalars, which load at the rate of narrow vectors.
-    scalars = config.filter_vectors + 1
-    loads += scalars * family.load_ports / (family.half_load_ports or family.load_ports)
+    scalars = config.filter_vectors + 1.0
+    scalars *= family.load_ports / (family.half_load_ports or family.load_ports)
+    loads = config.tile_rows * config.tile_cols + scalars
     loading = loads / family.load_ports * per_cycle
     adding = max(float(config.accumulators), per_cycle * family.fma_latency)
     block = config.channel_block or shape.in_channels

@@ -35,8 +35,6 @@ class Core:
         Bytes a cycle.
     stream_cycles : float
         Cycles that a cache line costs which a dense product streams from beyond L2.
-    block_loop_cycles : float
-        See ``Family.block_loop_cost``.
     pointwise_share : float
         See ``Family.pointwise_share``.
     """
@@ -50,7 +48,6 @@ class Core:
     l2_bytes: int = 2 << 20
     l2_bandwidth: float = 64.0
     stream_cycles: float = 1.043
-    block_loop_cycles: float = 0.0
     pointwise_share: float = 1.0
 
     @property
@@ -77,7 +74,6 @@ class Core:
             copied_tiles=True,
             gemm=True,
             far_line_cost=full * self.stream_cycles,
-            block_loop_cost=full * self.block_loop_cycles,
             pointwise_share=self.pointwise_share,
             line_bound=full * LINE_BYTES / self.l2_bandwidth,
         )
@@ -121,7 +117,6 @@ ZEN_4 = Core(
     l2_bytes=1 << 20,
     l2_bandwidth=32.0,
     stream_cycles=2.086,
-    block_loop_cycles=1.5,
     pointwise_share=1.13,
 )
 #: One 512-bit multiply-add a cycle, or two of 256 bits; loads are as many of either.
