@@ -278,17 +278,19 @@ class Int8Task:
         Parameters
         ----------
         group : int, optional
-            Filters of a group; default: as many as share what they keep.
+            Filters of a group; default: as many as share what they keep, of a 1x1 convolution,
+            where nothing is shuffled, any of these.
 
         Raises
         ------
         ValueError
             If there is none.
         """
-        chosen: dict[bool, Filing] = {}
+        chosen: dict[Any, Filing] = {}
         for filing in self.filings:
             if filing.full if group is None else filing.group == group:
-                chosen.setdefault(filing.by_rows, filing)
+                own = filing.group if self.geometry.kernel_size == (1, 1) else filing.by_rows
+                chosen.setdefault(own, filing)
         if not chosen:
             sizes = sorted({filing.group for filing in self.filings})
             raise ValueError(f"group is one of {sizes}, got {group}")
