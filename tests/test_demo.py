@@ -17,7 +17,7 @@ from tvm_pattern.models.initialise import build
 
 @pytest.fixture
 def small_resnet(monkeypatch):
-    network = lambda: build(lambda: ResNet((1, 2, 1, 1), num_classes=10), seed=0)  # noqa: E731
+    network = lambda: build(lambda: ResNet((1, 1, 1, 1), num_classes=10), seed=0)  # noqa: E731
     monkeypatch.setattr(demo.models, "resnet50", network)
 
 
