@@ -37,6 +37,9 @@ from .workloads import NetworkSpec, load_workloads, network_flops
 
 DEFAULT_SECONDS = 30.0
 
+#: Said of peers where our libraries are held to a target.
+PEERS_ARE_FREE = "any instructions of this machine"
+
 TargetOption = Annotated[str, typer.Option("--target", help="What our libraries are built for.")]
 BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Images a run; float32.")]
 KeepOption = Annotated[
@@ -165,6 +168,9 @@ def main(
                 continue
             flops, _, _ = network_flops(model, example)
             contenders = session.add_peers(spec.name, model, example, folder, flops, peers)
+            if target != TARGET:
+                for peer in contenders:
+                    peer.note = "; ".join(filter(None, [peer.note, PEERS_ARE_FREE]))
             contenders += our_contenders(session, spec, model, example, folder, target)
             if prepare:
                 continue

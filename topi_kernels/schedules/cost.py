@@ -161,9 +161,8 @@ def _interleaved_loads(layout: PlaneLayout, vectors: set[int]) -> tuple[int, int
 
 
 def _row_line_share(shape: ConvShape, family: Family) -> float:
-    """See ``Family``; what was measured are kernels of one step whose taps share lines."""
-    taps = max(len(p) for p in shape.patterns)
-    return family.row_line_share if 1 < taps <= ONE_STEP_TAPS else 1.0
+    """See ``Family``; what was measured are kernels of one step, dense ones take several."""
+    return family.row_line_share if max(len(p) for p in shape.patterns) <= ONE_STEP_TAPS else 1.0
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,6 @@ LIST_SHARE = 0.44
 # Cycles of a line of partial sums moved between blocks, of a line that is copied, and of one that
 # comes from beyond L1 for the first time in a block.
 SUM_CYCLES, COPY_CYCLES, FETCH_CYCLES = 3.7, 5.0, 1.0
-# How much longer lists of more than two filters take to start.
-MANY_FILTERS = 4.0
 # What an accumulator fewer than twice those in flight adds to an entry: less hides late loads.
 FEW_SUMS = 0.005
 # A loop over kernels of one filter, of which no two share anything, over its estimate: measured on
@@ -39,8 +37,12 @@ MISSED_CYCLES = 1.0
 LEAST_TILE = 0.2
 # Denser lists name nearly every in_channel: without a list it is no load.
 MAX_DENSITY = 0.9
+# Filters up to which partial sums come and go while multiply-adds keep their ports busy.
+MOST_HIDDEN = 2
 #: Sharing among more filters leaves no registers for pixels.
 MAX_FILTERS = 4
+#: The same with vectors of a whole line: four filters ran at 80 % of the peak, two at 91.
+MAX_FILTERS_OF_LINES = 2
 
 
 def is_pointwise(shape: ConvShape) -> bool:
@@ -108,8 +110,9 @@ def _of_width(
     layout = shape.out_layout
     interleaved = layout.is_interleaved
     columns = layout.columns if interleaved else -(-layout.width // width)
+    whole = in_place and width % family.cache_line_floats == 0
     filters = 1
-    while filters <= min(MAX_FILTERS, shape.max_group):
+    while filters <= min(MAX_FILTERS_OF_LINES if whole else MAX_FILTERS, shape.max_group):
         tiles = [
             ConvConfig(
                 width,
@@ -165,13 +168,13 @@ def pointwise_cost(shape: ConvShape, config: ConvConfig, family: Family) -> floa
     few = max(0.0, 2 * per_cycle * family.fma_latency - config.accumulators)
     entry = max(adding, loading) * (1.0 + conflict + FEW_SUMS * few)
     entry += missing * lines * per_cycle * MISSED_CYCLES
-    # Loads of sums go where those of entries leave room.
-    spare = max(0.0, adding - loading) * shape.kernels_per_group / blocks
+    # Loads of sums go where those of entries leave room; those of four filters did not.
+    hidden = config.filter_vectors <= MOST_HIDDEN
+    spare = max(0.0, adding - loading) * shape.kernels_per_group / blocks if hidden else 0.0
     sums = 2 * config.accumulators * config.vector_width / family.cache_line_floats
     sums *= SUM_CYCLES * per_cycle
     once = COPY_CYCLES if config.body == COPIED else FETCH_CYCLES
     lists = blocks * LIST_SHARE * family.list_cost
-    lists *= MANY_FILTERS if config.filter_vectors > 2 else 1.0
     once *= lines * shape.in_channels / groups
     work = shape.kernels_per_group * entry + (blocks - 1) * max(0.0, sums - spare)
     return (work + lists + per_cycle * once) * family.pointwise_share
