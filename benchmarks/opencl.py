@@ -31,6 +31,7 @@ from tvm_pattern.opencl.bundle import RUNNER
 
 from .arm_static import Layer, is_pruned
 from .opencl_layers import Case, layers_of
+from .opencl_ranking import ranking
 
 KIND = "static: counted in the source; executed: counted by oclgrind; ms: a roofline model"
 DEVICES = ("mali", "adreno")
@@ -41,6 +42,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 #: Layers that are run in the simulator.
 COUNTED = (Layer(56, 256, 256), Layer(28, 512, 512), Layer(14, 512, 512))
+#: The layer whose configurations are ranked by what they execute.
+RANKED = Layer(14, 128, 512)
 QUICK = (Layer(28, 64, 64), Layer(14, 64, 64))
 
 
@@ -128,7 +131,16 @@ def _name(group: int) -> str:
     return f"F = {group}" if group else "dense"
 
 
-def markdown(table: Sequence[dict[str, Any]], networks: Sequence[dict[str, Any]]) -> str:
+def rankings(cases: Sequence[Case], folder: Path, most: int) -> list[dict[str, Any]]:
+    """How the model's order of configurations compares with that of what they execute."""
+    return [ranking(case, folder / f"{case.device}-{case.group}", most) for case in cases]
+
+
+def markdown(
+    table: Sequence[dict[str, Any]],
+    networks: Sequence[dict[str, Any]],
+    ranked: Sequence[dict[str, Any]] = (),
+) -> str:
     """The tables as Markdown."""
     parts = [[f"No figure here is a time of a GPU. {KIND}."]]
     if networks:
@@ -138,6 +150,14 @@ def markdown(table: Sequence[dict[str, Any]], networks: Sequence[dict[str, Any]]
     if counted:
         parts.append(["Executed by the first filters of a layer, float32, counted by oclgrind:"])
         parts.append(_executed_table(counted))
+    if ranked:
+        parts.append(
+            [
+                "Configurations from the model's first to its last, against the time of the"
+                " multiply-adds and loads that oclgrind counted at the same rates:"
+            ]
+        )
+        parts.append(_ranking_table(ranked))
     parts.append(["Layers, by the model and by their source:"])
     parts.append(_layer_table(table))
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
@@ -151,6 +171,22 @@ def _network_table(networks: Sequence[dict[str, Any]]) -> list[str]:
         alone, shared, dense = (found[name, device, dtype, group] for group in (1, 4, 0))
         figures = [f"{v:.1f}" for v in (alone, shared, dense, dense / alone)]
         lines.append([name, device, dtype, *figures])
+    return _table(head, lines)
+
+
+def _ranking_table(ranked: Sequence[dict[str, Any]]) -> list[str]:
+    head = (
+        "layer", "device", "weights", "configurations", "Spearman's rank correlation",
+        "model's first / best by execution",
+    )  # fmt: skip
+    lines = []
+    for r in ranked:
+        figures = (
+            str(len(r["rows"])),
+            f"{r['rank_correlation']:.2f}",
+            f"{r['first_over_best']:.2f}",
+        )
+        lines.append([r["workload"], r["device"], _name(r["group"]), *figures])
     return _table(head, lines)
 
 
@@ -259,21 +295,32 @@ def main(arguments: list[str] | None = None) -> int:
         for line in rows(layers, counted, dtypes, Path(folder)):
             table.append(line)
             # A long run that is stopped leaves what it has.
-            _write(options.json, table, [])
+            _write(options.json, table)
             done = f"{line['workload']} {line['device']} {line['dtype']} {_name(line['group'])}"
             print(f"{done}: done", file=sys.stderr)
+        ranked_cases = [Case(RANKED, group, device) for device in DEVICES for group in (1, 4)]
+        if options.quick:
+            ranked_cases = [Case(QUICK[1], 1, DEVICES[0])]
+        most = 2 if options.quick else 7
+        ranked = [] if options.only else rankings(ranked_cases, Path(folder), most)
     networks = [] if options.quick else network_rows(table)
-    _write(options.json, table, networks)
-    options.json.with_suffix(".md").write_text(markdown(table, networks))
+    _write(options.json, table, networks, ranked)
+    text = markdown(table, networks, ranked)
+    options.json.with_suffix(".md").write_text(text)
     plot(table, options.json.with_suffix(".png"))
-    print(markdown(table, networks))
+    print(text)
     if options.pocl:
         print_pocl([layer for layer in layers if layer in counted])
     return 0
 
 
-def _write(path: Path, table: list[dict[str, Any]], networks: list[dict[str, Any]]) -> None:
-    data = {"kind": KIND, "networks": networks, "rows": table}
+def _write(
+    path: Path,
+    table: list[dict[str, Any]],
+    networks: Sequence[dict[str, Any]] = (),
+    ranked: Sequence[dict[str, Any]] = (),
+) -> None:
+    data = {"kind": KIND, "networks": [*networks], "ranking": [*ranked], "rows": table}
     path.write_text(json.dumps(data, indent=1) + "\n")
 
 

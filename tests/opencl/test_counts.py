@@ -15,7 +15,9 @@ from benchmarks import oclgrind, opencl
 from benchmarks.arm_static import Layer
 from benchmarks.oclgrind import OclgrindError
 from benchmarks.opencl_layers import COUNTED_FILTERS, Case, layers_of
+from benchmarks.opencl_ranking import executed_us, rank_correlation, spread_configs
 from topi_kernels.schedules.opencl.config import GpuConfig
+from topi_kernels.schedules.opencl.cost import work_of
 
 HISTOGRAM = """Instructions executed for kernel 'pattern_conv2d_kernel':
           120 - call llvm.fmuladd.v4f32()
@@ -80,6 +82,33 @@ def test_executed_loads_are_those_of_the_source(executed):
         per_four = 4 * counted.global_loads / counted.multiply_adds
         promised = case.static()["loads_per_four_multiply_adds"]
         assert promised == pytest.approx(per_four, rel=0.25)
+
+
+def test_the_model_ranks_as_executed(executed):
+    """Pruned and dense, shared or not: in the order of what the simulator counted."""
+    model, run = [], []
+    for case, counted in executed.values():
+        shape = case.task_of(np.ascontiguousarray(case.weight[:COUNTED_FILTERS])).shape
+        work = work_of(shape, case.config, case.facts)
+        model.append(work.items * max(work.operations, work.load_bytes))
+        run.append(executed_us(counted, case.facts))
+    assert len(model) == 4
+    assert rank_correlation(model, run) == pytest.approx(1.0)
+
+
+def test_rank_correlation():
+    assert rank_correlation([1, 2, 3], [10, 20, 70]) == pytest.approx(1.0)
+    assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1.0)
+    # Of Spearman's formula with ties: ranks 1, 2.5, 2.5, 4 against 1, 3, 2, 4.
+    assert rank_correlation([1, 5, 5, 9], [1, 3, 2, 4]) == pytest.approx(4.5 / 22.5**0.5)
+
+
+def test_configs_are_spread_from_the_cheapest_to_the_dearest():
+    case = Case(LAYER, 1, "adreno")
+    costs = [case.task.cost(c) for c in spread_configs(case, 5)]
+    assert costs == sorted(costs)
+    assert len(costs) == 5
+    assert costs[-1] > 2 * costs[0]
 
 
 @pytest.mark.parametrize("config", [GpuConfig(4, 1, 2, 1), GpuConfig(2, 1, 3, 3, loads="anywhere")])
@@ -162,6 +191,8 @@ def test_the_benchmark(simulator, tmp_path, monkeypatch, capsys):
     text = file.with_suffix(".md").read_text()
     assert text.startswith("No figure here is a time of a GPU.")
     assert text in capsys.readouterr().out
+    assert [len(r["rows"]) for r in data["ranking"]] == [2]
+    assert "Spearman's rank correlation" in text
     assert file.with_suffix(".png").stat().st_size > 0
 
 

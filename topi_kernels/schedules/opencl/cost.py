@@ -143,15 +143,27 @@ class _InputTraffic:
         return copies + moved * facts.load_bytes / facts.local_bytes + waits * facts.load_bytes
 
 
-def roofline(shape: ConvShape, config: GpuConfig, facts: GpuFacts) -> Roofline:
-    """The estimate of one image.
+@dataclass(frozen=True)
+class Work:
+    """What a launch does, before anything is said of time.
 
     Parameters
     ----------
-    shape : ConvShape
-    config : GpuConfig
-    facts : GpuFacts
+    items : int
+        Work_items, those of whole waves that have nothing to do among them.
+    operations : float
+        On elements, of one work_item.
+    load_bytes : float
+        That loads bring one work_item, or that loads from buffers would bring in their time.
     """
+
+    items: int
+    operations: float
+    load_bytes: float
+
+
+def work_of(shape: ConvShape, config: GpuConfig, facts: GpuFacts) -> Work:
+    """Counts of one image by the model."""
     counts = counts_of(shape, config, facts)
     share = shape.kernels_per_group / len(counts)
     rows, cols = tile_grid(shape, config)
@@ -169,16 +181,30 @@ def roofline(shape: ConvShape, config: GpuConfig, facts: GpuFacts) -> Roofline:
         # Weights are the same for all work_items of a wave.
         per_wave = count.weight_loads * 16 / facts.wave
         loaded += share * (inputs.bytes_as_loads(count, facts) + per_wave)
+    return Work(items, operations, loaded)
+
+
+def roofline(shape: ConvShape, config: GpuConfig, facts: GpuFacts) -> Roofline:
+    """The estimate of one image.
+
+    Parameters
+    ----------
+    shape : ConvShape
+    config : GpuConfig
+    facts : GpuFacts
+    """
+    work = work_of(shape, config, facts)
     speed = 2.0 if sum_bytes(config, facts) == 2 else 1.0
-    idle = max(1.0, facts.cores * facts.wave * WAVES_IN_FLIGHT / items)
+    idle = max(1.0, facts.cores * facts.wave * WAVES_IN_FLIGHT / work.items)
     crowded = max(1.0, register_need(shape, config, facts) / facts.registers)
     clock = facts.clock_mhz * facts.cores
     weights = sum(len(p) for p in shape.patterns) / len(shape.patterns) * shape.kernels_per_group
     size = shape.in_channels * shape.in_layout.size + shape.out_channels * shape.out_layout.size
     size = size + int(weights * shape.out_channels)
+    rate = clock * facts.multiply_adds * speed
     return Roofline(
-        arithmetic=items * operations * idle * crowded / (clock * facts.multiply_adds * speed),
-        loads=items * loaded * idle / (clock * facts.load_bytes),
+        arithmetic=work.items * work.operations * idle * crowded / rate,
+        loads=work.items * work.load_bytes * idle / (clock * facts.load_bytes),
         memory=size * facts.itemsize / facts.memory_gb_s / 1e3,
         launch=facts.launch_us,
     )
