@@ -55,12 +55,15 @@ def executed_us(executed: Executed, facts: GpuFacts) -> float:
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
     """Spearman's; equal values share their mean rank."""
-    ranks = []
-    for values in (a, b):
-        _, inverse, counts = np.unique(np.array(values), return_inverse=True, return_counts=True)
-        ends = np.cumsum(counts)
-        ranks.append((ends - (counts - 1) / 2)[inverse])
-    return float(np.corrcoef(*ranks)[0, 1])
+    x, y = _ranks(a), _ranks(b)
+    return float(x @ y / np.sqrt((x @ x) * (y @ y)))
+
+
+def _ranks(values: Sequence[float]) -> np.ndarray:
+    """Ranks around their mean."""
+    _, inverse, counts = np.unique(np.array(values), return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    return np.asarray(ranks - ranks.mean())
 
 
 def ranking(case: Case, folder: Path, most: int = 10) -> dict[str, Any]:
@@ -68,17 +71,15 @@ def ranking(case: Case, folder: Path, most: int = 10) -> dict[str, Any]:
     some = np.ascontiguousarray(case.weight[:COUNTED_FILTERS])
     target, task = targets.resolve(f"pattern/{case.device}"), case.task_of(some)
     configs = spread_configs(case, most)
-    rows = []
+    model, run = [], []
     for number, config in enumerate(configs):
         bundle = write_bundle(folder / str(number), task, some, target, configs=[config])
-        rows.append(
-            {
-                "config": config.as_dict(),
-                "model_us": estimate_cost(case.task.shape, config, case.facts),
-                "executed_us": executed_us(count(bundle), case.facts),
-            }
-        )
-    model, run = ([row[key] for row in rows] for key in ("model_us", "executed_us"))
+        model.append(estimate_cost(case.task.shape, config, case.facts))
+        run.append(executed_us(count(bundle), case.facts))
+    rows = [
+        {"config": config.as_dict(), "model_us": estimate, "executed_us": executed}
+        for config, estimate, executed in zip(configs, model, run, strict=True)
+    ]
     return {
         "workload": case.layer.name,
         "device": case.device,
