@@ -17,6 +17,7 @@ _BLOCK = re.compile(r"\.LBB\w+:")
 _BRANCH = re.compile(r"\s+(?:b\.?\w\w|b\.\w+|cbn?z\s+\w+,|tbn?z\s.*,)\s+(\.L\w+)")
 _FMLA = re.compile(r"\s+(fmla|vfma\.f\d+|vmla\.f\d+)\s")
 _LOAD = re.compile(r"\s+(ldr|ldp|ldur|ld1r?|vld1\.\d+|vldr|vldmia)\s+[{]?\s*[qdsvh]\d")
+_VECTOR = re.compile(r"\b[qdsvh]\d+\b(?!\])")
 _STORE = re.compile(r"\s+(str|stp|stur|st1|vst1\.\d+|vstr|vstmia|vpush)\s")
 _INTEGER = re.compile(
     r"\s+(add|adds|sub|subs|[us]?madd|[us]maddl|mul|mla|mov|movk|[us]bfiz|lsl|[us]xtw)\s+[wxr]\d"
@@ -70,6 +71,11 @@ class InnerLoop:
     def loads(self) -> int:
         """Vector loads; a pair counts as one."""
         return self._count(_LOAD)
+
+    @property
+    def loaded(self) -> int:
+        """Vectors loaded; a pair counts as two."""
+        return sum(len(_VECTOR.findall(line)) for line in self.lines if _LOAD.match(line))
 
     @property
     def stores(self) -> int:

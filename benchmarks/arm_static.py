@@ -23,13 +23,16 @@ import numpy as np
 from tvm.target import Target
 
 from relay_passes import targets
-from topi_kernels.backend import default_layout
+from topi_kernels.backend import Backend
 from topi_kernels.conv_task import ConvTask
 from topi_kernels.devices import DEVICES
 from topi_kernels.geometry import ConvGeometry
+from topi_kernels.layout import PlaneLayout
+from topi_kernels.layout_choice import ConvNeed, choose_lane_order, default_layout
 from topi_kernels.operator import ConvPlan, plan_conv
 from topi_kernels.pattern import fixed8_patterns
 from topi_kernels.schedules.tile import tile_grid
+from topi_kernels.structure import Structure
 from topi_kernels.workload import Epilogue
 
 from . import arm_assembly, arm_emulation
@@ -125,6 +128,23 @@ def is_pruned(layer: Layer) -> bool:
     return layer.kernel == 3 or layer.in_channels > FEW_CHANNELS
 
 
+def layouts(layer: Layer, weight: np.ndarray, family: str) -> tuple[PlaneLayout, PlaneLayout]:
+    """Layouts of input and output that the compiler would choose for the layer alone."""
+    pad, dtype = layer.kernel // 2, str(weight.dtype)
+    geometry = ConvGeometry((layer.kernel,) * 2, (layer.stride,) * 2, (pad, pad))
+    if layer.stride == 1:
+        structure = Structure.from_zeros(weight)
+        need = ConvNeed(geometry, (layer.out_channels, layer.in_channels), structure, pad)
+        size = (layer.size, layer.size)
+        order = choose_lane_order([need], size, pad, 0, family, dtype)
+        if order is not None:
+            return (order.layout(*size, pad, need.reach),) * 2
+    return (
+        default_layout(layer.size, layer.size, pad, family, dtype),
+        default_layout(layer.out_size, layer.out_size, 1, family, dtype),
+    )
+
+
 def plan(layer: Layer, weight: np.ndarray, core: str) -> ConvPlan:
     """The layer as the compiler would run it on ``core``, on one thread."""
     family = DEVICES.of(target_of(core)).name
@@ -132,8 +152,7 @@ def plan(layer: Layer, weight: np.ndarray, core: str) -> ConvPlan:
     task = ConvTask.from_weight(
         weight,
         ConvGeometry((layer.kernel,) * 2, (layer.stride,) * 2, (pad, pad)),
-        default_layout(layer.size, layer.size, pad, family),
-        default_layout(layer.out_size, layer.out_size, 1, family),
+        *layouts(layer, weight, family),
         family=family,
         epilogue=Epilogue(True, False, "relu"),
     )
@@ -156,10 +175,22 @@ def bound_by(loop: arm_assembly.InnerLoop, share: float) -> str:
     return "loads" if loop.loads > 0.4 * loop.fmla else "latency"
 
 
-def row(layer: Layer, group: int, core: str, *, count: bool) -> dict:
+def loop_shares(conv: ConvPlan, loops: int) -> list[float]:
+    """How often each inner loop runs beside the others.
+
+    Tiles of two heights have loops of their own; patterns are taken to be equally frequent.
+    """
+    heights = [n for _, n in conv.config.row_tiles(conv.workload.out_layout.band_height)]
+    each, rest = divmod(loops, len(heights))
+    if rest:
+        return [1.0] * loops
+    return [float(n) for n in heights for _ in range(each)]
+
+
+def row(layer: Layer, group: int, core: str, *, count: bool, dtype: str = "float32") -> dict:
     """One line of the table: a layer, pruned or dense, on a core."""
     target, facts = target_of(core), arm_assembly.CORES[core]
-    weight = weights(layer, group)
+    weight = weights(layer, group).astype(dtype)
     conv = plan(layer, weight, core)
     loops = list(arm_assembly.inner_loops(arm_emulation.assembly(conv.primfunc(), target)))
     if not loops:
@@ -167,24 +198,30 @@ def row(layer: Layer, group: int, core: str, *, count: bool) -> dict:
             f"no inner loop with multiply-adds was found in the code of {layer.name} for {core};"
             " benchmarks/arm_assembly.py does not know its form"
         )
-    cycles = sum(loop.cycles(facts.model) for loop in loops)
-    fmla = sum(loop.fmla for loop in loops)
+    times = [loop.cycles(facts.model) for loop in loops]
+    shares = loop_shares(conv, len(loops))
+    cycles = sum(share * time for share, time in zip(shares, times, strict=True))
+    fmla = sum(share * loop.fmla for share, loop in zip(shares, loops, strict=True))
+    loads = sum(share * loop.loaded for share, loop in zip(shares, loops, strict=True))
     # A model that allows more than the hardware does cannot be believed beyond the bound.
     per_cycle = min(fmla / cycles, facts.fmla_per_cycle)
     share = per_cycle / facts.fmla_per_cycle
     w, c = conv.workload, conv.config
     _, across = tile_grid(w, c)
     stored = w.num_weights // c.filter_lanes
-    rows = c.computed_rows(w.out_layout.band_height)
-    executed = stored * rows * across * c.tile_cols
+    executed_rows = c.computed_rows(w.out_layout.band_height)
+    executed = stored * executed_rows * across * c.tile_cols
     ideal = np.count_nonzero(weight) * layer.out_size**2 / c.vector_width
     result = {
         "workload": layer.name,
         "core": core,
         "mca_model": facts.model,
+        "dtype": dtype,
         "engine": "tvm-pattern" if group else "tvm-pattern dense",
         "group": group,
-        "cycles_per_iteration": cycles / len(loops),
+        "cycles_per_iteration": cycles / sum(shares),
+        "loads_per_fmla": loads / fmla,
+        "interleaved": w.out_layout.is_interleaved,
         "fmla_per_cycle": per_cycle,
         "fmla_bound_share": share,
         "bound_by": bound_by(loops[0], share),
@@ -204,11 +241,11 @@ def measure_counts(conv: ConvPlan, core: str) -> arm_emulation.Counts:
     """Instructions of one run of the layer, the process's own start included (about 1e5)."""
     target, w = target_of(core), conv.workload
     steps = arm_emulation.Plan()
-    steps.empty((1, w.in_channels, w.in_layout.size), "float32")
+    steps.empty((1, w.in_channels, w.in_layout.size), w.dtype)
     for array in conv.arrays:
         steps.constant(array)
-    steps.empty((w.out_channels,), "float32")
-    steps.empty((1, w.out_channels, w.out_layout.size), "float32")
+    steps.empty((w.out_channels,), w.dtype)
+    steps.empty((1, w.out_channels, w.out_layout.size), w.dtype)
     steps.call("pattern_conv2d", range(len(steps.tensors)))
     with tempfile.TemporaryDirectory() as folder:
         library = arm_emulation.export(conv.primfunc(), target, Path(folder, "conv.so"))
@@ -218,21 +255,23 @@ def measure_counts(conv: ConvPlan, core: str) -> arm_emulation.Counts:
     return counts
 
 
-def rows(layers: list[Layer], cores: list[str], only: str) -> Iterator[dict]:
+def rows(
+    layers: list[Layer], cores: list[str], only: str, dtype: str = "float32"
+) -> Iterator[dict]:
     """All lines; dense is the last of each layer and core, and all there is of unpruned ones."""
     for layer in layers:
         if not re.search(only, layer.name):
             continue
         for core in cores:
             for group in (1, 4, 0) if is_pruned(layer) else (0,):
-                yield row(layer, group, core, count=core == COUNTED_CORE)
+                yield row(layer, group, core, count=core == COUNTED_CORE, dtype=dtype)
 
 
 def markdown(table: list[dict]) -> str:
     """The table as Markdown."""
     head = (
         "layer", "core", "group", "FMLA/cycle", "of bound", "bound by", "model ms",
-        "speed-up over dense", "FMLA / ideal", "spills",
+        "speed-up over dense", "FMLA / ideal", "loads / FMLA", "spills",
     )  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     dense = {(r["workload"], r["core"]): r["predicted_ms"] for r in table if not r["group"]}
@@ -248,6 +287,7 @@ def markdown(table: list[dict]) -> str:
             f"{r['predicted_ms']:.2f}",
             f"{gain:.1f}",
             f"{r['fmla_over_ideal']:.2f}",
+            f"{r['loads_per_fmla']:.2f}",
             str(r["spills"]),
         )
         lines.append("| " + " | ".join(cells) + " |")
@@ -258,7 +298,10 @@ def markdown(table: list[dict]) -> str:
 
 def _summary(table: list[dict]) -> list[str]:
     """Per core, group and kind of layer: share of the bound, gain over the same dense layers."""
-    head = ("core", "layers", "group", "of bound: median", "least", "model ms", "gain over dense")
+    head = (
+        "core", "layers", "group", "of bound: median", "least", "model ms", "gain over dense",
+        "loads / FMLA",
+    )  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     dense = {(r["workload"], r["core"]): r["predicted_ms"] for r in table if not r["group"]}
     kinds: dict[tuple, list[dict]] = {}
@@ -271,7 +314,8 @@ def _summary(table: list[dict]) -> list[str]:
         ms = sum(r["predicted_ms"] for r in found)
         gain = sum(dense[r["workload"], core] for r in found) / ms
         cells = [core, f"{len(found)} of {kind}", str(group), f"{np.median(shares):.0%}"]
-        cells += [f"{min(shares):.0%}", f"{ms:.1f}", f"{gain:.1f}"]
+        most = max(r["loads_per_fmla"] for r in found)
+        cells += [f"{min(shares):.0%}", f"{ms:.1f}", f"{gain:.1f}", f"{most:.2f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -326,14 +370,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--quick", action="store_true", help="two layers, three cores")
     parser.add_argument("--only", default="", help="regular expression over layers")
+    parser.add_argument("--cores", default="", help="names, with commas between")
+    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
     options = parser.parse_args(arguments)
     layers = QUICK if options.quick else LAYERS
     cores = ["cortex-a55", "cortex-a76", "cortex-x1"]
     if not options.quick:
         cores = ["cortex-a53", "cortex-a55", "cortex-a510", "cortex-a76", "cortex-x1"]
+    if options.dtype == "float16":
+        cores = [core for core in cores if not Backend.of(target_of(core)).no_float16]
+    cores = options.cores.split(",") if options.cores else cores
     table = []
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    for line in rows(layers, cores, options.only):
+    for line in rows(layers, cores, options.only, options.dtype):
         table.append(line)
         # A long run that is stopped leaves what it has.
         options.json.write_text(json.dumps({"kind": KIND, "rows": table}, indent=1) + "\n")

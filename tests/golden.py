@@ -149,16 +149,18 @@ CONVOLUTIONS = {
     },
     "arm-neon": {
         "float32": "vgg-first/1 vgg-56/1 vgg-28/2 vgg-14/4 vgg-14-dense/1 res-56/1 res-14/8"
-        " res-56-s2/1 res-1x1-56/1 res-1x1-7/16 mobile-first/1 mobile-1x1-14/1",
-        "float16": "vgg-56/1 res-28/2 res-7/4 res-14-s2/1 res-1x1-14/1 mobile-first/1",
+        " res-56-s2/1 res-1x1-56/1 res-1x1-7/16 mobile-first/1 mobile-1x1-14/1 lanes-vgg-14/1",
+        "float16": "vgg-56/1 lanes-vgg-28/1 res-28/2 res-7/4 res-14-s2/1 res-1x1-14/1"
+        " mobile-first/1",
     },
     "arm-neon-wide": {
-        "float32": "vgg-112/1 res-14/1 res-7/16 res-56-s2/2 res-1x1-14/4",
+        "float32": "vgg-112/1 lanes-res-56/1 res-14/1 res-7/16 res-56-s2/2 res-1x1-14/4",
         "float16": "vgg-28/4 res-56/1 mobile-1x1-7/8",
     },
     "arm-neon-in-order": {
-        "float32": "vgg-56/1 res-28/2 res-14/4 res-14-s2/1 res-1x1-56-narrow/1 mobile-1x1-14/8",
-        "float16": "res-14/1 res-1x1-14/2",
+        "float32": "vgg-56/1 res-28/2 res-14/4 res-14-s2/1 res-1x1-56-narrow/1 mobile-1x1-14/8"
+        " lanes-vgg-56/1 lanes-res-7/1",
+        "float16": "lanes-vgg-56/1 res-14/1 res-1x1-14/2",
     },
     "armv7-neon": {
         "float32": "vgg-28/1 res-56/4 res-7/2 res-56-s2/1 res-1x1-14/1 mobile-first/1",

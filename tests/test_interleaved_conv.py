@@ -185,6 +185,11 @@ CHOSEN = {
     ("x86-avx2", 56, 256): (LaneOrder(8, 2, 1), LaneOrder(8, 2, 1)),
     ("x86-avx2", 28, 512): (LaneOrder(8, 2, 1), LaneOrder(8, 1, 1)),
     ("x86-avx2", 14, 512): (LaneOrder(8, 1, 0), LaneOrder(8, 1, 0)),
+    ("arm-neon", 56, 256): (LaneOrder(4, 1, 1), LaneOrder(4, 1, 1)),
+    ("arm-neon", 14, 512): (LaneOrder(4, 2, 1), LaneOrder(4, 2, 1)),
+    ("arm-neon-wide", 28, 512): (LaneOrder(4, 1, 1), LaneOrder(4, 2, 1)),
+    ("arm-neon-in-order", 56, 256): (LaneOrder(4, 2, 1), LaneOrder(4, 2, 1)),
+    ("arm-neon-in-order", 28, 512): (LaneOrder(4, 4, 1), LaneOrder(4, 2, 1)),
 }
 
 
@@ -202,8 +207,11 @@ def test_the_chosen_orders_are_as_pinned(family: str, size: int, channels: int) 
         ("x86-avx512", False, False),
         ("x86-avx2", None, True),
         ("x86-avx2", False, False),
-        ("cortex-a53", True, True),
-        ("cortex-a53", None, False),
+        ("cortex-a53", None, True),
+        ("cortex-a76", None, True),
+        ("cortex-x1", None, True),
+        ("armv7", True, True),
+        ("armv7", None, False),
     ],
 )
 def test_interleaved_lanes_are_the_default_where_measured(
@@ -214,7 +222,7 @@ def test_interleaved_lanes_are_the_default_where_measured(
     order = backend.lane_order_for([need], (56, 56), 1, 0)
     assert backend.interleaved_lanes is expected
     assert expected or order is None
-    assert not target.startswith("x86") or (order is not None) is expected
+    assert target == "armv7" or (order is not None) is expected
 
 
 def test_changing_the_order_for_others_can_cost_too_much() -> None:

@@ -17,6 +17,7 @@ EXPECTED = {
     "pattern/cortex-a72": "arm-neon",
     "pattern/cortex-a76": "arm-neon",
     "pattern/cortex-a78": "arm-neon",
+    "pattern/cortex-a510": "arm-neon-in-order",
     "pattern/cortex-a520": "arm-neon-in-order",
     "pattern/cortex-a720": "arm-neon",
     "pattern/cortex-x1": "arm-neon-wide",

@@ -15,6 +15,7 @@ from .conv_task import ConvTask
 from .devices import DEVICES
 from .geometry import ConvGeometry
 from .layout import Padding, PlaneLayout, band_choices, per_axis
+from .schedules.config import Family
 from .schedules.input_geometry import column_reach
 from .structure import Structure
 from .workload import Epilogue
@@ -28,8 +29,6 @@ MAX_BORDER = 2
 WASTE_COST = 0.1
 # No order halves shorter vectors: these have full ones of their own.
 LEAST_LANES = 8
-# Rows with vectors beside them are longer: what they must gain over orders without.
-BORDER_COST = 1.08
 
 
 @dataclass(frozen=True)
@@ -207,7 +206,10 @@ def values_of(
     if not reach:  # nothing reads a neighbour along the row
         return Values(0.0, {})
     (height, width), dtype = tensors.size, tensors.dtype
-    machine = DEVICES.facts(family).of_dtype(dtype)
+    machine = DEVICES.facts(family)
+    if not isinstance(machine, Family):  # GPUs have no vectors whose lanes could be interleaved
+        return Values(0.0, {})
+    machine = machine.of_dtype(dtype)
 
     def plain(pad: Padding) -> PlaneLayout:
         return default_layout(height, width, pad, family, dtype)
@@ -219,7 +221,8 @@ def values_of(
     costs = [_cost(task) for task in tasks]
     if None in costs:
         return Values(0.0, {})
-    limit = sum(cost for cost in costs if cost is not None) * LEAST_GAIN
+    limit = sum(cost for cost in costs if cost is not None)
+    limit *= LEAST_GAIN * machine.lanes_credit
     found: dict[LaneOrder, float] = {}
     vectors = tensors.changed_channels * -(-height * width // machine.vector_width)
     best, accepted = float("inf"), float("inf")
@@ -234,7 +237,9 @@ def values_of(
             if total >= min(slack * limit, slack * best):
                 break
         else:
-            rank = total * (BORDER_COST if order.border else 1.0) * order.waste(height, width)
+            rank = (
+                total * (machine.border_gain if order.border else 1.0) * order.waste(height, width)
+            )
             found[order], best = rank, min(best, rank)
             accepted = min(accepted, rank) if total < limit else accepted
     # What the model says is less than ``limit`` is taken before plain rows, whatever its rank.

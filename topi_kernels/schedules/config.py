@@ -80,6 +80,11 @@ class Family:
     interleaved_lanes : bool
         Whether tensors get interleaved lanes where the cost model expects a gain, unless asked
         otherwise: true where that was measured.
+    lanes_credit : float
+        Factor on the estimate of plain rows that these lanes are held against: above 1 where their
+        fewer loads are worth more than the time that they are estimated to save.
+    border_gain : float
+        What rows with vectors beside them, which are longer, must gain over orders without.
     tap_filters : int
         Filters that share, at most, where level 0 may choose the body of tap lists; 0 where it was
         not measured to pay.
@@ -129,6 +134,8 @@ class Family:
     isa: str = "any"
     early_loads: bool = False
     interleaved_lanes: bool = False
+    lanes_credit: float = 1.0
+    border_gain: float = 1.08
     tap_filters: int = 0
     copied_tiles: bool = False
     pointwise_share: float = 1.0

@@ -148,7 +148,7 @@ def _interleaved_registers(shape: ConvShape, config: ConvConfig, family: Family)
     kw = shape.patterns[0].kernel_size[1]
     inputs = min(kw, 3) if kw == 1 or shape.in_layout.border else config.tile_cols + 2
     if family.early_loads:
-        if config.tile_cols == shape.in_layout.columns:
+        if config.tile_cols == shape.in_layout.columns and not shape.in_layout.border:
             return "whole rows are loaded as late as they are used, which in-order cores wait for"
         inputs = max(EARLY_INPUTS, 2 * inputs)
     need = config.accumulators + inputs + weight_loads(config, config.taps_per_step)
