@@ -32,7 +32,7 @@ class Core:
         Multiply-adds and loads that start in a cycle, of 512 bits and of 256.
     l1_bytes, l2_bytes : int
     l2_bandwidth : float
-        Bytes a cycle.
+        Bytes a cycle, as they are sustained.
     stream_cycles : float
         Cycles that a cache line costs which a dense product streams from beyond L2.
     pointwise_share : float
@@ -115,7 +115,7 @@ ZEN_4 = Core(
     load_ports=(1.0, 2.0),
     l1_bytes=32 << 10,
     l2_bytes=1 << 20,
-    l2_bandwidth=32.0,
+    l2_bandwidth=26.0,
     stream_cycles=2.086,
     pointwise_share=1.13,
 )
