@@ -20,8 +20,9 @@ ENTRY_OVERHEAD, OVERHEAD_PORTS = 0.25, 2.0
 # Parts of what fetching lines costs that out-of-order execution and prefetching leave: lines of a
 # block that does not stay near, and lines of the next block.
 MISSED_LINES, FETCHED_LINES = 0.6, 0.3
-# Tiles with fewer accumulators than this share of the best are not tried.
-LEAST_TILE = 0.6
+# Tiles with fewer accumulators than this share of the best are not tried; with stride 2, whose rows
+# share no input, small ones leave room for more in_channels.
+LEAST_TILE, LEAST_STRIDED = 0.6, 0.2
 #: Sharing among more filters leaves no registers for pixels.
 MAX_FILTERS = 4
 
@@ -81,7 +82,8 @@ def _list_configs(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
         ]
         tiles = [c for c in tiles if taps_registers(c) <= family.vector_registers]
         most = max((c.accumulators for c in tiles), default=0)
-        yield from (c for c in tiles if c.accumulators >= LEAST_TILE * most)
+        least = LEAST_TILE if shape.geometry.stride == (1, 1) else LEAST_STRIDED
+        yield from (c for c in tiles if c.accumulators >= least * most)
         filters *= 2
 
 
