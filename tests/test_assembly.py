@@ -62,13 +62,14 @@ def test_loads_are_shared_by_taps_and_filters(family: str, group: int, size: int
 
 @pytest.mark.parametrize("group", [1, 4])
 def test_blocks_of_in_channels_keep_the_inner_loop(group: int) -> None:
-    """The loop over a block's kernels ends by its in_channel; its body is the same."""
+    """The loop over a block's kernels ends by its in_channel; lists take one or two a turn."""
     one = np.ones((1, 1, 1), bool)
     plan = ConvCase(28, 28, padding=(0, 0)).plan(pattern_weights(64, 512, group=group, masks=one))
     assert plan.config.channel_block
     loops = [loop for loop in loops_of(plan, "x86-avx512") if loop.fma]
-    assert [loop.fma for loop in loops] == [plan.config.accumulators]
-    assert loops[0].stores == loops[0].stack == 0
+    assert loops[0].fma in (plan.config.accumulators, 2 * plan.config.accumulators)
+    assert loops[0].stores == 0
+    assert all(loop.stack == 0 for loop in loops)
 
 
 @pytest.mark.parametrize("group", [1, 4])

@@ -15,7 +15,6 @@ from .conv_task import ConvTask
 from .devices import DEVICES
 from .geometry import ConvGeometry
 from .layout import Padding, PlaneLayout, band_choices, per_axis
-from .schedules.config import Family
 from .schedules.input_geometry import column_reach
 from .structure import Structure
 from .workload import Epilogue
@@ -206,10 +205,9 @@ def values_of(
     if not reach:  # nothing reads a neighbour along the row
         return Values(0.0, {})
     (height, width), dtype = tensors.size, tensors.dtype
-    machine = DEVICES.facts(family)
-    if not isinstance(machine, Family):  # GPUs have no vectors whose lanes could be interleaved
+    if DEVICES.named(family).kind != "cpu":  # no vectors whose lanes could be interleaved
         return Values(0.0, {})
-    machine = machine.of_dtype(dtype)
+    machine = DEVICES.facts(family).of_dtype(dtype)
 
     def plain(pad: Padding) -> PlaneLayout:
         return default_layout(height, width, pad, family, dtype)

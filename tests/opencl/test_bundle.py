@@ -13,6 +13,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import tvm_pattern as tp
+import tvm_pattern.opencl.bundle
 from relay_passes.targets import resolve
 from topi_kernels.schedules.opencl.config import GpuConfig
 from tvm_pattern.cli import app
@@ -95,6 +96,23 @@ def test_configs_of_a_bundle_share_their_weights(tmp_path):
     configs = [GpuConfig(4, 4, 1, 1), GpuConfig(4, 2, 1, 1)]
     with pytest.raises(ValueError, match=r"share their packed weights, got groups of \[2, 4\]"):
         write_bundle(tmp_path / "b", plan.task, weight, TARGET, configs=configs)
+
+
+def test_a_bundle_that_is_written_anew_and_not_finished_is_none(tmp_path, monkeypatch):
+    plan = plan_of("mali", 4, 28)
+    weight = np.asarray(plan.structure.kept, np.float32)
+    folder = write_bundle(tmp_path / "b", plan.task, weight, TARGET)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tvm_pattern.opencl.bundle, "_arrays", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_bundle(folder, plan.task, weight, TARGET)
+    command = [sys.executable, str(tmp_path / RUNNER.name), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "bundle.json" in done.stderr
 
 
 def test_a_bundle_runs_without_tvm(device, bundle, tmp_path):

@@ -84,7 +84,7 @@ def test_the_widths_of_a_space():
     )
     space = Space(one_tap, {"taps_per_step": (2,)})
     bodies = [config.body for config in space.configs]
-    assert set(bodies) == {"patterns", "copied"}
+    assert set(bodies) == {"patterns", "copied", "taps"}
     assert space.dropped["taps_per_step 2 exceeds the 1 taps of a kernel"] == bodies.count(
         "patterns"
     )

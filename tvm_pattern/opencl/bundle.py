@@ -26,6 +26,8 @@ from topi_kernels.schedules.opencl.config import ALIGNED, BUFFER, GLOBAL, GpuCon
 from topi_kernels.schedules.opencl.source import kernel_sources
 from topi_kernels.structure import Structure
 
+from ..atomic import write_file
+
 FORMAT = 1
 RUNNER = Path(__file__).with_name("run_bundle.py")
 _ACTIVATIONS = {
@@ -84,6 +86,9 @@ def write_bundle(
         )
     plans = [plan_conv(task, weight, config, 1, structure) for config in configs]
     folder.mkdir(parents=True, exist_ok=True)
+    # Written last: a bundle that was not finished has none, and does not run.
+    description = folder / "bundle.json"
+    description.unlink(missing_ok=True)
     kernels = [_kernel(folder, plan, target) for plan in plans]
     inputs, expected = _arrays(plans[0], weight)
     np.savez_compressed(folder / "arrays.npz", allow_pickle=False, expected=expected, **inputs)
@@ -96,9 +101,8 @@ def write_bundle(
         "facts": _facts(task),
         "kernels": kernels,
     }
-    text = json.dumps(described, indent=1) + "\n"
-    (folder / "bundle.json").write_text(text, encoding="utf-8")
     shutil.copyfile(RUNNER, folder.parent / RUNNER.name)
+    write_file(description, (json.dumps(described, indent=1) + "\n").encode())
     return folder
 
 
