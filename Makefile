@@ -20,10 +20,11 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # thread pools of several libraries in one process slow each other down.
 TEST_ENV := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TVM_NUM_THREADS=$${TVM_NUM_THREADS:-1}
 BENCH_ARGS ?=
-# Processes of `make test`: `make test WORKERS=1`. A file's tests stay together, since they share what
+# Processes of `make test`: `make test WORKERS=1`. One more than there are cores, since tests of servers,
+# kills and time limits wait for a third of the time. A file's tests stay together, since they share what
 # its fixtures compiled; files go in order of collection, in which the slow ones do not come last.
-WORKERS ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || \
-  getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+CORES := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+WORKERS ?= $(shell expr $(CORES) + 1)
 # A crash ends the run with its test's name: xdist waits for ever for the rest of a crashed file.
 XDIST = -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 TEST_ARGS ?=
