@@ -15,6 +15,7 @@ from .conv_task import ConvTask
 from .devices import DEVICES
 from .geometry import ConvGeometry
 from .layout import Padding, PlaneLayout, band_choices, per_axis
+from .schedules.choose import processor
 from .schedules.input_geometry import column_reach
 from .structure import Structure
 from .workload import Epilogue
@@ -205,9 +206,9 @@ def values_of(
     if not reach:  # nothing reads a neighbour along the row
         return Values(0.0, {})
     (height, width), dtype = tensors.size, tensors.dtype
-    if DEVICES.named(family).kind != "cpu":  # no vectors whose lanes could be interleaved
+    machine = processor(DEVICES.facts(family).of_dtype(dtype))
+    if machine is None:
         return Values(0.0, {})
-    machine = DEVICES.facts(family).of_dtype(dtype)
 
     def plain(pad: Padding) -> PlaneLayout:
         return default_layout(height, width, pad, family, dtype)
