@@ -29,8 +29,10 @@ class Fake:
         self.seconds = iter(seconds) if isinstance(seconds, list) else None
         self.each = seconds
         self.turns: list[float] = []
+        self.given: list[np.ndarray] = []
 
     def __call__(self, x):
+        self.given.append(x)
         self.turns.append(self.clock.now)
         self.clock.now += next(self.seconds) if self.seconds else self.each
         return np.ones_like(x) + np.float32(self.offset)
@@ -45,6 +47,12 @@ def test_ratio_and_outputs():
     assert (found.max_abs_error, found.scale) == (0.25, 1.0)
     assert found.verdict == "the second is 2.00x as fast"
     assert compare(second, first, repeat=2, clock=clock).verdict == "the first is 2.00x as fast"
+
+
+def test_integers_may_be_indices():
+    library = Fake(Clock(), 1.0, spec=TensorSpec("x", (20, 20), "int64"))
+    compare(library, library, repeat=2, clock=library.clock)
+    assert {(str(x.dtype), x.min(), x.max()) for x in library.given} == {("int64", 0, 1)}
 
 
 def test_the_order_changes_from_round_to_round():

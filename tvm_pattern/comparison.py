@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .library import Library
+from .random_inputs import random_array
 from .timing import latency
 
 
@@ -87,7 +88,7 @@ def compare(
                 " one model"
             )
     rng = np.random.default_rng(seed)
-    inputs = [rng.standard_normal(s.shape).astype(s.dtype) for s in first.inputs]
+    inputs = [random_array(rng, s.shape, s.dtype) for s in first.inputs]
     error, scale = _difference(_run(first, inputs), _run(second, inputs))
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(repeat):
