@@ -116,6 +116,7 @@ def test_a_link_stays_a_link(tmp_path):
     (tmp_path / "v1").mkdir()
     put(tmp_path / "v1" / "real.so", b"old", 1)
     (tmp_path / "m.so").symlink_to("v1/real.so")
+    assert pair(tmp_path / "m.so") == (b"old", 1)  # with no manifest beside the link
     put(tmp_path / "m.so", b"new", 2)
     assert (tmp_path / "m.so").is_symlink()
     for name in ("m.so", "v1/real.so"):

@@ -113,23 +113,20 @@ def digest_of(source: BinaryIO, copy: BinaryIO | None = None) -> str:
 
 
 def _matching(path: Path, digest: str) -> Manifest:
-    """The manifest, else the pending one, whose digest is ``digest``."""
-    real = Path(os.path.realpath(path))
-    for place in dict.fromkeys((path, real)):
+    """The manifest, else the pending one, whose digest is ``digest``; of a link, its file's too."""
+    places = list(dict.fromkeys((path, Path(os.path.realpath(path)))))
+    for place in places:
         pending = _pending(place)
         if pending is not None and pending.sha256 == digest:
             return pending
-    manifest = Manifest.read(manifest_path(path))
-    if manifest.sha256 == digest:
-        return manifest
-    # The library was written by its own name, or by another link.
-    if real != path and manifest_path(real).is_file():
-        other = Manifest.read(manifest_path(real))
-        if other.sha256 == digest:
-            return other
+    beside = [place for place in map(manifest_path, places) if place.is_file()]
+    manifests = [Manifest.read(place) for place in beside or [manifest_path(path)]]
+    for manifest in manifests:
+        if manifest.sha256 == digest:
+            return manifest
     raise ArtifactError(
         f"{path} is corrupted or belongs to another manifest: its SHA-256 is {digest[:12]}...,"
-        f" the manifest says {manifest.sha256[:12]}...; copy both files again"
+        f" the manifest says {manifests[0].sha256[:12]}...; copy both files again"
     )
 
 
