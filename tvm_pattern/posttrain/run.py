@@ -160,29 +160,14 @@ frozen, rules
     Frantar and Alistarh, "Optimal Brain Compression", NeurIPS 2022, section 4, for pruning by the
     layers' outputs; Niu et al., "PatDNN", ASPLOS 2020, section 4, for the constraints.
     """
-    if steps < 1 or positions < 1 or reconstruct < 0 or not 0 < damping < float("inf"):
-        raise PosttrainError(
-            f"got steps={steps}, positions={positions}, reconstruct={reconstruct},"
-            f" damping={damping}; expected at least 1, 1 and 0, and a finite number above 0"
-        )
-    if reconstruct and isinstance(unwrap(model), OnnxNetwork):
-        raise PosttrainError(
-            f"got reconstruct={reconstruct} for an ONNX file; ONNX Runtime, which runs what lies"
-            " between its convolutions, gives no gradients: leave reconstruct out, or give the"
-            " torch network"
-        )
+    _check_settings(model, steps, positions, reconstruct, damping)
     config = PatternConfig.of(
         skip=skip, rules=rules, connectivity=connectivity, group=group, library=library,
         connectivity_1x1=connectivity_1x1, block_1x1=block_1x1, sharing=sharing, balance=balance,
         first=first,
         frozen=frozen,
     )  # fmt: skip
-    for rule in config.rules:
-        if rule.type == "linear" and not rule.skip:
-            raise PosttrainError(
-                f"got the rule {rule.describe()}; by pictures convolutions are pruned: leave it"
-                " out here, and prune linear layers by oneshot or a Pruner"
-            )
+    _refuse_linear(config)
     batches = _checked(calibration)
     inner = unwrap(model)
     left = [name for name, layer in convolutions(inner).items() if is_transposed(layer)]
@@ -209,6 +194,31 @@ frozen, rules
 
 
 _TRANSPOSED = "transposed: pruned by oneshot or a Pruner, not by pictures"
+
+
+def _check_settings(
+    model: nn.Module, steps: int, positions: int, reconstruct: int, damping: float
+) -> None:
+    if steps < 1 or positions < 1 or reconstruct < 0 or not 0 < damping < float("inf"):
+        raise PosttrainError(
+            f"got steps={steps}, positions={positions}, reconstruct={reconstruct},"
+            f" damping={damping}; expected at least 1, 1 and 0, and a finite number above 0"
+        )
+    if reconstruct and isinstance(unwrap(model), OnnxNetwork):
+        raise PosttrainError(
+            f"got reconstruct={reconstruct} for an ONNX file; ONNX Runtime, which runs what lies"
+            " between its convolutions, gives no gradients: leave reconstruct out, or give the"
+            " torch network"
+        )
+
+
+def _refuse_linear(config: PatternConfig) -> None:
+    for rule in config.rules:
+        if rule.type == "linear" and not rule.skip:
+            raise PosttrainError(
+                f"got the rule {rule.describe()}; by pictures convolutions are pruned: leave it"
+                " out here, and prune linear layers by oneshot or a Pruner"
+            )
 
 
 def _assignment(plan: LayerPlan, fit: Fit) -> LayerAssignment:
