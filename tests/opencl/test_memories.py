@@ -143,6 +143,22 @@ def test_no_race_and_nothing_outside_a_buffer(tmp_path, memory):
     assert (counted.local_loads > 0) == is_local
 
 
+@pytest.mark.parametrize("reads", ["buffer", "texture"])
+def test_a_bundle_on_a_device_without_images(device, tmp_path, monkeypatch, capsys, reads):
+    """Buffers are read; that is said of kernels that would read images, of no others."""
+    pytest.importorskip("pyopencl")
+    from tvm_pattern.opencl import run_bundle
+
+    config = replace(CASES["stride 1"][2], reads=reads)
+    task = plan_of(config=config).task
+    folder = write_bundle(tmp_path / "b", task, corners(), TARGET, configs=[config])
+    monkeypatch.setattr(run_bundle.Device, "images", lambda *_: None)
+    monkeypatch.setattr("sys.argv", ["run_bundle.py", str(folder), "--once"])
+    assert run_bundle.main() == 0
+    said = "lacks images of that size; reads buffers" in capsys.readouterr().out
+    assert said == (reads == "texture")
+
+
 def test_level_0_takes_the_memory_that_the_model_finds_cheaper():
     shape = plan_of((28, 28)).task.shape
     equal = default_config(shape, ADRENO)

@@ -178,11 +178,11 @@ def run_kernel(device: Device, folder: Path, kernel: dict, buffers: dict, runs: 
         )
     source = (folder / kernel["source"]).read_text(encoding="utf-8")
     textures = kernel.get("textures", [])
-    images = device.images([buffers[name] for name in textures])
+    images = device.images([buffers[name] for name in textures]) if textures else []
     if images is None:
         print(f"{kernel['name']}: {device.device.name} lacks images of that size; reads buffers")
     given = {**buffers, **dict(zip(textures, images or [], strict=False))}
-    options = (IMAGES,) if textures and images is not None else ()
+    options = (IMAGES,) if images else ()
     program = device.build(source, f"{folder}/{kernel['source']}", options)
     function = cl.Kernel(program, kernel["function"])
     function.set_args(*(given[name] for name in kernel["arguments"]))

@@ -60,6 +60,7 @@ struct Buffer {
   cl_mem memory;
   size_t size;
   cl_mem image = nullptr;  // of the same memory, made when a kernel first reads it as a texture
+  bool has_asked = false;  // for the image: a device that has none is not asked at each launch
 };
 
 constexpr size_t kTexelBytes = 16;  // as kernels with textures expect
@@ -97,12 +98,14 @@ struct OpenCLDevice {
   // The image of a buffer's memory, or null where the device has none of that size.
   cl_mem ImageOf(Buffer* buffer) {
     std::lock_guard<std::mutex> guard(image_lock);
+    if (buffer->has_asked) return buffer->image;
+    buffer->has_asked = true;
     const size_t texels = buffer->size / kTexelBytes;
     const char* wanted = std::getenv("PATTERN_OPENCL_IMAGES");  // 0: buffers, to compare
     const bool fits = Number<cl_bool>(CL_DEVICE_IMAGE_SUPPORT) != 0 && texels > 0 &&
                       texels <= Number<size_t>(CL_DEVICE_IMAGE_MAX_BUFFER_SIZE) &&
                       (wanted == nullptr || std::string(wanted) != "0");
-    if (buffer->image == nullptr && fits) {
+    if (fits) {
       const cl_image_format format{CL_RGBA, CL_UNSIGNED_INT32};
       cl_image_desc desc{};
       desc.type = CL_MEM_OBJECT_IMAGE1D_BUFFER;
