@@ -15,7 +15,7 @@ from .conv_task import ConvTask
 from .devices import DEVICES
 from .geometry import ConvGeometry
 from .layout import Padding, PlaneLayout, band_choices, per_axis
-from .schedules.choose import processor
+from .schedules.choose import vector_facts
 from .schedules.input_geometry import column_reach
 from .structure import Structure
 from .workload import Epilogue
@@ -206,7 +206,7 @@ def values_of(
     if not reach:  # nothing reads a neighbour along the row
         return Values(0.0, {})
     (height, width), dtype = tensors.size, tensors.dtype
-    machine = processor(DEVICES.facts(family).of_dtype(dtype))
+    machine = vector_facts(DEVICES.facts(family).of_dtype(dtype))
     if machine is None:
         return Values(0.0, {})
 

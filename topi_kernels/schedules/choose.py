@@ -61,11 +61,6 @@ class ConvSchedules:
     before: Callable[[Any], dict[str, Any]] = lambda _facts: {}
 
 
-def processor(facts: Facts) -> Family | None:
-    """The facts of a processor, whose vectors have lanes; None for those of a GPU."""
-    return facts if isinstance(facts, Family) else None
-
-
 def _cpu_primfunc(workload: Any, config: ConvConfig, num_threads: int) -> Any:
     schedule = schedule_gemm_conv if config.is_gemm else schedule_pattern_conv
     return schedule(workload, config, num_threads)
