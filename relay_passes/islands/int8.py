@@ -78,9 +78,9 @@ def _layouts(marker: Marker) -> tuple[PlaneLayout, PlaneLayout]:
     return source, result
 
 
-def task_of(marker: Marker, backend: Backend) -> Int8Task:
-    """The task of a marker of :data:`CONV` or :data:`DEPTHWISE`."""
-    layer, (batch, channels) = layer_of(marker), shape_of(marker.tensors[0])[:2]
+def task_of(marker: Marker, layer: Int8Layer, backend: Backend) -> Int8Task:
+    """The task of a marker of :data:`CONV` or :data:`DEPTHWISE`, and of its layer."""
+    batch, channels = shape_of(marker.tensors[0])[:2]
     layouts, where = _layouts(marker), (backend.int8, backend.name)
     if marker.op == DEPTHWISE:
         return Int8Task.of_depthwise(layer, (batch, channels), layouts, *where)
@@ -90,14 +90,14 @@ def task_of(marker: Marker, backend: Backend) -> Int8Task:
 def lower_conv(marker: Marker, _out: Var, scheduling: Scheduling) -> tuple[GlobalVar, list[Expr]]:
     """The planned convolution with its packed weights; its row of the report says the choice."""
     backend, layer, x = scheduling.backend, layer_of(marker), marker.tensors[0]
-    threads = backend.num_threads
+    task = task_of(marker, layer, backend)
     plan = plan_int8_conv(
         layer,
-        shape_of(x)[0],
+        task.batch,
         _layouts(marker),
         backend.int8,
-        config=scheduling.config_for(task_of(marker, backend)),
-        num_threads=threads,
+        config=scheduling.config_for(task) or task.default_config(),
+        num_threads=backend.num_threads,
     )
     gv = scheduling.function((plan.workload, plan.config), plan.primfunc)
     by_pattern = layer.structure.kind == "pattern" and not plan.workload.by_rows
@@ -115,14 +115,14 @@ def lower_depthwise(
     marker: Marker, _out: Var, scheduling: Scheduling
 ) -> tuple[GlobalVar, list[Expr]]:
     """The planned depthwise convolution with its words."""
-    backend, x = scheduling.backend, marker.tensors[0]
-    batch, in_channels = shape_of(x)[:2]
+    backend, layer, x = scheduling.backend, layer_of(marker), marker.tensors[0]
+    task = task_of(marker, layer, backend)
     plan = plan_int8_depthwise(
-        layer_of(marker),
-        (batch, in_channels),
+        layer,
+        (task.batch, task.in_channels),
         _layouts(marker),
         backend.int8,
-        config=scheduling.config_for(task_of(marker, backend)),
+        config=scheduling.config_for(task),
         num_threads=backend.num_threads,
     )
     gv = scheduling.function((DEPTHWISE, plan.workload, plan.config), plan.primfunc)

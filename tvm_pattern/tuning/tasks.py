@@ -106,7 +106,8 @@ def _of_bytes(marker: Marker, backend: Backend) -> WeightedTask | None:
     if marker.op not in (int8.CONV, int8.DEPTHWISE):
         return None
     layer = int8.layer_of(marker)
-    return WeightedTask(int8.task_of(marker, backend), layer.weight, structure=layer.structure)
+    task = int8.task_of(marker, layer, backend)
+    return WeightedTask(task, layer.weight, structure=layer.structure)
 
 
 def _convolutions(func: relax.Function) -> Iterator[tuple[str, Marker]]:
