@@ -20,7 +20,6 @@ from tvm.target import Target
 from topi_kernels.backend import Backend
 from topi_kernels.conv_task import ConvTask
 from topi_kernels.expected_gain import better_dense
-from topi_kernels.schedules.config import PATTERNS
 from topi_kernels.task import Task
 
 from .frontend import ImportedModel
@@ -168,19 +167,19 @@ def _alike(tasks: Sequence[Task], records: ConfigFor) -> list[Any]:
     # is given: at all sizes, or at none.
     whole = [None if config else _better_dense(t) for t, config in zip(tasks, known, strict=True)]
     if all(whole):
-        dense = {_packing(task.default_config()) for task in whole if task is not None}
+        dense = {task.default_config().packing for task in whole if task is not None}
         if len(dense) == 1:
             return known
-    if len(set(map(_packing, own))) == 1:
+    if len({config.packing for config in own}) == 1:
         return own if any(whole) else known
     by_packing: list[dict[Any, Any]] = []
     for task, config in zip(tasks, own, strict=True):
         cheapest: dict[Any, Any] = {}
         for other in task.configs():
-            best = cheapest.get(_packing(other))
+            best = cheapest.get(other.packing)
             if best is None or task.cost(other) < task.cost(best):
-                cheapest[_packing(other)] = other
-        by_packing.append({**cheapest, _packing(config): config})
+                cheapest[other.packing] = other
+        by_packing.append({**cheapest, config.packing: config})
 
     def loss(packing: Any) -> float:
         return sum(
@@ -198,13 +197,6 @@ def _alike(tasks: Sequence[Task], records: ConfigFor) -> list[Any]:
 def _better_dense(task: Task) -> ConvTask | None:
     """See :func:`better_dense`; of bytes there is none."""
     return better_dense(task) if isinstance(task, ConvTask) else None
-
-
-def _packing(config: Any) -> tuple[Any, ...]:
-    """Equal for configurations under which weights are stored alike."""
-    if getattr(config, "body", PATTERNS) == PATTERNS:
-        return config.group, PATTERNS, 0
-    return config.group, config.body, config.channel_block
 
 
 @mutator

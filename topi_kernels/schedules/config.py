@@ -294,6 +294,13 @@ class ConvConfig:
         return self.filter_lanes * self.filter_vectors
 
     @property
+    def packing(self) -> tuple[int, str, int]:
+        """Equal for configs under which weights are stored alike."""
+        if self.body == PATTERNS:
+            return self.group, PATTERNS, 0
+        return self.group, self.body, self.channel_block
+
+    @property
     def outputs(self) -> int:
         """Vectors of outputs of a register_tile."""
         return self.filter_vectors * self.tile_rows * self.tile_cols

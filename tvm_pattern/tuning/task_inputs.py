@@ -16,7 +16,6 @@ from topi_kernels.conv_task import ConvTask
 from topi_kernels.layout import PlaneLayout, to_planes
 from topi_kernels.operator import ConvPlan, plan_conv
 from topi_kernels.schedules.choose import Config
-from topi_kernels.schedules.config import PATTERNS
 from topi_kernels.structure import Structure
 from topi_kernels.task import Task
 
@@ -42,9 +41,9 @@ class TaskInputs(ABC):
         self._written: set[int] = set()
         self._answer_file = f"answer-{task.key}.npz"
 
-    @abstractmethod
     def packing(self, config: Config) -> tuple[Any, ...]:
-        """What decides how weights are packed: equal for configs that take the same arrays."""
+        """Equal for configs that take the same arrays."""
+        return tuple(config.packing)
 
     @abstractmethod
     def make_plan(self, config: Config) -> Any:
@@ -115,11 +114,6 @@ class FloatInputs(TaskInputs):
             self._extra.append(
                 _random_planes(rng, task.batch, weight.shape[0], task.residual_layout, task.dtype)
             )
-
-    def packing(self, config: Config) -> tuple[Any, ...]:
-        if getattr(config, "body", PATTERNS) == PATTERNS:
-            return (config.group,)
-        return config.group, config.body, config.channel_block
 
     def make_plan(self, config: Config) -> ConvPlan:
         return plan_conv(self.task, self.weight, config, self.num_threads, self.structure)

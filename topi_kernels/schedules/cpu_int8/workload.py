@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from typing import Any
 
 from ...geometry import ConvGeometry
 from ...layout import PlaneLayout
@@ -117,12 +117,9 @@ class Int8Config:
     group: int
 
     @property
-    def body(self) -> str:
-        """In which order weights are stored, beside ``group``."""
-        return WINDOW if self.form == WINDOW else "patterns"
-
-    #: No config cuts the in_channels into blocks.
-    channel_block: ClassVar[int] = 0
+    def packing(self) -> tuple[int, bool]:
+        """Equal for configs under which weights are stored alike."""
+        return self.group, self.form == WINDOW
 
     def as_dict(self) -> dict[str, object]:
         """Plain data."""

@@ -143,6 +143,11 @@ class GpuConfig:
         return self.filters
 
     @property
+    def packing(self) -> tuple[int]:
+        """Equal for configs under which weights are stored alike."""
+        return (self.group,)
+
+    @property
     def pixel_lanes(self) -> int:
         """Neighbouring pixels of a vector."""
         return self.vector_width
