@@ -115,9 +115,8 @@ class Int8Case:
         return byte_layout(*self.x.shape[2:], pad), byte_layout(height, width, 1)
 
     def plan(self, isa: str, config: Int8Config | None = None, threads: int = 1) -> Int8Plan:
-        given = "avx2" if isa == "avx2-narrow" else isa  # which of them follows from the weights
         return plan_int8_conv(
-            self.layer, len(self.x), self.layouts(), given, config=config, num_threads=threads
+            self.layer, len(self.x), self.layouts(), isa, config=config, num_threads=threads
         )
 
     def arguments(self, plan: Int8Plan) -> list[np.ndarray]:

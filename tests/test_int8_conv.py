@@ -11,7 +11,7 @@ from int8_cases import TARGETS, Int8Case, int8_case
 
 from benchmarks.assembly import inner_loops
 from topi_kernels.geometry import ConvGeometry
-from topi_kernels.schedules.cpu_int8.isa import ISAS, isa_named
+from topi_kernels.schedules.cpu_int8.isa import BY_WEIGHTS, ISAS, isa_named
 from topi_kernels.schedules.cpu_int8.packing import (
     GROUP_SIZES,
     OverflowsInt32Error,
@@ -132,6 +132,7 @@ def test_products_in_16_bits_do_not_saturate(isa: str, largest: int, sign: int) 
     weight = np.full_like(case.layer.weight, sign * largest)
     result = Quantisation(case.layer.result.scale * 30, 128)
     extreme = Int8Case(replace(case.layer, weight=weight, result=result), np.full_like(case.x, 255))
+    assert {extreme.plan(either.name).workload.isa for either in BY_WEIGHTS} == {isa}
     extreme.check(isa)
     assert 0 < extreme.expected().mean() < 255
 

@@ -7,8 +7,6 @@ configuration is tried, so that its records are found again.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,13 +20,14 @@ from .pattern import Pattern
 from .schedules.choose import Config, ConvSchedules, Facts, schedules_of
 from .schedules.shape import ConvShape
 from .structure import Structure, determine
+from .task_base import TaskBase, digest
 from .workload import Epilogue
 
 MAX_ELEMENTS = 2**31 - 1
 
 
 @dataclass(frozen=True)
-class ConvTask:
+class ConvTask(TaskBase):
     """One convolution to choose a configuration for.
 
     Parameters
@@ -199,38 +198,13 @@ class ConvTask:
         )
 
     @property
-    def key(self) -> str:
-        """Stable identifier: equal tasks have equal keys in every process and version."""
-        text = json.dumps(self.as_dict(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    @property
     def similarity_key(self) -> str:
         """Equal for layers of one shape whose weights differ in how many and which are kept."""
         data = self.as_dict()
         for name in ("kept_kernels", "kept_weights", "epilogue", "residual_layout"):
             del data[name]
         data["patterns"] = max(len(p) for p in self.patterns)
-        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
-
-    @property
-    def label(self) -> str:
-        """A short name for people, such as ``3x3 256->256 14x14``."""
-        o, i, kh, kw = self.weight_shape
-        stride = self.geometry.stride
-        moved = "" if stride == (1, 1) else f" s{stride[0]}"
-        return f"{kh}x{kw} {i}->{o} {self.out_layout.height}x{self.out_layout.width}{moved}"
-
-    @property
-    def density(self) -> float:
-        """Fraction of non-zero weights."""
-        o, i, kh, kw = self.weight_shape
-        return self.kept_weights / max(1, o * i * kh * kw)
-
-    @property
-    def effective_flops(self) -> int:
-        """Floating point operations of the non-zero weights."""
-        return 2 * self.batch * self.kept_weights * self.out_layout.height * self.out_layout.width
+        return digest(data)
 
     @property
     def machine(self) -> Facts:

@@ -319,11 +319,14 @@ def _pixel_of_element(layout: PlaneLayout) -> np.ndarray:
     return pixels
 
 
-def to_planes(images: np.ndarray, layout: PlaneLayout) -> np.ndarray:
-    """``[batch, channels, height, width]`` -> planes ``[batch, channels, size]``."""
+def to_planes(images: np.ndarray, layout: PlaneLayout, around: int = 0) -> np.ndarray:
+    """``[batch, channels, height, width]`` -> planes ``[batch, channels, size]``.
+
+    ``around`` is what elements hold that are no pixels: of bytes the zero point.
+    """
     pixels = _pixel_of_element(layout)
     flat = images.reshape(*images.shape[:2], -1)
-    return np.where(pixels < 0, 0, flat[..., np.maximum(pixels, 0)]).astype(images.dtype)
+    return np.where(pixels < 0, around, flat[..., np.maximum(pixels, 0)]).astype(images.dtype)
 
 
 def from_planes(planes: np.ndarray, layout: PlaneLayout) -> np.ndarray:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from topi_kernels.layout import PlaneLayout
+from topi_kernels.layout import to_planes
 from topi_kernels.schedules.choose import Config
+from topi_kernels.schedules.cpu_int8.byte_layout import padded_size
 from topi_kernels.schedules.cpu_int8.layer import Int8Layer
 from topi_kernels.schedules.cpu_int8.plan import (
     Int8DepthwisePlan,
@@ -75,6 +76,7 @@ class Int8Inputs(TaskInputs):
         ]
 
     def packing(self, config: Config) -> tuple[Any, ...]:
+        """Which bytes a shuffle picks is an array too."""
         return config.group, config.form
 
     def make_plan(self, config: Config) -> Int8Plan | Int8DepthwisePlan:
@@ -82,32 +84,20 @@ class Int8Inputs(TaskInputs):
         where: dict[str, Any] = {"config": config, "num_threads": self.num_threads}
         if task.depthwise:
             dims = (task.batch, task.in_channels)
-            return plan_int8_depthwise(self.layer, dims, layouts, _given(task.isa), **where)
-        return plan_int8_conv(self.layer, task.batch, layouts, _given(task.isa), **where)
+            return plan_int8_depthwise(self.layer, dims, layouts, task.isa, **where)
+        return plan_int8_conv(self.layer, task.batch, layouts, task.isa, **where)
 
     def arguments(self, plan: Int8Plan | Int8DepthwisePlan) -> list[np.ndarray]:
         x, *residual = self._images
-        task, added = self.task, [planes_of(r, self.task.out_layout, 0) for r in residual]
+        task, added = self.task, [to_planes(r, self.task.out_layout) for r in residual]
         out = worker.unset((task.batch, task.out_channels, task.out_layout.size), "uint8")
-        return [planes_of(x, task.in_layout, SOURCE.zero_point), *plan.arrays, *added, out]
+        return [to_planes(x, task.in_layout, SOURCE.zero_point), *plan.arrays, *added, out]
 
     def answer(self, plan: Int8Plan | Int8DepthwisePlan) -> tuple[np.ndarray, float]:
         """Whole numbers; with an added image they are rounded twice, so a step is allowed."""
         x, *residual = self._images
         layout = self.task.out_layout
         images = reference(self.layer, x, (layout.height, layout.width), *residual)
-        planes = planes_of(images.astype(np.float32), layout, np.nan)
+        planes = to_planes(images, layout, self.layer.result.zero_point).astype(np.float32)
+        planes[..., padded_size(layout) :] = np.nan
         return planes, 1.0 if residual else 0.0
-
-
-def _given(isa: str) -> str:
-    """The instructions of the device; which of them serve follows from the weights."""
-    return "avx2" if isa == "avx2-narrow" else isa
-
-
-def planes_of(images: np.ndarray, layout: PlaneLayout, around: float) -> np.ndarray:
-    """``[n, c, h, w]`` -> ``[n, c, size]``; ``around`` everywhere outside the image."""
-    planes = np.full((*images.shape[:2], layout.size), around, images.dtype)
-    rows = layout.origin + np.arange(layout.height)[:, None] * layout.row_stride
-    planes[..., rows + np.arange(layout.width)] = images
-    return planes

@@ -26,3 +26,9 @@ def byte_layout(height: int, width: int, pad: int) -> PlaneLayout:
     if size // LINE % 2 == 0:
         size += LINE
     return PlaneLayout(height, width, pad, row_stride, origin, size)
+
+
+def padded_size(layout: PlaneLayout) -> int:
+    """Bytes of a plane's image with all that is around it; of those behind nobody asks."""
+    below = layout.origin + (layout.height - 1 + layout.pad) * layout.row_stride
+    return below + layout.width + layout.pad

@@ -166,6 +166,9 @@ AVX2_NARROW = DotIsa("avx2-narrow", 8, (16, 32), _dot_of_narrow, _pshufb, **_LAN
 #: SDOT multiplies signed bytes: 128 is taken off the activations and given back by the bias.
 DOTPROD = DotIsa("neon-dotprod", 4, (16, 32), _sdot, _tbl, flip=128, by_lane=True)
 
+#: Which of these serves is for the weights to say.
+BY_WEIGHTS = (AVX2, AVX2_NARROW)
+
 ISAS = {isa.name: isa for isa in (VBMI, AVX_VNNI, AVX2, AVX2_NARROW, DOTPROD)}
 
 
@@ -178,13 +181,13 @@ def for_weights(isa: DotIsa, words: np.ndarray) -> DotIsa:
     words : numpy.ndarray
         int32: four weights each.
     """
-    if isa is not AVX2:
+    if isa not in BY_WEIGHTS:
         return isa
     weights = np.ascontiguousarray(words.reshape(-1)).astype("<i4").view(np.int8)
     pairs = weights.reshape(-1, 2).astype(np.int64)
     positive, negative = pairs.clip(min=0).sum(axis=1), (-pairs).clip(min=0).sum(axis=1)
     reach = max(positive.max(initial=0), negative.max(initial=0))
-    return AVX2_NARROW if reach <= NARROW_PAIR else isa
+    return AVX2_NARROW if reach <= NARROW_PAIR else AVX2
 
 
 def isa_named(name: str) -> DotIsa:

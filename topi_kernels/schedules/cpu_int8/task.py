@@ -5,8 +5,6 @@ The face of :class:`topi_kernels.conv_task.ConvTask`: a stable key, a space, lev
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -14,9 +12,10 @@ from typing import Any
 
 from ...geometry import ConvGeometry
 from ...layout import PlaneLayout
+from ...task_base import TaskBase, digest
 from ..choose import NOMINAL_HZ, ConvSchedules
 from .conv import schedule_int8_conv
-from .isa import AVX2, DotIsa, for_weights, isa_named
+from .isa import BY_WEIGHTS, DotIsa, for_weights, isa_named
 from .layer import Int8Layer
 from .packing import GROUP_SIZES, Filing, chunk_words, filings, row_chunks, words_of
 from .workload import (
@@ -34,7 +33,7 @@ DTYPE = "int8"
 
 
 @dataclass(frozen=True)
-class Int8Task:
+class Int8Task(TaskBase):
     """One convolution of bytes to choose a configuration for.
 
     Parameters
@@ -87,9 +86,9 @@ class Int8Task:
         found = []
         for by_rows in _orders(layer, isa_named(isa)):
             found += filings(layer.structure, by_rows=by_rows)
-        if isa_named(isa) is AVX2:
+        if isa_named(isa) in BY_WEIGHTS:
             words = words_of(layer.weight, layer.structure, by_rows=found[0].by_rows)
-            isa = for_weights(AVX2, words).name
+            isa = for_weights(isa_named(isa), words).name
         dims = (batch, layer.weight.shape[1])
         return cls._make(layer, dims, layouts, tuple(found), isa, family)
 
@@ -177,19 +176,13 @@ class Int8Task:
         return cls(**{**plain, **layouts, "geometry": geometry, "filings": found})
 
     @property
-    def key(self) -> str:
-        """Stable identifier: equal tasks have equal keys in every process and version."""
-        text = json.dumps(self.as_dict(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    @property
     def similarity_key(self) -> str:
         """Equal for layers of one shape whose weights differ in how many and which are kept."""
         data = self.as_dict()
         for name in ("kept_weights", "residual"):
             del data[name]
         data["filings"] = [(filing.by_rows, filing.group, filing.full) for filing in self.filings]
-        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+        return digest(data)
 
     @property
     def dtype(self) -> str:
@@ -210,23 +203,7 @@ class Int8Task:
     @property
     def label(self) -> str:
         """A short name for people, such as ``int8 3x3 256->256 14x14``."""
-        kh, kw = self.geometry.kernel_size
-        moved = "" if self.geometry.stride == (1, 1) else f" s{self.geometry.stride[0]}"
-        size = f"{self.out_layout.height}x{self.out_layout.width}"
-        channels = f"{self.in_channels}->{self.out_channels}"
-        alone = " depthwise" if self.depthwise else ""
-        return f"{DTYPE} {kh}x{kw} {channels} {size}{moved}{alone}"
-
-    @property
-    def density(self) -> float:
-        """Fraction of kept weights."""
-        o, i, kh, kw = self.weight_shape
-        return self.kept_weights / max(1, o * i * kh * kw)
-
-    @property
-    def effective_flops(self) -> int:
-        """Operations of the kept weights."""
-        return 2 * self.batch * self.kept_weights * self.out_layout.height * self.out_layout.width
+        return f"{DTYPE} {super().label}{' depthwise' if self.depthwise else ''}"
 
     @property
     def max_group(self) -> int:
