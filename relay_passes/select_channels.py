@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import tvm
 from tvm import relax
 from tvm.ir import Expr, Var
+from tvm.relax import DataflowVar
 
 from topi_kernels.channel_select import Pick
 
@@ -114,7 +115,7 @@ class _Selector:
             return None
         if not _is_variable_image(call.args[0]):
             return None
-        counts = [shape_of_type(field)[1] for field in item.tuple_value.ty.fields]
+        counts = [int(field.shape[1]) for field in item.tuple_value.ty.fields]
         first = sum(counts[: item.index])
         return self.source(call.args[0]).taken(range(first, first + counts[item.index]))
 
@@ -137,9 +138,13 @@ class _Selector:
     def run(self, func: relax.Function) -> relax.Function:
         blocks = bindings_of(func)
         for block in blocks:
+            self.found.clear()  # what a block binds may be unknown in the next
+            here = {binding.var for binding in block}
             for i, binding in enumerate(block):
                 selection = self.selection(binding.var)
                 if selection is None or not selection.picks:
+                    continue
+                if any(isinstance(v, DataflowVar) and v not in here for v in selection.images):
                     continue
                 self.found[binding.var] = selection
                 used = selection.used
@@ -160,11 +165,6 @@ def _numbers(expr: Expr) -> list[int] | None:
     if not fields or not all(isinstance(f, tvm.tirx.IntImm) for f in fields):
         return None
     return [int(f) for f in fields]
-
-
-def shape_of_type(ty: relax.TensorType) -> tuple[int, ...]:
-    """The static shape of a tensor's type."""
-    return tuple(int(d) for d in ty.shape)
 
 
 @tvm.transform.module_pass(opt_level=0, name="SelectChannels")
