@@ -9,6 +9,7 @@ from conv_cases import ConvCase, pattern_weights
 
 from benchmarks.assembly import InnerLoop, inner_loops
 from topi_kernels.operator import ConvPlan
+from topi_kernels.schedules.config import ConvConfig
 
 TARGETS = {
     "x86-avx512": tvm.target.Target({"kind": "llvm", "mcpu": "sapphirerapids"}),
@@ -60,14 +61,30 @@ def test_loads_are_shared_by_taps_and_filters(family: str, group: int, size: int
         assert loop.loads < loop.fma
 
 
-@pytest.mark.parametrize("group", [1, 4])
-def test_blocks_of_in_channels_keep_the_inner_loop(group: int) -> None:
-    """The loop over a block's kernels ends by its in_channel; lists take one or two a turn."""
+def blocked_loops(config: ConvConfig | None, group: int) -> tuple[ConvConfig, list[InnerLoop]]:
+    """Loops with multiply-adds of a pruned 1x1 layer in blocks of in_channels."""
     one = np.ones((1, 1, 1), bool)
-    plan = ConvCase(28, 28, padding=(0, 0)).plan(pattern_weights(64, 512, group=group, masks=one))
+    case = ConvCase(28, 28, padding=(0, 0), config=config)
+    plan = case.plan(pattern_weights(64, 512, group=group, masks=one))
     assert plan.config.channel_block
-    loops = [loop for loop in loops_of(plan, "x86-avx512") if loop.fma]
-    assert loops[0].fma in (plan.config.accumulators, 2 * plan.config.accumulators)
+    return plan.config, [loop for loop in loops_of(plan, "x86-avx512") if loop.fma]
+
+
+@pytest.mark.parametrize(("filters", "rows", "cols"), [(1, 7, 1), (2, 4, 2)])
+def test_blocks_of_in_channels_keep_the_inner_loop(filters: int, rows: int, cols: int) -> None:
+    """The loop over a block's kernels ends by its in_channel; its body is the same."""
+    tile = ConvConfig(16, 1, filters, rows, cols, taps_per_step=1, channel_block=64)
+    config, loops = blocked_loops(tile, filters)
+    assert [loop.fma for loop in loops] == [config.accumulators]
+    assert loops[0].stores == loops[0].stack == 0
+
+
+@pytest.mark.parametrize(("group", "turns"), [(1, [2, 1]), (4, [2])])
+def test_lists_over_blocks_take_two_entries_a_turn(group: int, turns: list[int]) -> None:
+    """Level 0's lists; a last single entry may stand in the loop over filters, with its stores."""
+    config, loops = blocked_loops(None, group)
+    assert config.body == "taps"
+    assert [loop.fma for loop in loops] == [n * config.accumulators for n in turns]
     assert loops[0].stores == 0
     assert all(loop.stack == 0 for loop in loops)
 
