@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from tvm import tirx
+from tvm.ir import Expr
 from tvm.tirx.script import builder as T
 
 from .layout import PlaneLayout
@@ -19,13 +20,11 @@ from .layout_ops import copy_plane
 from .plane_ops import (
     Index,
     PlaneTarget,
-    fill_above,
-    fill_below,
-    fill_right,
     for_each_vector,
     load,
     plane_arg,
     store,
+    write_image,
 )
 from .primfunc import primfunc_builder
 
@@ -149,13 +148,8 @@ def _copy_rows(
 ) -> None:
     """The image in a plane, between zeros."""
     before, after = layouts
-    fill_above(out, [*result], after, target.lanes)
-    with T.serial(0, after.height) as y:
 
-        def vector(at: Index, lanes: int) -> None:
-            value = load(x, [*source, before.offset(y, at)], lanes)
-            store(out, value, [*result, after.offset(y, at)], lanes)
+    def value(y: Index, at: Index, lanes: int) -> Expr:
+        return load(x, [*source, before.offset(y, at)], lanes)
 
-        for_each_vector(after.width, target.lanes, vector)
-        fill_right(out, [*result], after, y, target.lanes)
-    fill_below(out, [*result], after, target.lanes)
+    write_image(out, [*result], after, target.lanes, value)

@@ -17,14 +17,10 @@ from .layout import PlaneLayout
 from .plane_ops import (
     Index,
     PlaneTarget,
-    fill_above,
-    fill_below,
-    fill_right,
     for_each_plane,
-    for_each_vector,
     load,
     plane_arg,
-    store,
+    write_image,
 )
 from .primfunc import primfunc_builder
 from .vector_math import activate, broadcast, held
@@ -138,17 +134,12 @@ def channelwise(
 
         def plane(n: Index, c: Index) -> None:
             scalars = factors_of(terms, buffers, n, c)
-            fill_above(out, [n, c], out_layout, target.lanes)
-            with T.serial(0, out_layout.height) as y:
 
-                def vector(at: Index, lanes: int) -> None:
-                    value = load(x, [n, c, in_layout.offset(y, at)], lanes)
-                    value = value_of(terms, value, scalars, lanes, target)
-                    store(out, value, [n, c, out_layout.offset(y, at)], lanes)
+            def value(y: Index, at: Index, lanes: int) -> Expr:
+                pixels = load(x, [n, c, in_layout.offset(y, at)], lanes)
+                return value_of(terms, pixels, scalars, lanes, target)
 
-                for_each_vector(out_layout.width, target.lanes, vector)
-                fill_right(out, [n, c], out_layout, y, target.lanes)
-            fill_below(out, [n, c], out_layout, target.lanes)
+            write_image(out, [n, c], out_layout, target.lanes, value)
 
         for_each_plane(batch, channels, target, plane)
     return ib.get()

@@ -18,10 +18,8 @@ from .layout import PlaneLayout
 from .plane_ops import (
     Index,
     PlaneTarget,
-    fill_above,
-    fill_below,
-    fill_right,
     for_each_plane,
+    for_each_row,
     for_each_vector,
     load,
     plane_arg,
@@ -101,9 +99,8 @@ def pixel_shuffle(
             return _woven(parts, [(left + lane) % sw for lane in range(lanes)])
 
         def plane(n: Index, c: Index) -> None:
-            fill_above(out, [n, c], out_layout, target.lanes)
-            with T.serial(0, out_layout.height) as y:
 
+            def row(y: Index) -> None:
                 def piece(at: Index, lanes: int) -> None:
                     place = out_layout.offset(y, at)
                     if _is_whole(out_layout.width, lanes, sw):
@@ -113,8 +110,8 @@ def pixel_shuffle(
                         store(out, pixel(n, c, y, at + lane), [n, c, place + lane], 1)
 
                 for_each_vector(out_layout.width, target.lanes, piece)
-                fill_right(out, [n, c], out_layout, y, target.lanes)
-            fill_below(out, [n, c], out_layout, target.lanes)
+
+            for_each_row(out, [n, c], out_layout, target.lanes, row)
 
         for_each_plane(batch, channels, target, plane)
     return ib.get()

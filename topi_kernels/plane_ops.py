@@ -114,6 +114,39 @@ def fill_below(buffer: tirx.Buffer, index: list[Index], layout: PlaneLayout, lan
     fill_zero(buffer, index, start, max(layout.size - start, 0), lanes)
 
 
+def for_each_row(
+    out: tirx.Buffer,
+    index: list[Index],
+    layout: PlaneLayout,
+    lanes: int,
+    row: Callable[[Index], None],
+) -> None:
+    """Emit ``row(y)`` for all rows of an image in plain rows, and the zeros around it."""
+    fill_above(out, index, layout, lanes)
+    with T.serial(0, layout.height) as y:
+        row(y)
+        fill_right(out, index, layout, y, lanes)
+    fill_below(out, index, layout, lanes)
+
+
+def write_image(
+    out: tirx.Buffer,
+    index: list[Index],
+    layout: PlaneLayout,
+    lanes: int,
+    value: Callable[[Index, Index, int], Expr],
+) -> None:
+    """Write a plane of plain rows; ``value(y, x, lanes)`` are the vectors of its image."""
+
+    def row(y: Index) -> None:
+        def vector(at: Index, count: int) -> None:
+            store(out, value(y, at, count), [*index, layout.offset(y, at)], count)
+
+        for_each_vector(layout.width, lanes, vector)
+
+    for_each_row(out, index, layout, lanes, row)
+
+
 def load(buffer: tirx.Buffer, index: list[Index], lanes: int) -> Expr:
     """Vector of ``lanes`` elements starting at ``index``, as float32."""
     *outer, last = index
@@ -151,15 +184,11 @@ def pack(batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget) ->
         out = plane_arg("out", batch, channels, layout, target)
 
         def plane(n: Index, c: Index) -> None:
-            fill_above(out, [n, c], layout, target.lanes)
-            with T.serial(0, layout.height) as y:
 
-                def vector(at: Index, lanes: int) -> None:
-                    store(out, load(x, [n, c, y, at], lanes), [n, c, layout.offset(y, at)], lanes)
+            def value(y: Index, at: Index, lanes: int) -> Expr:
+                return load(x, [n, c, y, at], lanes)
 
-                for_each_vector(layout.width, target.lanes, vector)
-                fill_right(out, [n, c], layout, y, target.lanes)
-            fill_below(out, [n, c], layout, target.lanes)
+            write_image(out, [n, c], layout, target.lanes, value)
 
         for_each_plane(batch, channels, target, plane)
     return ib.get()
@@ -218,21 +247,16 @@ def elementwise(
         out = plane_arg("out", batch, channels, out_layout, target)
 
         def plane(n: Index, c: Index) -> None:
-            fill_above(out, [n, c], out_layout, target.lanes)
-            with T.serial(0, out_layout.height) as y:
 
-                def vector(at: Index, lanes: int) -> None:
-                    value = load(inputs[0], [n, c, in_layouts[0].offset(y, at)], lanes)
-                    for buf, lay in zip(inputs[1:], in_layouts[1:], strict=True):
-                        value = combine(value, load(buf, [n, c, lay.offset(y, at)], lanes))
-                    value = activate(
-                        T.Bind(value), activation, lanes, bounds, nan_maximum=target.nan_maximum
-                    )
-                    store(out, value, [n, c, out_layout.offset(y, at)], lanes)
+            def value(y: Index, at: Index, lanes: int) -> Expr:
+                value = load(inputs[0], [n, c, in_layouts[0].offset(y, at)], lanes)
+                for buf, lay in zip(inputs[1:], in_layouts[1:], strict=True):
+                    value = combine(value, load(buf, [n, c, lay.offset(y, at)], lanes))
+                return activate(
+                    T.Bind(value), activation, lanes, bounds, nan_maximum=target.nan_maximum
+                )
 
-                for_each_vector(out_layout.width, target.lanes, vector)
-                fill_right(out, [n, c], out_layout, y, target.lanes)
-            fill_below(out, [n, c], out_layout, target.lanes)
+            write_image(out, [n, c], out_layout, target.lanes, value)
 
         for_each_plane(batch, channels, target, plane)
     return ib.get()

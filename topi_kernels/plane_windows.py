@@ -24,6 +24,7 @@ from .plane_ops import (
     fill_below,
     fill_right,
     for_each_plane,
+    for_each_row,
     for_each_vector,
     load,
     plane_arg,
@@ -292,11 +293,7 @@ def _emit_rows(
     """All planes, row by row, with the zeros around the image."""
 
     def plane(n: Index, c: Index) -> None:
-        fill_above(out, [n, c], layout, target.lanes)
-        with T.serial(0, layout.height) as y:
-            row(n, c, y)
-            fill_right(out, [n, c], layout, y, target.lanes)
-        fill_below(out, [n, c], layout, target.lanes)
+        for_each_row(out, [n, c], layout, target.lanes, partial(row, n, c))
 
     for_each_plane(batch, channels, target, plane)
 
