@@ -147,6 +147,25 @@ def is_constant_conv(call: Any) -> bool:
     )
 
 
+def is_undilated_conv(call: Any, out: Expr, name: str, kernel_layout: str) -> bool:
+    """A convolution ``name`` of a float image of static shape by constant weights, as torch has it.
+
+    Its taps are neighbours; its layouts are ``NCHW`` and ``kernel_layout``.
+    """
+    if op_name(call) != name:
+        return False
+    attrs = call.attrs
+    layouts = (str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout))
+    dtypes = {str(e.ty.dtype) for e in (*call.args, out)}
+    return (
+        layouts == ("NCHW", kernel_layout, "NCHW")
+        and constant(call.args[1]) is not None
+        and is_float_image(call.args[0])
+        and all(int(d) == 1 for d in attrs.dilation)
+        and len(dtypes) == 1
+    )
+
+
 def filter_axis(call: Call) -> int:
     """Axis of a convolution's weight that counts its out_channels."""
     return 1 if op_name(call) == "relax.nn.conv2d_transpose" else 0

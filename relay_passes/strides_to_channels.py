@@ -26,12 +26,11 @@ from tvm.ir import Call, Expr, Var
 from topi_kernels.eligibility import MAX_STRIDE
 
 from .dataflow import (
-    FLOATS,
     array_of,
     bindings_of,
-    constant,
+    is_float_image,
+    is_undilated_conv,
     map_functions,
-    op_name,
     rebuild,
     shape_of,
     static_shape,
@@ -109,21 +108,8 @@ def _resized(image: Expr, before: Sequence[int], size: Sequence[int], emit: Emit
 
 
 def _fits(call: Expr, out: Var) -> bool:
-    if op_name(call) != "relax.nn.conv2d":
-        return False
-    attrs = call.attrs
-    layouts = (str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout))
-    dtypes = {str(e.ty.dtype) for e in (*call.args, out)}
-    return (
-        layouts == ("NCHW", "OIHW", "NCHW")
-        and constant(call.args[1]) is not None
-        and static_shape(call.args[0], 4) is not None
-        and static_shape(out, 4) is not None
-        and int(attrs.groups) == 1
-        and all(int(d) == 1 for d in attrs.dilation)
-        and len(dtypes) == 1
-        and dtypes <= set(FLOATS)
-    )
+    fits = is_undilated_conv(call, out, "relax.nn.conv2d", "OIHW")
+    return fits and is_float_image(out) and int(call.attrs.groups) == 1
 
 
 def _steps(call: Call) -> tuple[bool, bool]:

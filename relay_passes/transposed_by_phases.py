@@ -27,13 +27,12 @@ from tvm.ir import Call, Expr, Var
 from topi_kernels.pixel_shuffle import Phases
 
 from .dataflow import (
-    FLOATS,
     Uses,
     array_of,
     bindings_of,
     channel_constant,
-    constant,
     height_width,
+    is_undilated_conv,
     map_functions,
     op_name,
     rebuild,
@@ -94,20 +93,9 @@ def phase_weights(weight: np.ndarray, groups: int, stride: tuple[int, int]) -> n
     return np.ascontiguousarray(phases).reshape(-1, inputs // groups, th, tw)
 
 
-def _fits(call: Expr, out: Var) -> bool:
-    if op_name(call) != "relax.nn.conv2d_transpose":
-        return False
-    attrs = call.attrs
-    layouts = (str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout))
-    dtypes = {str(e.ty.dtype) for e in (*call.args, out)}
-    return (
-        layouts == ("NCHW", "IOHW", "NCHW")
-        and constant(call.args[1]) is not None
-        and static_shape(call.args[0], 4) is not None
-        and all(int(d) == 1 for d in attrs.dilation)
-        and len(dtypes) == 1
-        and dtypes <= set(FLOATS)
-    )
+def _fits(binding: relax.VarBinding) -> bool:
+    value, var = binding.value, binding.var
+    return is_undilated_conv(value, var, "relax.nn.conv2d_transpose", "IOHW")
 
 
 def _origin(call: Call, out: Var) -> Origin:
@@ -237,7 +225,7 @@ class TransposedByPhases:
         for block in bindings_of(func):
             bindings: list[relax.Binding] = []
             for binding in block:
-                if isinstance(binding, relax.VarBinding) and _fits(binding.value, binding.var):
+                if isinstance(binding, relax.VarBinding) and _fits(binding):
                     self.origins[str(binding.var.name)] = _origin(binding.value, binding.var)
                     tail = _Tail.of(uses, binding.var)
                     dropped.update(tail.dropped)
