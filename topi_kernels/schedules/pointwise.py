@@ -14,8 +14,9 @@ from dataclasses import replace
 
 from ..layout import round_up
 from ..tap_lists import why_no_tap_lists
-from .config import COPIED, TAPS, ConvConfig, Family, taps_registers
+from .config import COPIED, TAPS, ConvConfig, Family
 from .shape import ConvShape
+from .tap_space import MAX_FILTERS, list_tiles
 from .tile_copy import why_not_copied
 
 # Of what leaving a list costs elsewhere: this end is known while multiply-adds still wait.
@@ -39,9 +40,7 @@ LEAST_TILE = 0.2
 MAX_DENSITY = 0.9
 # Filters up to which partial sums come and go while multiply-adds keep their ports busy.
 MOST_HIDDEN = 2
-#: Sharing among more filters leaves no registers for pixels.
-MAX_FILTERS = 4
-#: The same with vectors of a whole line: four filters ran at 80 % of the peak, two at 91.
+#: Of vectors of a whole line: four filters ran at 80 % of the peak, two at 91.
 MAX_FILTERS_OF_LINES = 2
 
 
@@ -107,33 +106,10 @@ def _widths(shape: ConvShape, family: Family) -> Iterator[int]:
 def _of_width(
     shape: ConvShape, family: Family, width: int, *, in_place: bool
 ) -> Iterator[ConvConfig]:
-    layout = shape.out_layout
-    interleaved = layout.is_interleaved
-    columns = layout.columns if interleaved else -(-layout.width // width)
     whole = in_place and width % family.cache_line_floats == 0
-    filters = 1
-    while filters <= min(MAX_FILTERS_OF_LINES if whole else MAX_FILTERS, shape.max_group):
-        tiles = [
-            ConvConfig(
-                width,
-                1,
-                filters,
-                rows,
-                cols,
-                taps_per_step=1,
-                shift="lanes" if interleaved else "load",
-                prefetch=0,
-                body=TAPS,
-            )
-            for rows in range(1, min(layout.band_height, family.vector_registers) + 1)
-            for cols in range(1, min(columns, family.vector_registers // rows) + 1)
-        ]
-        tiles = [c for c in tiles if taps_registers(c) <= family.vector_registers]
-        most = max((c.accumulators for c in tiles), default=0)
-        for tile in tiles:
-            if tile.accumulators >= LEAST_TILE * most:
-                yield from _bodies(shape, tile, family, in_place=in_place)
-        filters *= 2
+    most_filters = MAX_FILTERS_OF_LINES if whole else MAX_FILTERS
+    for tile in list_tiles(shape, family, width, most_filters, LEAST_TILE):
+        yield from _bodies(shape, tile, family, in_place=in_place)
 
 
 def _bodies(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ..tap_lists import why_no_tap_lists
 from .config import TAPS, ConvConfig, Family, taps_registers
@@ -52,17 +53,27 @@ def tap_configs(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
     suits = family.block_floats and max(len(p) for p in shape.patterns) > 1
     if not suits or (shape.geometry.stride != (1, 1) and not shape.in_layout.is_interleaved):
         return
-    if why_no_tap_lists(shape.geometry, shape.in_layout) is None:
-        yield from _list_configs(shape, family)
+    if why_no_tap_lists(shape.geometry, shape.in_layout) is not None:
+        return
+    layout = shape.out_layout
+    width = layout.lanes if layout.is_interleaved else family.vector_width
+    least = LEAST_TILE if shape.geometry.stride == (1, 1) else LEAST_STRIDED
+    for tile in list_tiles(shape, family, width, MAX_FILTERS, least):
+        yield _with_block(shape, tile, family)
 
 
-def _list_configs(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
+def list_tiles(
+    shape: ConvShape, family: Family, width: int, most_filters: int, least: float
+) -> Iterator[ConvConfig]:
+    """Tiles for vectors of ``width`` lanes that fit the registers, without blocks of in_channels.
+
+    Of each number of filters up to ``most_filters``, those with ``least`` of the most accumulators.
+    """
     layout = shape.out_layout
     interleaved = layout.is_interleaved
-    width = layout.lanes if interleaved else family.vector_width
     columns = layout.columns if interleaved else -(-layout.width // width)
     filters = 1
-    while filters <= min(MAX_FILTERS, shape.max_group):
+    while filters <= min(most_filters, shape.max_group):
         tiles = [
             ConvConfig(
                 width,
@@ -73,8 +84,6 @@ def _list_configs(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
                 taps_per_step=1,
                 shift="lanes" if interleaved else "load",
                 prefetch=0,
-                channel_block=channel_block(shape, rows, cols, width, family),
-                fetch_ahead=family.fetch_ahead,
                 body=TAPS,
             )
             for rows in range(1, min(layout.band_height, family.vector_registers) + 1)
@@ -82,9 +91,13 @@ def _list_configs(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
         ]
         tiles = [c for c in tiles if taps_registers(c) <= family.vector_registers]
         most = max((c.accumulators for c in tiles), default=0)
-        least = LEAST_TILE if shape.geometry.stride == (1, 1) else LEAST_STRIDED
         yield from (c for c in tiles if c.accumulators >= least * most)
         filters *= 2
+
+
+def _with_block(shape: ConvShape, tile: ConvConfig, family: Family) -> ConvConfig:
+    block = channel_block(shape, tile.tile_rows, tile.tile_cols, tile.vector_width, family)
+    return replace(tile, channel_block=block, fetch_ahead=family.fetch_ahead)
 
 
 def level_0_takes_taps(shape: ConvShape, family: Family) -> bool:
