@@ -112,7 +112,7 @@ class ConvNeed:
         )
 
 
-def _cost(task: ConvTask) -> float | None:
+def estimate_of(task: ConvTask) -> float | None:
     """Estimated slots of a convolution, None where no configuration is legal."""
     try:
         return task.cost(task.default_config())
@@ -217,7 +217,7 @@ def values_of(
         need.task(plain(need.pad), plain(need.out_pad), family, dtype, winograd=winograd)
         for need in tensors.needs
     ]
-    costs = [_cost(task) for task in tasks]
+    costs = [estimate_of(task) for task in tasks]
     if None in costs:
         return Values(0.0, {})
     limit = sum(cost for cost in costs if cost is not None)
@@ -231,7 +231,7 @@ def values_of(
             border = column_reach(task.patterns, task.geometry)
             rows = (per_axis(pad)[0] for pad in (need.pad, need.out_pad))
             layouts = [order.layout(height, width, pad, border) for pad in rows]
-            cost = _cost(replace(task, in_layout=layouts[0], out_layout=layouts[1]))
+            cost = estimate_of(replace(task, in_layout=layouts[0], out_layout=layouts[1]))
             total = float("inf") if cost is None else total + cost
             if total >= min(slack * limit, slack * best):
                 break

@@ -21,13 +21,15 @@ from .layout_choice import (
     LaneOrder,
     TensorSet,
     Values,
-    _cost,
     default_layout,
+    estimate_of,
     values_of,
 )
 
 # Orders that are this much worse than plain rows for a set alone are not tried for its links.
 SLACK = 1.1
+# Slots that a move gains at least: more than sums of estimates are rounded by, so that moves end.
+LEAST_MOVE = 1.0
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class _Links:
         if first is not None and not result.keeps_lanes_of(source, need.geometry.stride):
             return float("inf")
         dtype = self.sets[link.source].dtype
-        cost = _cost(need.task(source, result, self.family, dtype, winograd=self.winograd))
+        cost = estimate_of(need.task(source, result, self.family, dtype, winograd=self.winograd))
         return float("inf") if cost is None else cost
 
     def _kept(self, link: StridedLink, first: LaneOrder | None, second: LaneOrder | None) -> float:
@@ -136,7 +138,7 @@ def choose_lane_orders(
             key=lambda found: found[0],
             default=(0.0, {}),
         )
-        if gain <= 0.0:
+        if not gain > LEAST_MOVE:
             return chosen
         for number, order in move.items():
             chosen[number] = order
