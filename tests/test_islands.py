@@ -69,7 +69,7 @@ def plane_abs(call: PlaneCall) -> tirx.PrimFunc:
 
 def register(islands: Islands) -> None:
     """What an operator's file ends with."""
-    islands.add(on_planes(TOY, plane_abs, plane_abs, recognize=recognize))
+    islands.add(on_planes(TOY, plane_abs, recognize=recognize))
 
 
 # --------------------------------------------------------------------------------------------------

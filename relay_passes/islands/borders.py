@@ -5,13 +5,13 @@ The layout pass puts these at the borders of islands; nothing in a module is rec
 
 from __future__ import annotations
 
+from tvm import tirx
 from tvm.ir import Expr
 
-from topi_kernels import compute, plane_operators
 from topi_kernels.layout import PlaneLayout
 
 from ..markers import Marker
-from .operator import Islands, on_planes, placed
+from .operator import Islands, PlaneCall, on_planes, placed
 
 PACK, UNPACK = "plane_pack", "plane_unpack"
 
@@ -26,14 +26,15 @@ def unpack(planes: Expr, layout: PlaneLayout) -> Marker:
     return placed(UNPACK)([planes], [layout], None)
 
 
+def _pack(call: PlaneCall) -> tirx.PrimFunc:
+    return call.operators.pack(*call.dims, *call.layouts, call.target)
+
+
+def _unpack(call: PlaneCall) -> tirx.PrimFunc:
+    return call.operators.unpack(*call.dims, *call.layouts, call.target)
+
+
 def register(islands: Islands) -> None:
     """Add both operators."""
-    for name, operators in (
-        (PACK, (plane_operators.pack, compute.pack)),
-        (UNPACK, (plane_operators.unpack, compute.unpack)),
-    ):
-        scheduled, specification = (
-            lambda call, make=make: make(*call.dims, *call.layouts, call.target)
-            for make in operators
-        )
-        islands.add(on_planes(name, scheduled, specification))
+    islands.add(on_planes(PACK, _pack))
+    islands.add(on_planes(UNPACK, _unpack))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from tvm import relax, tirx
 from tvm.ir import Expr, GlobalVar, Var
 
-from topi_kernels import compute, plane_operators
 from topi_kernels.channel_select import NAME, Pick, runs_of
 
 from ..dataflow import is_float_image, shape_of
@@ -57,13 +55,12 @@ def _joined(parts: list[Expr]) -> Expr:
 
 def _lower(marker: Marker, out: Var, scheduling: Scheduling) -> tuple[GlobalVar, list[Expr]]:
     call = PlaneCall.of(marker, out, scheduling)
-    operators: Any = compute if scheduling.naive else plane_operators
     in_channels = tuple(shape_of(planes)[1] for planes in marker.tensors)
     picks = tuple((source, channel) for source, channel in call.params["picks"])
 
     def make() -> tirx.PrimFunc:
         layouts = call.in_layouts, call.out_layout
-        return operators.channel_select(*call.dims, in_channels, *layouts, picks, call.target)
+        return call.operators.channel_select(*call.dims, in_channels, *layouts, picks, call.target)
 
     key = (NAME, call.dims, in_channels, call.target, repr(marker.params))
     return scheduling.function(key, make), list(marker.tensors)

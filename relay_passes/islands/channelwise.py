@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
 from tvm import relax, tirx
 from tvm.ir import Expr
 
-from topi_kernels import compute, plane_operators
 from topi_kernels.channelwise import CONSTANTS, NAME, ChannelTerms
 from topi_kernels.layout import PlaneLayout
 
@@ -70,7 +66,7 @@ def _per_channel(part: Expr, name: str) -> Expr:
     return part if name == "gate" else relax.op.expand_dims(part, [1, 2])
 
 
-def _make(operators: Any, call: PlaneCall) -> tirx.PrimFunc:
+def _make(call: PlaneCall) -> tirx.PrimFunc:
     params, parts = call.params, call.params["parts"]
     x, *gate = call.in_layouts
     terms = ChannelTerms(
@@ -81,17 +77,9 @@ def _make(operators: Any, call: PlaneCall) -> tirx.PrimFunc:
         activation=params["activation"],
         bounds=tuple(params["bounds"]),
     )
-    return operators.channelwise(*call.dims, x, call.out_layout, terms, call.target)
+    return call.operators.channelwise(*call.dims, x, call.out_layout, terms, call.target)
 
 
 def register(islands: Islands) -> None:
     """Add the operator."""
-    islands.add(
-        on_planes(
-            NAME,
-            partial(_make, plane_operators),
-            partial(_make, compute),
-            recognize=recognize,
-            outside=outside,
-        )
-    )
+    islands.add(on_planes(NAME, _make, recognize=recognize, outside=outside))

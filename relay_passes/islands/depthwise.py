@@ -6,8 +6,6 @@ import numpy as np
 from tvm import relax, tirx
 from tvm.ir import Expr, GlobalVar, Var
 
-from topi_kernels import compute, plane_operators
-
 from ..dataflow import array_of, shape_of
 from ..markers import ConvParams, Marker, layout_from_list, parse
 from .conv2d import conv_on_planes
@@ -33,10 +31,9 @@ def lower(marker: Marker, out: Var, scheduling: Scheduling) -> tuple[GlobalVar, 
     value = array_of(weight)
     (batch, in_channels), channels = shape_of(x)[:2], shape_of(out)[1]
     target = scheduling.backend.planes(str(value.dtype))
-    operators = compute if scheduling.naive else plane_operators
 
     def make() -> tirx.PrimFunc:
-        return operators.depthwise_conv(
+        return scheduling.operators.depthwise_conv(
             batch,
             channels,
             *layouts,

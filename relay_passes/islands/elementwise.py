@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
 from tvm import relax, tirx
 from tvm.ir import Expr
 
-from topi_kernels import compute, plane_operators
 from topi_kernels.layout import PlaneLayout
 
 from ..dataflow import is_float_image, op_name, static_shape
@@ -75,20 +71,14 @@ def _affine(x: Expr, factor: float, term: float, dtype: str) -> Expr:
     return value if term == 0 and factor != 1 else relax.op.add(value, relax.const(term, dtype))
 
 
-def _make(operators: Any, call: PlaneCall) -> tirx.PrimFunc:
+def _make(call: PlaneCall) -> tirx.PrimFunc:
     params = call.params
     what = params["operator"], params["activation"], tuple(params["bounds"])
-    return operators.elementwise(*call.dims, call.in_layouts, call.out_layout, call.target, *what)
+    return call.operators.elementwise(
+        *call.dims, call.in_layouts, call.out_layout, call.target, *what
+    )
 
 
 def register(islands: Islands) -> None:
     """Add the operator."""
-    islands.add(
-        on_planes(
-            NAME,
-            partial(_make, plane_operators),
-            partial(_make, compute),
-            recognize=recognize,
-            outside=outside,
-        )
-    )
+    islands.add(on_planes(NAME, _make, recognize=recognize, outside=outside))

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
 from tvm import tirx
 from tvm.ir import Expr
-
-from topi_kernels import compute, plane_operators
 
 from ..dataflow import is_float_image, op_name, shape_of
 from .operator import Islands, PlaneCall, PlaneOp, on_planes, placed
@@ -37,18 +32,13 @@ def recognize(value: Expr, out: Expr) -> PlaneOp | None:
     return PlaneOp((value.args[0],), build, makes_plane=False)
 
 
-def _make(operators: Any, call: PlaneCall) -> tirx.PrimFunc:
+def _make(call: PlaneCall) -> tirx.PrimFunc:
     keep_dims = call.params["keep_dims"]
-    return operators.global_avg_pool(*call.dims, *call.in_layouts, call.target, keep_dims=keep_dims)
+    return call.operators.global_avg_pool(
+        *call.dims, *call.in_layouts, call.target, keep_dims=keep_dims
+    )
 
 
 def register(islands: Islands) -> None:
     """Add the operator."""
-    islands.add(
-        on_planes(
-            NAME,
-            partial(_make, plane_operators),
-            partial(_make, compute),
-            recognize=recognize,
-        )
-    )
+    islands.add(on_planes(NAME, _make, recognize=recognize))

@@ -103,6 +103,9 @@ class PlaneCall:
     target : PlaneTarget
     params : dict
         The marker's other parameters.
+    operators : module
+        What makes the PrimFunc, :mod:`topi_kernels.plane_operators`, or :mod:`~.compute` where it
+        shall be as it is specified.
     """
 
     dims: tuple[int, int]
@@ -110,6 +113,7 @@ class PlaneCall:
     out_layout: PlaneLayout | None
     target: PlaneTarget
     params: dict[str, Any]
+    operators: Any
 
     @property
     def layouts(self) -> tuple[PlaneLayout, ...]:
@@ -125,7 +129,8 @@ class PlaneCall:
         batch, channels = shape_of(out)[:2]
         target = scheduling.backend.planes(str(out.ty.dtype))
         layout = None if values is None else layout_from_list(values)
-        return cls((batch, channels), sources, layout, target, params)
+        operators = scheduling.operators
+        return cls((batch, channels), sources, layout, target, params, operators)
 
 
 def never(_value: Expr, _out: Expr) -> None:
@@ -163,8 +168,7 @@ class IslandOperator:
 
 def on_planes(
     name: str,
-    scheduled: Callable[[PlaneCall], tirx.PrimFunc],
-    specification: Callable[[PlaneCall], tirx.PrimFunc],
+    make: Callable[[PlaneCall], tirx.PrimFunc],
     **options: Any,
 ) -> IslandOperator:
     """An operator whose marker :func:`placed` makes; its PrimFunc takes the marker's tensors.
@@ -172,15 +176,14 @@ def on_planes(
     Parameters
     ----------
     name : str
-    scheduled, specification : callable
-        The PrimFunc of a :class:`PlaneCall`, fast and as it is specified.
+    make : callable
+        The PrimFunc of a :class:`PlaneCall`, by its ``operators``.
     options
         Further fields of :class:`IslandOperator`.
     """
 
     def lower(marker: Marker, out: Var, scheduling: Scheduling) -> tuple[GlobalVar, list[Expr]]:
         call = PlaneCall.of(marker, out, scheduling)
-        make = specification if scheduling.naive else scheduled
         key = (name, call.dims, call.target, repr(marker.params))
         return scheduling.function(key, lambda: make(call)), list(marker.tensors)
 

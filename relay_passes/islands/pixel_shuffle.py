@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
 
 from tvm import relax, tirx
 from tvm.ir import Expr
 
-from topi_kernels import compute, plane_operators
 from topi_kernels.pixel_shuffle import Phases
 
 from ..dataflow import is_float_image, shape_of
@@ -54,19 +51,11 @@ def outside(marker: Marker) -> Expr | None:
     return by_relax(marker) if marker.op == MARKER else None
 
 
-def _make(operators: Any, call: PlaneCall) -> tirx.PrimFunc:
+def _make(call: PlaneCall) -> tirx.PrimFunc:
     phases = Phases(*(tuple(call.params[name]) for name in ("stride", "first")))
-    return operators.pixel_shuffle(*call.dims, *call.layouts, phases, call.target)
+    return call.operators.pixel_shuffle(*call.dims, *call.layouts, phases, call.target)
 
 
 def register(islands: Islands) -> None:
     """Add the operator."""
-    islands.add(
-        on_planes(
-            NAME,
-            partial(_make, plane_operators),
-            partial(_make, compute),
-            recognize=recognize,
-            outside=outside,
-        )
-    )
+    islands.add(on_planes(NAME, _make, recognize=recognize, outside=outside))

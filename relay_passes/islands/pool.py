@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 from tvm import tirx
 from tvm.ir import Call, Expr
 
-from topi_kernels import compute, plane_operators
 from topi_kernels.geometry import ConvGeometry
 
 from ..dataflow import is_float_image, op_name, shape_of
@@ -61,15 +59,15 @@ def recognize_average(value: Expr, out: Expr) -> PlaneOp | None:
     return _pool(value, out, AVERAGE, {"count_include_pad": include_pad})
 
 
-def _max(operators: Any, call: PlaneCall) -> tirx.PrimFunc:
+def _max(call: PlaneCall) -> tirx.PrimFunc:
     window = ConvGeometry.from_dict(call.params["window"])
-    return operators.max_pool(*call.dims, *call.layouts, window, call.target)
+    return call.operators.max_pool(*call.dims, *call.layouts, window, call.target)
 
 
-def _average(operators: Any, call: PlaneCall) -> tirx.PrimFunc:
+def _average(call: PlaneCall) -> tirx.PrimFunc:
     window = ConvGeometry.from_dict(call.params["window"])
     counts = {"count_include_pad": call.params["count_include_pad"]}
-    return operators.avg_pool(*call.dims, *call.layouts, window, call.target, **counts)
+    return call.operators.avg_pool(*call.dims, *call.layouts, window, call.target, **counts)
 
 
 def register(islands: Islands) -> None:
@@ -78,11 +76,4 @@ def register(islands: Islands) -> None:
         (MAX, _max, recognize_max),
         (AVERAGE, _average, recognize_average),
     ):
-        islands.add(
-            on_planes(
-                name,
-                partial(make, plane_operators),
-                partial(make, compute),
-                recognize=recognize,
-            )
-        )
+        islands.add(on_planes(name, make, recognize=recognize))

@@ -9,6 +9,7 @@ import tvm
 from tvm import relax, tirx
 from tvm.ir import GlobalVar
 
+from topi_kernels import compute, plane_operators
 from topi_kernels.backend import Backend
 from topi_kernels.task import Task
 
@@ -51,6 +52,11 @@ class Scheduling:
         self.config_for = config_for
         self.naive = naive
         self.functions: dict[Hashable, GlobalVar] = {}
+
+    @property
+    def operators(self) -> Any:
+        """The module that makes the PrimFuncs of operators on planes."""
+        return compute if self.naive else plane_operators
 
     def function(self, key: Hashable, make: Callable[[], tirx.PrimFunc]) -> GlobalVar:
         """The module's function for ``key``; made and added at its first use."""
