@@ -13,6 +13,7 @@ from topi_kernels.backend import Backend
 from topi_kernels.report import RewriteReport
 from topi_kernels.structure import Structure
 
+from .center_norms import CenterNorms
 from .fold_affine import FoldAffine
 from .fold_batch_norm import FoldBatchNorm
 from .fold_constants import FoldConstants
@@ -90,7 +91,7 @@ def sparse_passes(
     passes = marker_passes(backend, report, structures)
     if not backend.why_not():
         passes.append(Schedule(backend, report, config_for))
-    return [*passes, *backend.passes()]
+    return [CenterNorms(), *passes, *backend.passes()]
 
 
 def lower(
