@@ -30,6 +30,7 @@ from .plane_ops import (
     load,
     plane_arg,
     store,
+    sum_of_lanes,
 )
 from .primfunc import primfunc_builder
 from .row_gather import RowOperator
@@ -339,11 +340,8 @@ def global_avg_pool(
                     for column in range(layout.columns)
                 ]
                 store(total, load(total, [0], lanes) + reduce(operator.add, vectors), [0], lanes)
-            half = lanes // 2
-            while half >= 1:
-                store(total, load(total, [0], half) + load(total, [half], half), [0], half)
-                half //= 2
-            mean = total[0] * T.float32(1.0 / (layout.height * layout.width))
+            added = sum_of_lanes(T.Bind(load(total, [0], lanes)), lanes)
+            mean = added * T.float32(1.0 / (layout.height * layout.width))
             store(out, mean, [n, c, 0, 0] if keep_dims else [n, c], 1)
 
         for_each_plane(batch, channels, target, plane)

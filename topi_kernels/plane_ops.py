@@ -20,11 +20,13 @@ from tvm.tirx.script import builder as T
 from .devices import DEVICES
 from .layout import PlaneLayout, round_up
 from .primfunc import primfunc_builder
+from .vector import shuffle
 from .vector_math import activate, broadcast, largest_power_of_two
 
 UNROLLED_VECTORS = 4  # Rows of at most this many vectors are unrolled.
 FILL_UNROLLED = 8
 SUM_ACCUMULATORS = 4  # Enough to hide the latency of an addition.
+SUM_UNROLLED = 16  # Sums of at most this many vectors have no loop.
 
 # An expression or a Python int.
 Index = Any
@@ -262,6 +264,46 @@ def elementwise(
     return ib.get()
 
 
+def sum_of_lanes(total: Expr, lanes: int) -> Expr:
+    """Sum of a vector's lanes, half by half in registers."""
+    while lanes > 1:
+        lanes //= 2
+        halves = [shuffle([total], range(at, at + lanes)) for at in (0, lanes)]
+        total = T.Bind(halves[0] + halves[1])
+    return total
+
+
+def _sum_of(x: tirx.Buffer, index: list[Index], first: int, count: int, lanes: int) -> Expr:
+    """Sum of ``count`` elements of ``x[*index, first:]``; few vectors are added without a loop."""
+    vectors, step = count // lanes, lanes * SUM_ACCUMULATORS
+    done = 0
+    sums = []
+    if vectors > SUM_UNROLLED:
+        accs = [
+            T.alloc_buffer((lanes,), "float32", scope="global") for _ in range(SUM_ACCUMULATORS)
+        ]
+        for acc in accs:
+            store(acc, broadcast(0.0, lanes), [0], lanes)
+        done = count // step * step
+        with T.serial(0, count // step) as k:
+            for i, acc in enumerate(accs):
+                value = load(x, [*index, first + k * step + i * lanes], lanes)
+                store(acc, load(acc, [0], lanes) + value, [0], lanes)
+        sums = [T.Bind(load(acc, [0], lanes)) for acc in accs]
+    while done + lanes <= count:
+        sums.append(T.Bind(load(x, [*index, first + done], lanes)))
+        done += lanes
+    while len(sums) > 1:
+        pairs = [T.Bind(a + b) for a, b in zip(sums[::2], sums[1::2], strict=False)]
+        sums = pairs + sums[len(sums) // 2 * 2 :]
+    total = sum_of_lanes(sums[0], lanes) if sums else broadcast(0.0, 1)
+    while done < count:
+        part = largest_power_of_two(count - done)
+        total = T.Bind(total + sum_of_lanes(T.Bind(load(x, [*index, first + done], part)), part))
+        done += part
+    return total
+
+
 def global_avg_pool(
     batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget, *, keep_dims: bool = True
 ) -> tirx.PrimFunc:
@@ -274,33 +316,14 @@ def global_avg_pool(
     # Zeros follow the image; adding some of them saves a scalar remainder.
     if first + round_up(count, lanes) <= layout.size:
         count = round_up(count, lanes)
-    step = lanes * SUM_ACCUMULATORS
     with primfunc_builder("plane_global_avg_pool") as ib:
         x = plane_arg("x", batch, channels, layout, target)
         shape = (batch, channels, 1, 1) if keep_dims else (batch, channels)
         out = T.arg("out", T.Buffer(shape, target.dtype))
 
         def plane(n: Index, c: Index) -> None:
-            acc = T.alloc_buffer((step,), "float32", scope="local")
-            for i in range(SUM_ACCUMULATORS):
-                store(acc, broadcast(0.0, lanes), [i * lanes], lanes)
-            with T.serial(0, count // step) as k:
-                for i in range(SUM_ACCUMULATORS):
-                    value = load(x, [n, c, first + k * step + i * lanes], lanes)
-                    store(acc, load(acc, [i * lanes], lanes) + value, [i * lanes], lanes)
-            done = count // step * step
-            for i in range((count - done) // lanes):
-                value = load(x, [n, c, first + done + i * lanes], lanes)
-                store(acc, load(acc, [i * lanes], lanes) + value, [i * lanes], lanes)
-            done = count // lanes * lanes
-            with T.serial(0, count - done) as k:
-                value = load(x, [n, c, first + done + k], 1)
-                T.buffer_store(acc, acc[k % lanes] + value, [k % lanes])
-            half = step // 2
-            while half >= 1:
-                store(acc, load(acc, [0], half) + load(acc, [half], half), [0], half)
-                half //= 2
-            mean = acc[0] * T.float32(1.0 / (layout.height * layout.width))
+            total = _sum_of(x, [n, c], first, count, lanes)
+            mean = total * T.float32(1.0 / (layout.height * layout.width))
             store(out, mean, [n, c, 0, 0] if keep_dims else [n, c], 1)
 
         for_each_plane(batch, channels, target, plane)

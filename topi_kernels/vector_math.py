@@ -27,8 +27,16 @@ FLOAT32_MANTISSA_BITS = 23
 FLOAT32_EXPONENT_BIAS = 127
 # 1.5 * 2**23: a float32 of that size has no fraction, and its low bits are an integer.
 ROUNDING = 12582912.0
-# Taylor coefficients 1/k! for k = 7..0: on |r| <= ln 2 / 2 the remainder is below 1e-8.
-EXP_COEFFICIENTS = (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0)
+# exp on |r| <= ln 2 / 2 by the polynomial of degree 5 with the least relative error among those
+# that are exact at 0: 9.2e-8, and 1.5e-7 in float32 steps.
+EXP_COEFFICIENTS = (
+    0.0082903066650033,
+    0.0418979749083519,
+    0.1666763722896576,
+    0.4999915063381195,
+    0.9999997019767761,
+    1.0,
+)
 
 # tanh as a quotient of polynomials of x**2, the odd one times x (Eigen's); beyond TANH_MAX it is 1.
 TANH_MAX = 7.90531110763549805
