@@ -19,11 +19,8 @@ INSTANCE_NORM = "relax.nn.instance_norm"
 NORMS = ("relax.nn.group_norm", INSTANCE_NORM)
 
 
-def _minus_mean(x: Expr, axes: list[int], dtype: str) -> Expr:
-    """The mean is one of float32 at least: in float16 the sum overflows."""
-    half = dtype == "float16"
-    mean = relax.op.mean(relax.op.astype(x, "float32") if half else x, axes, keepdims=True)
-    return relax.op.subtract(x, relax.op.astype(mean, dtype) if half else mean)
+def _minus_mean(x: Expr, axes: list[int]) -> Expr:
+    return relax.op.subtract(x, relax.op.mean(x, axes, keepdims=True))
 
 
 def _centered(call: Call) -> Expr | None:
@@ -34,14 +31,14 @@ def _centered(call: Call) -> Expr | None:
     x, shape = call.args[0], static_shape(call.args[0])
     if shape is None:
         return None
-    axes, dtype = [int(axis) % len(shape) for axis in call.attrs.axes], str(x.ty.dtype)
+    axes = [int(axis) % len(shape) for axis in call.attrs.axes]
     if name == INSTANCE_NORM:
-        return _minus_mean(x, axes, dtype)
+        return _minus_mean(x, axes)
     # The channels of a group have one mean.
     channel, groups = int(call.attrs.channel_axis) % len(shape), int(call.attrs.num_groups)
     apart = (*shape[:channel], groups, shape[channel] // groups, *shape[channel + 1 :])
     axes = [channel + 1, *(axis + (axis > channel) for axis in axes)]
-    return relax.op.reshape(_minus_mean(relax.op.reshape(x, apart), axes, dtype), shape)
+    return relax.op.reshape(_minus_mean(relax.op.reshape(x, apart), axes), shape)
 
 
 def _rewritten(binding: relax.Binding) -> relax.Binding:

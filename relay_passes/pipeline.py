@@ -34,6 +34,7 @@ from .select_channels import SelectChannels
 from .strides_to_channels import StridesToChannels
 from .targets import resolve
 from .transposed_by_phases import Origin, TransposedByPhases
+from .widen_half import WidenHalf
 
 PIPELINE = "pattern_sparse"
 #: Module attribute in which the pipeline leaves its report.
@@ -91,7 +92,7 @@ def sparse_passes(
     passes = marker_passes(backend, report, structures)
     if not backend.why_not():
         passes.append(Schedule(backend, report, config_for))
-    return [CenterNorms(), *passes, *backend.passes()]
+    return [CenterNorms(), *passes, WidenHalf(), *backend.passes()]
 
 
 def lower(
