@@ -65,7 +65,7 @@ def _is_half(expr: Expr) -> bool:
 
 
 def _wide_attrs(attrs: Any, *, asked: bool) -> Any:
-    """Attributes that ask for float16 ask for float32; ``asked``: those that ask for nothing too."""
+    """Attributes that ask for float16 ask for float32; if ``asked``, those that say nothing too."""
     if attrs is None:
         return None
     info = type(attrs).__tvm_ffi_type_info__
