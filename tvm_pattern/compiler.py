@@ -21,6 +21,7 @@ from topi_kernels.schedules.opencl.source import launches_of
 from . import code_cache
 from .assigned import warn_of_lost_pruning
 from .building import build
+from .choice_cache import kept_choices
 from .compiled_graph import graph_of
 from .description import describe, describe_size
 from .devices import why_no_device
@@ -33,11 +34,11 @@ from .library import Library
 from .linking import CompiledCode
 from .machine import required_features, target_architecture, triple_of, why_not_runnable
 from .memory import Footprint, check_fits
-from .profiling import MAIN, with_steps
+from .profiling import MAIN, Step, with_steps
 from .sizes import check_alike, examples_of_sizes, function_names, merged, shared_configs
 from .stages import stage
 from .threads import check_num_threads, stay_alone, warn_of_threads
-from .tuning.lookup import config_lookup
+from .tuning.lookup import ConfigLookup, config_lookup
 from .verification import (
     GRAPH,
     Verification,
@@ -195,32 +196,15 @@ def _build(
     stay_alone()
     cache = code_cache.from_environment()
     records = config_lookup(tuning_log, resolved, num_threads)
-    lookups = shared_configs(
-        models,
-        resolved,
-        num_threads,
-        records,
-        interleaved_lanes=interleaved_lanes,
-        winograd=winograd,
-    )
-    modules, entries = [], []
-    for number, (imported, config_for) in enumerate(zip(models, lookups, strict=True)):
-        with stage("passes and packing of weights"):
-            lowered, report = pipeline.lower(
-                imported.mod,
-                resolved,
-                num_threads=num_threads,
-                config_for=config_for,
-                structures=imported.structures,
-                interleaved_lanes=interleaved_lanes,
-                winograd=winograd,
-            )
-        prefix = function_names(number)[1]
-        lowered, steps = with_steps(lowered, imported.layer_names, prefix)
-        modules.append(lowered)
-        notes = (*records.notes(), *report.winograd_notes())
-        report = _with_names(report, imported.layer_names, notes)
-        entries.append((imported, report, steps))
+    with kept_choices(cache), stage("passes and packing of weights"):
+        modules, entries = _lowered(
+            models,
+            resolved,
+            num_threads,
+            records,
+            interleaved_lanes=interleaved_lanes,
+            winograd=winograd,
+        )
     lowered = merged(modules)
     graph = graph_of(lowered, models[0].layer_names)
     launches: dict[str, list[list[int]]] = {}
@@ -249,6 +233,44 @@ def _build(
             describe_size(name, imported.inputs, imported.outputs, report, steps, planned[name])
         )
     return Library(code, replace(manifest, sizes=further), sources=sources)
+
+
+def _lowered(
+    models: Sequence[ImportedModel],
+    resolved: Target,
+    num_threads: int,
+    records: ConfigLookup,
+    *,
+    interleaved_lanes: bool | None,
+    winograd: bool,
+) -> tuple[list[tvm.IRModule], list[tuple[ImportedModel, RewriteReport, tuple[Step, ...]]]]:
+    """Of each size, the lowered module, and the model with its report and its steps."""
+    lookups = shared_configs(
+        models,
+        resolved,
+        num_threads,
+        records,
+        interleaved_lanes=interleaved_lanes,
+        winograd=winograd,
+    )
+    modules, entries = [], []
+    for number, (imported, config_for) in enumerate(zip(models, lookups, strict=True)):
+        lowered, report = pipeline.lower(
+            imported.mod,
+            resolved,
+            num_threads=num_threads,
+            config_for=config_for,
+            structures=imported.structures,
+            interleaved_lanes=interleaved_lanes,
+            winograd=winograd,
+        )
+        prefix = function_names(number)[1]
+        lowered, steps = with_steps(lowered, imported.layer_names, prefix)
+        modules.append(lowered)
+        notes = (*records.notes(), *report.winograd_notes())
+        report = _with_names(report, imported.layer_names, notes)
+        entries.append((imported, report, steps))
+    return modules, entries
 
 
 def _verified(

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
 
 from ..reorder import GROUP_SIZES
+from .choices import CHOICES
 from .config import MAX_CHAINS, MAX_PREFETCH, SHIFTS, ConvConfig, Family
 from .cost import channel_block, estimate_cost, live_early, tiles_across, weight_loads
 from .gemm.space import gemm_configs
@@ -190,7 +190,7 @@ def _why_not(shape: ConvShape, config: ConvConfig, family: Family) -> str | None
     return None
 
 
-@lru_cache(maxsize=1024)
+@CHOICES.remembered(ConvConfig)
 def default_config(shape: ConvShape, family: Family) -> ConvConfig:
     """The level-0 configuration: the cheapest of the search_space by the model.
 

@@ -9,6 +9,7 @@ from typing import Any
 from ...geometry import ConvGeometry
 from ...layout import PlaneLayout
 from ...vector_math import largest_power_of_two
+from ..choices import CHOICES
 from .isa import DotIsa, isa_named
 from .lines import ROW_LOAD, LineShape, line_shapes
 from .packing import GROUP_SIZES, WORD, Chunk
@@ -290,6 +291,7 @@ def estimate(workload: Int8Workload, config: Int8Config) -> float:
     return tile * down * beside
 
 
+@CHOICES.remembered(Int8Config)
 def default_config(workload: Int8Workload) -> Int8Config:
     """The choice without tuning: the one with the least expected cycles.
 

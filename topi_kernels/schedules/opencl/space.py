@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
 from itertools import product
 
 from ...geometry import ConvGeometry
 from ...layout import PlaneLayout
 from ...reorder import GROUP_SIZES
+from ..choices import CHOICES
 from ..search_space import ConvShape
 from .config import (
     ACCUMULATORS,
@@ -220,7 +220,7 @@ def _work_groups(shape: ConvShape, tile: GpuConfig, facts: GpuFacts) -> Iterator
             yield size, 1
 
 
-@lru_cache(maxsize=1024)
+@CHOICES.remembered(GpuConfig)
 def default_config(shape: ConvShape, facts: GpuFacts) -> GpuConfig:
     """The level-0 configuration: the cheapest of the search_space by the model.
 
