@@ -9,6 +9,7 @@ found in                                                 becomes
 ======================================================== ==========================
 nn.relu, nn.relu6, nn.silu, sigmoid, tanh                relu, relu6, silu, sigmoid, tanh
 nn.leakyrelu, nn.prelu with one slope                    leaky_relu, its slope as a bound
+GELU, Mish, softplus, ELU, however they are spelled      gelu, gelu_tanh, mish, softplus, elu
 where(x > 0, x, slope * x)                               nn.prelu
 clip, maximum / minimum with a constant (ONNX: call_tir) clip; (0, 6) relu6; (0, inf) relu
 x * sigmoid(x)                                           silu
@@ -41,11 +42,18 @@ from .dataflow import (
     static_shape,
 )
 from .markers import Marker, parse
+from .smooth_activations import smooth_activation
 
 INF = math.inf
 # Constants of exported models are float32 roundings of 1/6 and the like.
 TOLERANCE = 1e-6
-_RENAMED = {"relax.nn.silu": "silu", "relax.sigmoid": "sigmoid", "relax.tanh": "tanh"}
+_RENAMED = {
+    "relax.nn.silu": "silu",
+    "relax.sigmoid": "sigmoid",
+    "relax.tanh": "tanh",
+    "relax.nn.gelu": "gelu",
+    "relax.nn.gelu_tanh": "gelu_tanh",
+}
 _LIMITS = {"relax.nn.relu": (0.0, INF), "relax.nn.relu6": (0.0, 6.0)}
 
 
@@ -124,7 +132,8 @@ class _Recognizer:
         single = None if leaking is None else scalar_constant(leaking[1])
         if leaking is not None and single is not None:
             return activation_marker(leaking[0], "leaky_relu", (single, 0.0))
-        return self.product(var)
+        smooth = smooth_activation(self.uses, var)
+        return self.product(var) if smooth is None else activation_marker(*smooth)
 
     def leaking(self, var: Var) -> tuple[Expr, Expr] | None:
         """``(x, slope)`` of a PReLU, also as ``where(x > 0, x, slope * x)``."""

@@ -25,6 +25,9 @@ ACTIVATIONS = {
     "relu6": torch.nn.functional.relu6,
     "hardswish": torch.nn.functional.hardswish,
     "silu": torch.nn.functional.silu,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": lambda v: torch.nn.functional.gelu(v, approximate="tanh"),
+    "mish": torch.nn.functional.mish,
 }
 
 

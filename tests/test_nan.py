@@ -44,6 +44,7 @@ TARGETS = {
     },
 }
 BOUNDS = {
+    "elu": (0.5, 0.0),
     "affine": (3.0, -0.5),
     "leaky_relu": (0.1, 0.0),
     "relu": (0.0, INF),
@@ -61,6 +62,12 @@ ACTIVATIONS = {
     "silu": F.silu,
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
+    # Not F.gelu, which is NaN at infinity where oneDNN computes it.
+    "gelu": lambda v: 0.5 * v * (1 + torch.erf(v * 0.5**0.5)),
+    "gelu_tanh": lambda v: F.gelu(v, approximate="tanh"),
+    "mish": F.mish,
+    "softplus": F.softplus,
+    "elu": lambda v: F.elu(v, 0.5),
     "affine": lambda v: v * 3 - 0.5,
     "leaky_relu": lambda v: F.leaky_relu(v, 0.1),
 }

@@ -75,7 +75,88 @@ def onnx_clip(b, x):
     return b.call_te(topi.minimum, low, const(6.0))
 
 
+def chain(*steps):
+    """Operators one after the other, each of the value before it and of ``x``."""
+
+    def emit(b, x):
+        value = x
+        for step in steps[:-1]:
+            value = b.emit(step(value, x))
+        return steps[-1](value, x)
+
+    return emit
+
+
+op = relax.op
+_CHAIN_OF_GELU = (
+    lambda v, _: op.divide(v, const(1.4142135381698608)),
+    lambda v, _: op.erf(v),
+    lambda v, _: op.add(const(1.0), v),
+    lambda v, x: op.multiply(x, v),
+    lambda v, _: op.multiply(v, const(0.5)),
+)
+ONNX_GELU = chain(*_CHAIN_OF_GELU)
+GELU_HALF_FIRST = chain(
+    lambda v, _: op.multiply(const(0.70710677), v),
+    lambda v, _: op.erf(v),
+    lambda v, _: op.multiply(const(0.5), v),
+    lambda v, _: op.add(v, const(0.5)),
+    lambda v, x: op.multiply(v, x),
+)
+ONNX_GELU_TANH = chain(
+    lambda v, _: op.power(v, const(3.0)),
+    lambda v, _: op.multiply(const(0.044715), v),
+    lambda v, x: op.add(x, v),
+    lambda v, _: op.multiply(const(0.7978846), v),
+    lambda v, _: op.tanh(v),
+    lambda v, _: op.add(v, const(1.0)),
+    lambda v, x: op.multiply(x, v),
+    lambda v, _: op.multiply(v, const(0.5)),
+)
+_LOG = (
+    lambda v, _: op.exp(v),
+    lambda v, _: op.add(v, const(1.0)),
+    lambda v, _: op.log(v),
+)
+ONNX_ABS = (lambda v, _: op.abs(v), lambda v, _: op.negative(v), *_LOG)
+
+
+def torch_softplus(b, x):
+    log = b.emit(chain(*_LOG)(b, x))
+    return op.where(b.emit(op.greater(x, const(20.0))), x, log)
+
+
+def onnx_softplus(b, x):
+    return op.add(b.emit(op.maximum(x, const(0.0))), b.emit(chain(*ONNX_ABS)(b, x)))
+
+
+def mish(softplus):
+    return lambda b, x: op.multiply(x, b.emit(op.tanh(b.emit(softplus(b, x)))))
+
+
+def torch_elu(b, x):
+    below = b.emit(chain(_LOG[0], lambda v, _: op.subtract(v, const(1.0)))(b, x))
+    below = b.emit(op.multiply(b.emit(op.minimum(below, const(0.0))), const(0.5)))
+    return op.add(b.emit(op.nn.relu(x)), below)
+
+
+def onnx_elu(b, x):
+    below = b.emit(op.nn.relu(b.emit(op.subtract(const(1.0), b.emit(op.exp(x))))))
+    return op.add(b.emit(op.multiply(const(-0.5), below)), b.emit(op.nn.relu(x)))
+
+
 RECOGNIZED = {
+    "gelu": (lambda b, x: op.nn.gelu(x), ("gelu", (0.0, 0.0))),
+    "gelu by tanh": (lambda b, x: op.nn.gelu_tanh(x), ("gelu_tanh", (0.0, 0.0))),
+    "gelu of ONNX": (ONNX_GELU, ("gelu", (0.0, 0.0))),
+    "gelu, half first": (GELU_HALF_FIRST, ("gelu", (0.0, 0.0))),
+    "gelu by tanh of ONNX": (ONNX_GELU_TANH, ("gelu_tanh", (0.0, 0.0))),
+    "softplus of torch": (torch_softplus, ("softplus", (0.0, 0.0))),
+    "softplus of ONNX": (onnx_softplus, ("softplus", (0.0, 0.0))),
+    "mish of torch": (mish(torch_softplus), ("mish", (0.0, 0.0))),
+    "mish of ONNX": (mish(onnx_softplus), ("mish", (0.0, 0.0))),
+    "elu of torch": (torch_elu, ("elu", (0.5, 0.0))),
+    "elu of ONNX": (onnx_elu, ("elu", (0.5, 0.0))),
     "relu": (lambda b, x: relax.op.nn.relu(x), ("relu", (0.0, INF))),
     "relu6": (lambda b, x: relax.op.nn.relu6(x), ("relu6", (0.0, 6.0))),
     "clip as relu6": (lambda b, x: relax.op.clip(x, 0.0, 6.0), ("relu6", (0.0, 6.0))),
@@ -123,6 +204,38 @@ def silu_of_two_values(b, x):
 
 def negative_scale(b, x):
     return relax.op.multiply(b.emit(relax.op.clip(x, 0, 6)), const(-1.0))
+
+
+def gelu_by_sigmoid(b, x):
+    return op.multiply(x, b.emit(op.sigmoid(b.emit(op.multiply(x, const(1.702))))))
+
+
+def softplus_cut_off(b, x):
+    return op.minimum(b.emit(onnx_softplus(b, x)), const(150.0))
+
+
+def steeper_softplus(b, x):
+    return torch_softplus(b, b.emit(op.multiply(x, const(2.0))))
+
+
+def gelu_of_two_images(b, x):
+    y = b.emit(op.divide(x, const(1.4142135)))
+    y = b.emit(op.add(b.emit(op.erf(y)), const(1.0)))
+    return op.multiply(b.emit(op.multiply(b.emit(op.permute_dims(x, [0, 1, 3, 2])), y)), const(0.5))
+
+
+def test_lookalikes_of_smooth_activations():
+    """Nothing is renamed that differs somewhere: near a constant, far away, or in a factor."""
+    assert "gelu_tanh" not in {name for name, _ in recognized(gelu_by_sigmoid)[0]}
+    names = [name for name, _ in recognized(softplus_cut_off)[0]]
+    assert names == ["softplus", "clip"]
+    # Of another variable it is one.
+    markers, others = recognized(steeper_softplus)
+    assert markers == [("softplus", (0.0, 0.0))]
+    assert others == ["relax.multiply"]
+    wrong = chain(*_CHAIN_OF_GELU[:-1], lambda v, _: op.multiply(v, const(0.4999)))
+    assert recognized(wrong)[0] == []
+    assert recognized(gelu_of_two_images, shape=(1, 4, 5, 5))[0] == []
 
 
 def test_lookalikes():

@@ -69,6 +69,11 @@ ACTIVATIONS = {
     "silu": F.silu,
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda v: F.gelu(v, approximate="tanh"),
+    "mish": F.mish,
+    "softplus": F.softplus,
+    "elu": lambda v: F.elu(v, -1.0),
     "affine": lambda v: 2 - v,
     "leaky_relu": lambda v: F.leaky_relu(v, -1.0),
 }
@@ -115,12 +120,34 @@ def test_tanh_of_small_and_large_values():
     assert abs(got).max() <= 1
 
 
+# Largest error of x times the float32 error of a factor, so absolute up to 1 and relative above.
+SMOOTH_ERRORS = {"gelu": 1e-6, "gelu_tanh": 1e-6, "mish": 1e-6, "softplus": 5e-7, "elu": 5e-7}
+
+
+@pytest.mark.parametrize("name", SMOOTH_ERRORS)
+def test_smooth_activations_in_double_precision(name):
+    """Against torch in float64, tails included: nothing of what should vanish is left."""
+    tails = np.geomspace(12, 1e4, 200)
+    x = np.concatenate([np.linspace(-12, 12, 9601), tails, -tails]).astype("float32")
+    layout = PlaneLayout.make(1, x.size, 0)
+    func = plane_ops.elementwise(
+        1, 1, (layout,), layout, PlaneTarget("x86-avx512"), activation=name, bounds=(-1.0, 0.0)
+    )
+    x = x.reshape(1, 1, 1, -1)
+    got = run(func, planes(x, layout), out_shape=(1, 1, layout.size))
+    want = planes(ACTIVATIONS[name](torch.tensor(x, dtype=torch.float64)).numpy(), layout)
+    error = np.abs(got - want) / np.maximum(1, np.abs(want))
+    assert error.max() < SMOOTH_ERRORS[name]
+    if name != "elu":
+        assert np.abs(got[planes(x, layout) < -100]).max() < 1e-35
+
+
 def test_unknown_names():
     layout = PlaneLayout.make(2, 2, 0)
     with pytest.raises(ValueError, match="operator 'minus' is unknown"):
         plane_ops.elementwise(1, 1, (layout,), layout, PlaneTarget("x86-avx2"), "minus")
-    with pytest.raises(ValueError, match="activation 'gelu' is unknown"):
-        vector_math.activate(tvm.tirx.FloatImm("float32", 0), "gelu", 1)
+    with pytest.raises(ValueError, match="activation 'glue' is unknown"):
+        vector_math.activate(tvm.tirx.FloatImm("float32", 0), "glue", 1)
     with pytest.raises(ValueError, match="unknown device 'pentium'; expected one of"):
         _ = PlaneTarget("pentium").lanes
 

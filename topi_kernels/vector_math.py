@@ -8,8 +8,8 @@ order.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import reduce
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from typing import Any
 
 from tvm import tirx
@@ -56,6 +56,42 @@ TANH_BOTTOM = (
     4.89352518554385e-03,
 )
 
+# erf as a quotient of polynomials of x**2, the odd one times x; it is 4e-7 above 1 at ERF_MAX: cut
+# off there it is 1 however it is rounded. This and log(1 + t) / t on [0, 1] are fitted by
+# tools/fit_functions.py to relative errors of 2.4e-8 and 3e-8.
+ERF_MAX = 4.0
+ERF_TOP = (
+    2.001022084e-06,
+    2.849743556e-04,
+    3.869366531e-03,
+    5.306476568e-02,
+    1.931339857e-01,
+    1.128379140e00,
+)
+ERF_BOTTOM = (
+    3.758393119e-05,
+    1.183412259e-03,
+    1.518006210e-02,
+    1.151956959e-01,
+    5.044931141e-01,
+    1.0,
+)
+LOG1P_COEFFICIENTS = (
+    5.232687893e-03,
+    -2.950521324e-02,
+    7.822591029e-02,
+    -1.366324227e-01,
+    1.910600510e-01,
+    -2.484298179e-01,
+    3.331909675e-01,
+    -4.999949314e-01,
+    9.999999699e-01,
+)
+# sqrt(2 / pi) and 0.044715 of the GELU that is written with tanh.
+GELU_TANH = (0.7978845608028654, 0.044715)
+# exp(MISH_MAX) squared is still finite.
+MISH_MAX = 20.0
+
 ACTIVATIONS = (
     "none",
     "relu",
@@ -66,9 +102,16 @@ ACTIVATIONS = (
     "silu",
     "sigmoid",
     "tanh",
+    "gelu",
+    "gelu_tanh",
+    "mish",
+    "softplus",
+    "elu",
     "leaky_relu",
     "affine",
 )
+#: exp of a vector.
+Exponential = Callable[[Expr], Expr]
 
 
 def largest_power_of_two(value: int) -> int:
@@ -184,15 +227,70 @@ def vector_exp(x: Expr, lanes: int, *, nan_maximum: bool = False) -> Expr:
 def vector_tanh(x: Expr, lanes: int, *, nan_maximum: bool = False) -> Expr:
     """tanh(x) without a library call: relative error below 1e-6; NaN stays NaN."""
 
-    def horner(coefficients: Sequence[float], at: Expr) -> Expr:
-        value = broadcast(coefficients[0], lanes)
-        for coefficient in coefficients[1:]:
-            value = T.Bind(value * at + broadcast(coefficient, lanes))
-        return value
-
     x = held(limited(x, lanes, -TANH_MAX, TANH_MAX, nan_maximum=nan_maximum), lanes)
     square = held(x * x, lanes)
-    return x * horner(TANH_TOP, square) / horner(TANH_BOTTOM, square)
+    return x * _horner(TANH_TOP, square, lanes) / _horner(TANH_BOTTOM, square, lanes)
+
+
+def vector_erf(x: Expr, lanes: int, *, nan_maximum: bool = False) -> Expr:
+    """erf(x) without a library call: error below 5e-7, in [-1, 1]; NaN stays NaN."""
+    x = held(limited(x, lanes, -ERF_MAX, ERF_MAX, nan_maximum=nan_maximum), lanes)
+    square = held(x * x, lanes)
+    value = x * _horner(ERF_TOP, square, lanes) / _horner(ERF_BOTTOM, square, lanes)
+    return limited(held(value, lanes), lanes, -1.0, 1.0, nan_maximum=nan_maximum)
+
+
+def _horner(coefficients: Sequence[float], at: Expr, lanes: int) -> Expr:
+    """The polynomial of ``at``, highest power first."""
+    value = broadcast(coefficients[0], lanes)
+    for coefficient in coefficients[1:]:
+        value = T.Bind(value * at + broadcast(coefficient, lanes))
+    return value
+
+
+def _gelu(x: Expr, lanes: int, *, nan_maximum: bool) -> Expr:
+    """x times the normal distribution up to x."""
+    x = held(x, lanes)
+    at = x * broadcast(math.sqrt(0.5), lanes)
+    return x * (
+        broadcast(0.5, lanes)
+        + broadcast(0.5, lanes) * vector_erf(at, lanes, nan_maximum=nan_maximum)
+    )
+
+
+def _gelu_tanh(x: Expr, lanes: int, exponential: Exponential) -> Expr:
+    """GELU by tanh, as x times the sigmoid of twice its argument: exact far below zero, too."""
+    factor, cubic = GELU_TANH
+    x = held(x, lanes)
+    inner = x * (broadcast(-2 * factor, lanes) + broadcast(-2 * factor * cubic, lanes) * (x * x))
+    return x / (broadcast(1.0, lanes) + exponential(inner))
+
+
+def _mish(x: Expr, lanes: int, exponential: Exponential, *, nan_maximum: bool) -> Expr:
+    """``x * tanh(softplus(x))`` as a quotient in exp(x): tanh(log(1 + e)) = n / (n + 2)."""
+    x = held(x, lanes)
+    power = held(exponential(limited(x, lanes, high=MISH_MAX, nan_maximum=nan_maximum)), lanes)
+    n = held(power * (power + broadcast(2.0, lanes)), lanes)
+    factor = n / (n + broadcast(2.0, lanes))
+    # What underflows is zero: -inf times zero is NaN, as in torch.
+    none = broadcast(0.0, lanes)
+    return x * T.Select(x < broadcast(EXP_MIN, lanes), none, factor)
+
+
+def _softplus(x: Expr, lanes: int, exponential: Exponential, *, nan_maximum: bool) -> Expr:
+    """``max(x, 0) + log(1 + exp(-|x|))``."""
+    x = held(x, lanes)
+    positive = x > broadcast(0.0, lanes)
+    power = held(exponential(T.Select(positive, broadcast(0.0, lanes) - x, x)), lanes)
+    return limited(x, lanes, 0.0, nan_maximum=nan_maximum) + power * _horner(
+        LOG1P_COEFFICIENTS, power, lanes
+    )
+
+
+def _elu(x: Expr, alpha: float, lanes: int, exponential: Exponential) -> Expr:
+    x = held(x, lanes)
+    negative = (exponential(x) - broadcast(1.0, lanes)) * broadcast(alpha, lanes)
+    return T.Select(x < broadcast(0.0, lanes), negative, x)
 
 
 def activate(
@@ -202,6 +300,7 @@ def activate(
     bounds: tuple[float, float] = (0.0, 6.0),
     *,
     nan_maximum: bool = False,
+    exponential: Exponential | None = None,
 ) -> Expr:
     """``activation(x)`` for a vector of ``lanes`` float32.
 
@@ -209,10 +308,12 @@ def activate(
     ----------
     activation : str
         One of :data:`ACTIVATIONS`; ``clip`` takes ``bounds``, either of which may be infinite, and
-        the first of them is the slope of ``leaky_relu`` below 0; those of ``affine`` are factor and
-        term.
+        the first of them is the slope of ``leaky_relu`` below 0 and the factor of ``elu`` there;
+        those of ``affine`` are factor and term.
     nan_maximum : bool
         As of :func:`limited`.
+    exponential : callable, optional
+        exp of a vector; default: :func:`vector_exp`.
 
     Raises
     ------
@@ -223,6 +324,7 @@ def activate(
     def const(value: float) -> Expr:
         return broadcast(value, lanes)
 
+    exponential = exponential or partial(vector_exp, lanes=lanes, nan_maximum=nan_maximum)
     if activation == "none":
         return x
     if activation in ("relu", "relu6", "clip"):
@@ -234,10 +336,19 @@ def activate(
         return gate if activation == "hardsigmoid" else x * gate
     if activation in ("silu", "sigmoid"):
         x = T.Bind(x)
-        bottom = const(1.0) + vector_exp(const(0.0) - x, lanes, nan_maximum=nan_maximum)
+        bottom = const(1.0) + exponential(const(0.0) - x)
         return (x if activation == "silu" else const(1.0)) / bottom
     if activation == "tanh":
         return vector_tanh(x, lanes, nan_maximum=nan_maximum)
+    if activation == "gelu":
+        return _gelu(x, lanes, nan_maximum=nan_maximum)
+    if activation == "gelu_tanh":
+        return _gelu_tanh(x, lanes, exponential)
+    if activation in ("mish", "softplus"):
+        make = _mish if activation == "mish" else _softplus
+        return make(x, lanes, exponential, nan_maximum=nan_maximum)
+    if activation == "elu":
+        return _elu(x, bounds[0], lanes, exponential)
     if activation == "leaky_relu":
         x = held(x, lanes)
         return T.Select(x > const(0.0), x, x * const(bounds[0]))

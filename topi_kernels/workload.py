@@ -11,7 +11,7 @@ from .layout import PlaneLayout
 from .pattern import Pattern
 from .tap_lists import TapCode
 
-Activation = Literal["none", "relu", "relu6", "hardswish", "silu"]
+Activation = Literal["none", "relu", "relu6", "hardswish", "silu", "gelu", "gelu_tanh", "mish"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 DTYPES = ("float32", "float16")
 

@@ -59,6 +59,11 @@ def spelled(x: Expr, name: str, bounds: tuple[float, float], dtype: str) -> Expr
         "sigmoid": lambda: relax.op.sigmoid(x),
         "affine": lambda: _affine(x, low, high, dtype),
         "tanh": lambda: relax.op.tanh(x),
+        "gelu": lambda: relax.op.nn.gelu(x),
+        "gelu_tanh": lambda: relax.op.nn.gelu_tanh(x),
+        "mish": lambda: relax.op.multiply(x, relax.op.tanh(_softplus(x, dtype))),
+        "softplus": lambda: _softplus(x, dtype),
+        "elu": lambda: _elu(x, low, dtype),
         "leaky_relu": lambda: relax.op.nn.leakyrelu(x, low),
         "hardsigmoid": lambda: relax.op.divide(gate, six),
         "hardswish": lambda: relax.op.divide(relax.op.multiply(x, gate), six),
@@ -69,6 +74,19 @@ def spelled(x: Expr, name: str, bounds: tuple[float, float], dtype: str) -> Expr
 def _affine(x: Expr, factor: float, term: float, dtype: str) -> Expr:
     value = x if factor == 1 else relax.op.multiply(x, relax.const(factor, dtype))
     return value if term == 0 and factor != 1 else relax.op.add(value, relax.const(term, dtype))
+
+
+def _softplus(x: Expr, dtype: str) -> Expr:
+    """``max(x, 0) + log(1 + exp(-|x|))``, which overflows nowhere."""
+    power = relax.op.exp(relax.op.negative(relax.op.abs(x)))
+    log = relax.op.log(relax.op.add(power, relax.const(1.0, dtype)))
+    return relax.op.add(relax.op.nn.relu(x), log)
+
+
+def _elu(x: Expr, alpha: float, dtype: str) -> Expr:
+    negative = relax.op.subtract(relax.op.exp(x), relax.const(1.0, dtype))
+    scaled = relax.op.multiply(negative, relax.const(alpha, dtype))
+    return relax.op.where(relax.op.greater(x, relax.const(0.0, dtype)), x, scaled)
 
 
 def _make(call: PlaneCall) -> tirx.PrimFunc:

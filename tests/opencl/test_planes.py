@@ -71,7 +71,7 @@ def test_an_unknown_operator_is_refused():
         elementwise(1, 1, (layout, layout), layout, TARGET, "divide")
 
 
-@pytest.mark.parametrize("activation", ["sigmoid", "hardsigmoid", "tanh"])
+@pytest.mark.parametrize("activation", ["sigmoid", "hardsigmoid", "tanh", "gelu", "mish"])
 def test_activations_keep_nan(device, tmp_path, activation):
     layout = layout_of(SIZE)
     images = IMAGES.copy()

@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ _ACTIVATIONS = {
     "relu6": functional.relu6,
     "hardswish": functional.hardswish,
     "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+    "mish": functional.mish,
 }
 
 

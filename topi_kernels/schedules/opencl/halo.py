@@ -15,7 +15,7 @@ from tvm.tirx.script import builder as T
 
 from ...layout import PlaneLayout
 from ...row_writer import when
-from ...vector import constant, lanes
+from ...vector import lanes
 from ...vector_math import activate
 from .config import GpuConfig
 from .vectors import converted, gather, load_any, zeros
@@ -106,15 +106,11 @@ def activated(
     if activation == "none":
         return value
     wide = T.Bind(converted(value, dtype, "float32", width))
-    if activation in ("silu", "sigmoid"):
-        # The device's own exponential; that of the CPUs needs bits of floats as integers.
-        one = constant(1.0, width)
-        gate = one / (one + tirx.exp(zeros("float32", width) - wide))
-        result = wide * gate if activation == "silu" else gate
-    elif activation == "tanh":
+    # The device's own exponential; that of the CPUs needs bits of floats as integers.
+    if activation == "tanh":
         result = tirx.tanh(wide)
     else:
-        result = activate(wide, activation, width, bounds)
+        result = activate(wide, activation, width, bounds, exponential=tirx.exp)
     return converted(result, "float32", dtype, width)
 
 
