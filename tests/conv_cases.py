@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import tvm
+from guards import run_guarded
 
 from topi_kernels.conv_task import ConvTask
 from topi_kernels.geometry import ConvGeometry
@@ -145,19 +146,6 @@ class ConvCase:
         return plan_conv(task, weight, config, self.threads)
 
 
-#: What lies around an output, and how much of it.
-GUARD, GUARD_SIZE = np.float32(77.0), 1 << 14
-
-
-def guarded(shape: tuple[int, ...]) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """NaN of a shape, aligned as tensors are, and the parts of memory before and behind it."""
-    size = int(np.prod(shape))
-    memory = np.full(size + 2 * GUARD_SIZE + 16, GUARD, np.float32)
-    start = GUARD_SIZE + (-memory.ctypes.data // 4) % 16
-    memory[start : start + size] = np.nan
-    return memory[start : start + size].reshape(shape), (memory[:start], memory[start + size :])
-
-
 def run_case(
     case: ConvCase, weight: np.ndarray, *, naive: bool = False, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, ConvPlan]:
@@ -185,16 +173,13 @@ def run_case(
         expected = expected + torch.from_numpy(residual)
     expected = ACTIVATIONS[case.activation](expected).numpy()
 
-    out, around = guarded((case.batch, w.out_channels, w.out_layout.size))
     arguments = [to_planes(x, w.in_layout), *plan.arrays]
     arguments += [bias] if case.bias else []
     arguments += [to_planes(residual, w.residual_layout)] if case.residual else []
-    tensors = [*(tvm.runtime.tensor(a) for a in arguments), tvm.runtime.from_dlpack(out)]
+    arguments += [np.full((case.batch, w.out_channels, w.out_layout.size), np.nan, np.float32)]
     primfunc = plan.naive_primfunc() if naive else plan.primfunc()
     library = tvm.compile(primfunc, target=HOST_TARGET)
-    library[str(primfunc.attrs["global_symbol"])](*tensors)
-    for part in around:
-        assert np.all(part == GUARD), "written outside of the output"
+    out = run_guarded(library[str(primfunc.attrs["global_symbol"])], *arguments)
     return out, expected, plan
 
 

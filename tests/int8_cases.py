@@ -12,6 +12,7 @@ import pytest
 import torch
 import tvm
 from conv_cases import pattern_weights
+from guards import run_guarded
 
 from benchmarks import arm_emulation
 from topi_kernels.geometry import ConvGeometry
@@ -135,9 +136,7 @@ class Int8Case:
         if isa == "neon-dotprod":
             return self.emulated(plan)
         library = tvm.compile(plan.primfunc(), target=tvm.target.Target(TARGETS[isa][0]))
-        args = [tvm.runtime.tensor(a) for a in self.arguments(plan)]
-        library["int8_conv2d"](*args)
-        return args[-1].numpy()
+        return run_guarded(library["int8_conv2d"], *self.arguments(plan))
 
     def emulated(self, plan: Int8Plan) -> np.ndarray:
         """Output planes, of code for ARM."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 import tvm
 from conv_cases import HOST_TARGET, ConvCase, assert_case, from_planes, run_case, to_planes
+from guards import run_guarded
 
 from benchmarks.assembly import inner_loops
 from topi_kernels.conv_task import ConvTask
@@ -124,9 +125,9 @@ def _conv(task: ConvTask, config: ConvConfig, weight: np.ndarray, x: np.ndarray)
     plan = plan_conv(task, weight, config)
     layout = plan.workload.out_layout
     out = np.full((len(x), len(weight), layout.size), np.nan, np.float32)
-    tensors = [tvm.runtime.tensor(a) for a in (to_planes(x, task.in_layout), *plan.arrays, out)]
-    tvm.compile(plan.primfunc(), target=HOST_TARGET)["pattern_conv2d"](*tensors)
-    return from_planes(tensors[-1].numpy(), layout)
+    operator = tvm.compile(plan.primfunc(), target=HOST_TARGET)["pattern_conv2d"]
+    out = run_guarded(operator, to_planes(x, task.in_layout), *plan.arrays, out)
+    return from_planes(out, layout)
 
 
 def _task(

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 import tvm
 from conv_cases import HOST_TARGET, from_planes, pixels_of, to_planes
+from guards import run_guarded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,9 +29,7 @@ def target_for(*used: PlaneLayout) -> PlaneTarget:
 
 def run(primfunc: tvm.tirx.PrimFunc, *arrays: np.ndarray) -> np.ndarray:
     library = tvm.compile(primfunc, target=HOST_TARGET)
-    tensors = [tvm.runtime.tensor(a) for a in arrays]
-    library[str(primfunc.attrs["global_symbol"])](*tensors)
-    return tensors[-1].numpy()
+    return run_guarded(library[str(primfunc.attrs["global_symbol"])], *arrays)
 
 
 def unwritten(layout: PlaneLayout) -> np.ndarray:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tvm
 from families import PLANE_FAMILIES
+from guards import run_guarded
 from tvm import relax
 
 from relay_passes.lower_matmul import LowerMatmul
@@ -26,9 +27,8 @@ def test_product(rows, k, n, family):
     x, matrix = random(rows, k), random(k, n, seed=1)
     packed = pack_columns(matrix, config.vectors * target.lanes)
     func = tvm.tirx.build(matvec(rows, k, n, target, config), target=tvm.target.Target("llvm"))
-    out = tvm.runtime.tensor(np.full((rows, n), np.nan, "float32"))
-    func(tvm.runtime.tensor(x), tvm.runtime.tensor(packed), out)
-    np.testing.assert_allclose(out.numpy(), x @ matrix, rtol=1e-5, atol=1e-5)
+    out = run_guarded(func, x, packed, np.full((rows, n), np.nan, "float32"))
+    np.testing.assert_allclose(out, x @ matrix, rtol=1e-5, atol=1e-5)
 
 
 def test_packed_columns():

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import tvm
 from conv_cases import HOST_TARGET, ConvCase, from_planes, pattern_weights, to_planes
+from guards import run_guarded
 from torch import nn
 
 import tvm_pattern as tp
@@ -84,9 +85,7 @@ def special(*shape: int, seed: int = 0, share: float = 0.1, values=SPECIALS) -> 
 
 def run(primfunc: tvm.tirx.PrimFunc, *arrays: np.ndarray) -> np.ndarray:
     """The last array is the output."""
-    tensors = [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in arrays]
-    tvm.tirx.build(primfunc, target=HOST_TARGET)(*tensors)
-    return tensors[-1].numpy()
+    return run_guarded(tvm.tirx.build(primfunc, target=HOST_TARGET), *arrays)
 
 
 def elementwise(

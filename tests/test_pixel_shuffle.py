@@ -7,6 +7,7 @@ import pytest
 import torch
 import tvm
 from conv_cases import from_planes, to_planes
+from guards import run_guarded
 from relax_oracle import execute, import_torch
 from torch import nn
 from torch.nn import functional as F
@@ -25,9 +26,7 @@ from topi_kernels.plane_ops import PlaneTarget
 
 def run(func, planes: np.ndarray, layout: PlaneLayout, channels: int) -> np.ndarray:
     out = np.full((planes.shape[0], channels, layout.size), np.nan, np.float32)
-    tensors = [tvm.runtime.tensor(array) for array in (planes, out)]
-    tvm.compile(tvm.IRModule({"main": func}), "llvm")(*tensors)
-    return tensors[1].numpy()
+    return run_guarded(tvm.compile(tvm.IRModule({"main": func}), "llvm"), planes, out)
 
 
 # Of the phases: size, stride, first pixel; of the result: size.

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import tvm
+from guards import run_guarded
 from torch import nn
 from tvm import relax
 
@@ -40,10 +41,8 @@ def product(weight, x, target, config, structure=None):
     packed = pack_matrix(weight.astype(target.dtype), structure, config)
     func = sparse_matvec(len(x), packed, target, config)
     built = tvm.tirx.build(func, target=tvm.target.Target("llvm"))
-    out = tvm.runtime.tensor(np.full((len(x), len(weight)), np.nan, target.dtype))
-    arrays = map(tvm.runtime.tensor, packed_arrays(packed))
-    built(tvm.runtime.tensor(x.astype(target.dtype)), *arrays, out)
-    return out.numpy(), packed
+    out = np.full((len(x), len(weight)), np.nan, target.dtype)
+    return run_guarded(built, x.astype(target.dtype), *packed_arrays(packed), out), packed
 
 
 # (rows, n, k, group of the weights, density): one of each, tails, longer than uint8 can index
