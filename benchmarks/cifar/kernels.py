@@ -15,6 +15,9 @@ import triton
 import triton.language as tl
 
 SUM_SLOTS = 32
+# What a tile may end in on a device: more registers or shared memory than there is, code that its
+# compiler refuses, no memory left.
+TILE_ERRORS = (triton.TritonError, RuntimeError)
 
 
 @dataclass(frozen=True)
