@@ -10,6 +10,7 @@
 #   make bench   layers and networks against other engines; results under benchmarks/results/
 #   make opencl-tools  PoCL and oclgrind, which run OpenCL on a CPU (`make test` does it too)
 #   make torch-ends  the tests that touch torch, with the oldest and the newest one supported (10 GB)
+#   make test-trainers  pruning inside Lightning, Hugging Face and timm, in .venv-trainers
 #   make clean   remove everything that was built, the virtual environment included
 
 PYTHON ?= python3
@@ -47,7 +48,7 @@ TORCH_TESTS := tests/test_operators.py tests/test_frontend.py tests/test_fronten
   tests/pruning/test_pruner.py tests/pruning/test_checkpoint.py tests/faults/test_exported_programs.py
 
 .PHONY: help demo test coverage docs docs-site faults fault-tools lint golden bench clean check-tools \
-  arm-tools opencl-tools torch-ends
+  arm-tools opencl-tools torch-ends test-trainers
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -126,6 +127,18 @@ torch-ends: $(TORCH_ENDS:%=.venv-torch-%/.stamp)
 	  -c .venv-torch-$*/constraints.txt 'torch==$*' -e '.[dev]'
 	@touch $@
 
+# These packages are no dependencies, so `make test` skips what needs them; here that is a failure.
+test-trainers: .venv-trainers/.stamp
+	TVM_PATTERN_TRAINERS=1 $(TEST_ENV) .venv-trainers/bin/python -m pytest -q \
+	  tests/pruning/test_trainers.py tests/pruning/test_train.py $(TEST_ARGS)
+
+.venv-trainers/.stamp: pyproject.toml constraints.txt | check-tools
+	@echo "installing the trainers into .venv-trainers (some minutes)"
+	@$(PYTHON) -m venv .venv-trainers
+	@.venv-trainers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  -e '.[dev,trainers]'
+	@touch $@
+
 lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -159,5 +172,5 @@ check-tools:
 	  echo "error: no C or C++ compiler was found; TVM links compiled models with it. On Debian and Ubuntu: apt-get install gcc libc6-dev" >&2; exit 1; }
 
 clean:
-	rm -rf $(VENV) .venv-torch-* build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache .cache
+	rm -rf $(VENV) .venv-torch-* .venv-trainers build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache .cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

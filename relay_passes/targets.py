@@ -8,6 +8,7 @@ tags are shorthands for common machines, registered with TVM when this module is
 
 from __future__ import annotations
 
+import difflib
 import pathlib
 from typing import Any
 
@@ -130,10 +131,29 @@ def resolve(
             f"TVM cannot read the target {target!r}: {error}; expected one of {targets()} or a"
             f" TVM target of one of the devices {DEVICES.names()}"
         ) from error
+    _check_cpu(resolved)
     if KEY in resolved.keys:
         return resolved
     DEVICES.of(resolved)
     return Target({**resolved.export(), "keys": [KEY, *map(str, resolved.keys)]})
+
+
+def _check_cpu(target: Target) -> None:
+    """LLVM would say so at each function and go on with a processor of its own choice."""
+    cpu = target.attrs.get("mcpu")
+    if target.kind.name != "llvm" or not cpu:
+        return
+    triple = str(target.attrs.get("mtriple") or codegen.llvm_get_system_triple())
+    if codegen.llvm_is_valid_cpu(str(cpu), triple):
+        return
+    known = sorted(
+        map(str, codegen.llvm_get_cpu_archlist(Target({"kind": "llvm", "mtriple": triple})))
+    )
+    near = difflib.get_close_matches(str(cpu), known, n=5) or known
+    raise ValueError(
+        f"LLVM knows no processor {str(cpu)!r} of {triple}; expected mcpu to be one of its names,"
+        f" such as {', '.join(near)}, or one of the targets {targets()}"
+    )
 
 
 def _with_host(target: Target, host: str | dict[str, Any] | Target) -> Target:

@@ -149,6 +149,16 @@ def test_unreadable_onnx(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"bad\.onnx is not a readable ONNX model"):
             import_model(path)
+    for name, words in (
+        ("net.pt", "torch.load or torch.jit.load"),
+        ("net.pt2", "torch.export.load"),
+        ("net.pth", "load them into their network"),
+        ("net.safetensors", "load them into their network"),
+    ):
+        path = tmp_path / name
+        path.touch()
+        with pytest.raises(ValueError, match=rf"{name}, expected an ONNX model; .*{words}"):
+            import_model(path)
     model = onnx_model()
     model.graph.node[1].op_type = "NoSuchOperator"
     with pytest.raises(ValueError, match=r"without a translation: NoSuchOperator \(node 'y'\)"):
@@ -296,3 +306,32 @@ def test_variances_that_give_no_number_are_named():
     model[1].running_var[3] = -1.0
     with pytest.raises(ValueError, match=r"batch norm .*channel 3: -1.*check the checkpoint"):
         import_model(model, IMAGE)
+
+
+class Remembering(nn.Module):
+    """Writes a buffer in each call; ``reads``: answers by what the call before left in it."""
+
+    def __init__(self, *, reads: bool, in_place: bool) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 3)
+        self.register_buffer("last", torch.zeros(1, 4, 4, 4))
+        self.reads, self.in_place = reads, in_place
+
+    def forward(self, x):
+        y = self.layer(x)
+        if self.reads:
+            y = y + self.last
+        if self.in_place:
+            self.last.copy_(y)
+        else:
+            self.last = y
+        return y if self.reads else y + self.last
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_model_that_remembers_its_calls_is_refused(in_place):
+    x = torch.ones(1, 3, 6, 6)
+    with pytest.raises(ValueError, match="it changes 'last' in each call and answers by what"):
+        import_model(Remembering(reads=True, in_place=in_place).eval(), (x,))
+    plain = import_model(Remembering(reads=False, in_place=in_place).eval(), (x,))
+    assert len(plain.outputs) == 1

@@ -98,6 +98,12 @@ def test_a_plain_target_gets_the_key_and_keeps_the_rest(plain):
         ("cuda", ValueError, "no device matches the target"),
         ("gibberish", ValueError, "TVM cannot read the target 'gibberish'"),
         ({"kind": "gibberish"}, ValueError, "TVM cannot read the target"),
+        ({"kind": "llvm", "mcpu": "znver44"}, ValueError, "no processor 'znver44' of .*znver4,"),
+        (
+            {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "znver4"},
+            ValueError,
+            "no processor 'znver4' of aarch64.*cortex-a53",
+        ),
         (7, TypeError, "a target is a tag, a dict or a tvm.target.Target, got int"),
     ],
 )

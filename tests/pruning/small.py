@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -9,6 +11,8 @@ from torch import nn
 from tvm_pattern.pruning import PatternConfig
 
 CONFIG = PatternConfig(connectivity=2.0, library="fixed8", first="skip")
+#: Set by ``make test-trainers``: a trainer that is not installed is a failure, not a skipped test.
+TRAINERS = bool(os.environ.get("TVM_PATTERN_TRAINERS"))
 
 
 def make_net(seed: int = 0, width: int = 8) -> nn.Sequential:

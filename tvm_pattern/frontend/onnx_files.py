@@ -9,6 +9,15 @@ from typing import Any
 #: What one protobuf message may hold; every tool passes models on as one.
 MAX_BYTES = 2**31 - 1
 
+_WEIGHTS = "these are weights: load them into their network and give that"
+#: What to do with files that torch writes, by their endings.
+_TORCH_FILES = {
+    ".pt": "give what torch.load or torch.jit.load reads from it, in evaluation mode",
+    ".pth": _WEIGHTS,
+    ".pt2": "give what torch.export.load reads from it (only from files that you trust)",
+    ".safetensors": _WEIGHTS,
+}
+
 
 def read_onnx(path: Path) -> Any:
     """The model of a file, with the weights that lie beside it.
@@ -24,6 +33,8 @@ def read_onnx(path: Path) -> Any:
 
     if not path.is_file():
         raise ValueError(f"no such file: {path}; expected the path of an ONNX model")
+    if path.suffix in _TORCH_FILES:
+        raise ValueError(f"got {path}, expected an ONNX model; {_TORCH_FILES[path.suffix]}")
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise ValueError(

@@ -27,7 +27,7 @@ from .torch_checks import check_module, check_tensor, check_tensors
 from .torch_decompositions import decompositions
 from .torch_direct import taken_apart
 from .torch_operators import converters
-from .torch_refusals import check_operators, layer_path
+from .torch_refusals import check_operators, check_state, layer_path
 
 
 def from_module(model: Any, example_inputs: Any) -> ImportedModel:
@@ -145,6 +145,7 @@ def from_program(program: Any, *, checked: bool = False) -> ImportedModel:
         plain = in_float32(program) if is_half else program
         table = decompositions(frozenset(translated))
         plain = taken_apart(plain) or plain.run_decompositions(table)
+    check_state(plain)
     note_stored_tensors(plain)
     check_operators(plain, {*ExportedProgramImporter().convert_map, *translated})
     try:

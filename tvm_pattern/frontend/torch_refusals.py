@@ -59,6 +59,43 @@ def _problems(program: Any, known: Collection[str]) -> Iterator[str]:
             )
 
 
+def check_state(program: Any) -> None:
+    """Refuse a decomposed program whose answers depend on what its earlier calls left behind.
+
+    A buffer that each call writes before it reads it, such as a grid kept for the next picture of
+    that size, changes no answer and is let through.
+
+    Parameters
+    ----------
+    program : torch.export.ExportedProgram
+
+    Raises
+    ------
+    ValueError
+        Names the buffers and the way out.
+    """
+    signature = program.graph_signature
+    changed = set(signature.buffers_to_mutate.values())
+    changed |= set(signature.parameters_to_mutate.values())
+    if not changed:
+        return
+    names = {**signature.inputs_to_buffers, **signature.inputs_to_parameters}
+    nodes = {node.name: node for node in program.graph.nodes}
+    reached = [nodes[name] for name in signature.user_outputs if name in nodes]
+    seen = set(reached)
+    while reached:
+        new = set(reached.pop().all_input_nodes) - seen
+        seen |= new
+        reached += new
+    read = sorted(changed & {names[node.name] for node in seen if node.name in names})
+    if read:
+        raise ValueError(
+            f"this model cannot be compiled: it changes {', '.join(map(repr, read))} in each call"
+            " and answers by what earlier calls left there, and a library keeps nothing between"
+            " calls. Give it as an input and an output, or keep it from changing in evaluation mode"
+        )
+
+
 def _readable(name: str) -> str:
     return f"the operator {name.removesuffix('.default')!r}"
 
