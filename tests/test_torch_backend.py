@@ -150,6 +150,47 @@ def test_what_cannot_be_compiled_runs_in_torch(graphs):
         torch.testing.assert_close(got[1], sorted_output(IMAGE)[1])
 
 
+class Writing(nn.Module):
+    """Changes its input, or a buffer, and answers by that."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Conv2d(3, 4, 1)
+        self.norm = nn.BatchNorm2d(4)
+        self.register_buffer("calls", torch.zeros(1))
+        self.kind = kind
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kind == "input":
+            x.add_(1)
+        elif self.kind == "relu":
+            nn.functional.relu(x, inplace=True)
+        elif self.kind == "buffer":
+            self.calls += 1
+        return self.norm(self.layer(x)) + self.calls
+
+
+@torch.no_grad()
+def _hold_against(compiled, plain):
+    for _ in range(3):
+        x, y = IMAGE.clone(), IMAGE.clone()
+        torch.testing.assert_close(compiled(x), plain(y))
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("kind", ["input", "relu", "buffer", "batch norm"])
+def test_what_changes_its_inputs_or_its_state_runs_in_torch(kind, graphs):
+    found, record = graphs
+    plain, given = (Writing(kind).train(kind == "batch norm") for _ in range(2))
+    compiled = torch.compile(given, backend=record)
+    with pytest.warns(EagerFallbackWarning, match="changes its inputs") as warned:
+        _hold_against(compiled, plain)
+    assert len(warned) == 1
+    torch.testing.assert_close(given.state_dict(), plain.state_dict())
+    assert found[0].libraries == []
+
+
 def test_a_library_as_a_module(model):
     library = tp.compile(model, IMAGE, num_threads=1)
     module = nn.Sequential(library.as_module(), nn.Flatten()).eval()

@@ -102,6 +102,8 @@ class CompiledGraph:
         self._watched: dict[int, _Watched] = {}
         # By shapes and constants: the state of the weights that was compiled, and its library.
         self._compiled: dict[Any, tuple[Any, Library | None]] = {}
+        # By shapes and constants: what changes its inputs or the model's state is left to torch.
+        self._writes: dict[Any, bool] = {}
 
     @property
     def libraries(self) -> list[Library]:
@@ -116,6 +118,10 @@ class CompiledGraph:
             for number, value in enumerate(arguments)
             if number not in self._names
         )
+        if key not in self._writes:
+            self._writes[key] = self._has_writes(arguments)
+        if self._writes[key]:
+            return self._graph(*arguments)
         state = [self._state(number, arguments[number]) for number in self._names]
         if key not in self._compiled or self._compiled[key][0] != state:
             self._compiled[key] = (state, self._compile(arguments))
@@ -143,6 +149,34 @@ class CompiledGraph:
             if number not in self._names and isinstance(value, torch.Tensor)
         ]
 
+    def _has_writes(self, arguments: Sequence[Any]) -> bool:
+        """Whether a run changes a tensor that it is given, which a library does not; said once."""
+        with torch.no_grad(), torch.inference_mode(mode=False):
+            given = [
+                value.clone()
+                if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter)
+                else value
+                for value in arguments
+            ]
+            tensors = [value for value in given if isinstance(value, torch.Tensor)]
+            before = [tensor._version for tensor in tensors]
+            try:
+                self._graph(*given)
+            except (ValueError, TypeError, RuntimeError):
+                return True  # torch says so to the caller
+        if [tensor._version for tensor in tensors] == before:
+            return False
+        self._warn("it changes its inputs or the model's buffers, and a library changes nothing")
+        return True
+
+    def _warn(self, reason: str) -> None:
+        warnings.warn(
+            f"a part of the model with {len(list(self._graph.graph.nodes))} operations runs in"
+            f" torch: {reason}",
+            EagerFallbackWarning,
+            stacklevel=4,
+        )
+
     def _compile(self, arguments: Sequence[Any]) -> Library | None:
         inputs = self._inputs(arguments)
         bound = _Bound(self._graph, arguments, self._names).eval()
@@ -150,13 +184,7 @@ class CompiledGraph:
             with torch.no_grad():
                 return compile_library(bound, tuple(inputs), **self._options)
         except (ValueError, TypeError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            warnings.warn(
-                f"a part of the model with {len(list(self._graph.graph.nodes))} operations runs in"
-                f" torch: {reason}",
-                EagerFallbackWarning,
-                stacklevel=2,
-            )
+            self._warn(str(error).strip().splitlines()[0])
             return None
 
 

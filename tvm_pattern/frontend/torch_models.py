@@ -28,6 +28,7 @@ from .torch_decompositions import decompositions
 from .torch_direct import taken_apart
 from .torch_operators import converters
 from .torch_refusals import check_operators, check_state, layer_path
+from .torch_state import buffers_kept
 
 
 def from_module(model: Any, example_inputs: Any) -> ImportedModel:
@@ -50,8 +51,8 @@ def from_module(model: Any, example_inputs: Any) -> ImportedModel:
     arguments = tuple(_as_tensor(i, v) for i, v in enumerate(as_input_tuple(example_inputs)))
     check_finite((name, _to_numpy(value)) for name, value in _torch_tensors(model))
     try:
-        with torch.no_grad(), WithinMemory():
-            model(*arguments)
+        with torch.no_grad(), WithinMemory(), buffers_kept(model):
+            model(*(value.clone() for value in arguments))
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         shapes = ", ".join(describe(value) for value in arguments)
         raise ValueError(

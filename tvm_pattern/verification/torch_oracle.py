@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..frontend.torch_state import buffers_kept
 from .errors import OracleError, first_line
 from .sketch import Node, Sketch, sketch
 from .torch_kernels import torch_bounded
@@ -97,14 +98,8 @@ class TorchOracle:
 @contextlib.contextmanager
 def _undisturbed(module: Any) -> Iterator[None]:
     """Bounded threads, no gradients; buffers that a forward pass changes get their values back."""
-    with torch_bounded():
-        before = [(buffer, buffer._version, buffer.clone()) for buffer in module.buffers()]
-        try:
-            yield
-        finally:
-            for buffer, version, value in before:
-                if buffer._version != version:
-                    buffer.copy_(value)
+    with torch_bounded(), buffers_kept(module):
+        yield
 
 
 def _interpret(module: Any, tensors: Sequence[Any], look: Any) -> Any:
