@@ -127,6 +127,7 @@ torch-ends: $(TORCH_ENDS:%=.venv-torch-%/.stamp)
 	  -c .venv-torch-$*/constraints.txt 'torch==$*' -e '.[dev]'
 	@touch $@
 
+# TRAINERS_TORCH names builds that fit each other where pip's first choices do not.
 # These packages are no dependencies, so `make test` skips what needs them; here that is a failure.
 test-trainers: .venv-trainers/.stamp
 	TVM_PATTERN_TRAINERS=1 $(TEST_ENV) .venv-trainers/bin/python -m pytest -q \
@@ -136,7 +137,10 @@ test-trainers: .venv-trainers/.stamp
 	@echo "installing the trainers into .venv-trainers (some minutes)"
 	@$(PYTHON) -m venv .venv-trainers
 	@.venv-trainers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  -e '.[dev,trainers]'
+	  -e '.[dev,trainers]' $(TRAINERS_TORCH)
+	@.venv-trainers/bin/python -c 'import torchvision' 2>/dev/null || { \
+	  echo "error: torch and torchvision in .venv-trainers are not of one build. Where an index has CPU builds:" \
+	  "make test-trainers TRAINERS_TORCH='torch==2.13.0+cpu torchvision==0.28.0+cpu'" >&2; exit 1; }
 	@touch $@
 
 lint: $(VENV)/.stamp-dev
