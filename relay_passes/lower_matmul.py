@@ -1,20 +1,22 @@
-"""LowerMatmul: matmul of a few rows with a constant matrix -> a packed, vectorised PrimFunc.
+"""LowerMatmul: matmul of rows with a constant matrix -> a packed, vectorised PrimFunc.
 
 Preconditions: parameters are bound; put the pass before FoldConstant, so that the transposed
-weight of a linear layer is packed straight from the original. Matrices whose left side is not a
-static float ``[m, k]`` of the same type stay with TVM. A pruned matrix gets a row in the
+weight of a linear layer is packed straight from the original. What is multiplied is a static float
+tensor ``[..., k]`` of the same type, all but its last axis counted as rows; other products stay
+with TVM. A pruned matrix gets a row in the
 report, and is stored without what was removed where that is faster.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
 import tvm
 from tvm import relax
-from tvm.ir import Call, Expr, Var
+from tvm.ir import Call, Expr, GlobalVar, Var
 
 from topi_kernels.matvec import MatvecConfig, pack_columns
 from topi_kernels.plane_operators import dense_config, matvec
@@ -37,6 +39,7 @@ from .dataflow import (
     op_name,
     rebuild,
     relax_functions,
+    shape_of,
     static_shape,
 )
 from .report import ReportBuilder
@@ -62,17 +65,30 @@ def _matrix(uses: Uses, expr: Expr) -> np.ndarray | None:
 
 def _rejection(call: Call, out: Var, matrix: np.ndarray) -> str:
     """Why a product with a constant matrix stays with TVM; empty if it does not."""
-    if static_shape(call.args[0], 2) is None:
-        return f"its input has the shape {static_shape(call.args[0])}; expected static [rows, k]"
+    shape = static_shape(call.args[0])
+    if shape is None or len(shape) < 2:
+        return f"its input has the shape {shape}; expected static [..., rows, k]"
     dtypes = {str(call.args[0].ty.dtype), str(out.ty.dtype)}
     if dtypes != {str(matrix.dtype)}:
         return f"dtypes {'/'.join(sorted(dtypes))} with a matrix of {matrix.dtype}"
     return ""
 
 
+def _over_rows(gv: GlobalVar, x: Expr, arrays: Sequence[np.ndarray], out: Var) -> Expr:
+    """The call of a PrimFunc of two axes for tensors of any number of them."""
+    constants = [relax.const(array) for array in arrays]
+    shape, result = shape_of(x), shape_of(out)
+    if len(shape) == 2:
+        return relax.call_tir(gv, [x, *constants], out_ty=out.ty)
+    rows = math.prod(shape[:-1])
+    flat = relax.op.reshape(x, (rows, shape[-1]))
+    ty = relax.TensorType((rows, result[-1]), str(out.ty.dtype))
+    return relax.op.reshape(relax.call_tir(gv, [flat, *constants], out_ty=ty), result)
+
+
 @tvm.transform.module_pass(opt_level=0, name="LowerMatmul")
 class LowerMatmul:
-    """``matmul(x[m, k], constant[k, n])`` -> ``call_tir(matvec, x, packed)``.
+    """``matmul(x[..., k], constant[k, n])`` -> ``call_tir(matvec, x as rows, packed)``.
 
     Parameters
     ----------
@@ -114,14 +130,14 @@ class LowerMatmul:
                 matrix = _matrix(uses, binding.value.args[1])
                 value = None if matrix is None else self._lowered(binding, matrix, builder)
                 if value is not None:
-                    block[i] = relax.VarBinding(binding.var, builder.normalize(value))
+                    block[i] = relax.VarBinding(binding.var, value)
             blocks.append(block)
         return rebuild(func, blocks)
 
     def _lowered(
         self, binding: relax.Binding, matrix: np.ndarray, builder: relax.BlockBuilder
-    ) -> Call | None:
-        """The call that computes a product; None where it stays with TVM."""
+    ) -> Expr | None:
+        """The expression that computes a product; None where it stays with TVM."""
         call, target = binding.value, replace(self.target, dtype=str(matrix.dtype))
         reason = _rejection(call, binding.var, matrix)
         structure = self._structure(str(binding.var.name), matrix)
@@ -129,7 +145,7 @@ class LowerMatmul:
             if structure is not None:
                 self._add_row(binding, structure, MatvecChoice(None, reason=reason), taken=False)
             return None
-        rows = (static_shape(call.args[0], 2) or (1,))[0]
+        rows = math.prod(shape_of(call.args[0])[:-1])
         choice = MatvecChoice(None)
         if structure is not None:
             choice = choose(structure, rows, target)
@@ -145,7 +161,7 @@ class LowerMatmul:
             arrays = packed_arrays(packed)
         name = str(primfunc.attrs["global_symbol"])
         gv = builder.add_func(primfunc.without_attr("global_symbol"), name)
-        return relax.call_tir(gv, [call.args[0], *map(relax.const, arrays)], out_ty=binding.var.ty)
+        return _over_rows(gv, call.args[0], arrays, binding.var)
 
     def _structure(self, name: str, matrix: np.ndarray) -> Structure | None:
         """Structure ``[n, k, 1, 1]`` of a pruned matrix; None for any other."""

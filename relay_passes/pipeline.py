@@ -34,6 +34,7 @@ from .select_channels import SelectChannels
 from .strides_to_channels import StridesToChannels
 from .targets import resolve
 from .transposed_by_phases import Origin, TransposedByPhases
+from .vector_rows import VectorRows
 from .widen_half import WidenHalf
 
 PIPELINE = "pattern_sparse"
@@ -92,6 +93,8 @@ def sparse_passes(
     passes = marker_passes(backend, report, structures)
     if not backend.why_not():
         passes.append(Schedule(backend, report, config_for))
+        if backend.device_kind == "cpu":
+            passes.append(VectorRows(backend))
     return [CenterNorms(), *passes, WidenHalf(), *backend.passes()]
 
 

@@ -12,8 +12,10 @@ _INTRODUCTION = """\
 # Public architectures
 
 Written by `python -m benchmarks.architectures --write` from `{file}`: networks of torchvision and
-timm (the extra `zoo`) with random weights and batch norm statistics, batch 1, one thread. Each is
-compiled as it is (*dense*) and after `oneshot(connectivity={connectivity},
+timm (the extra `zoo`), of `transformers` (narrow and shallow, see
+`benchmarks/architectures/hugging_face.py`) and of `ultralytics` (as its own export prepares them)
+where those are installed, with random weights and batch norm statistics, batch 1, one thread. Each
+is compiled as it is (*dense*) and after `oneshot(connectivity={connectivity},
 connectivity_1x1={connectivity})` (*pruned*), and held against torch on the example and on random
 inputs by `compile` itself: *equal* is within the tolerance of [verification](verification.md).
 *Taken* counts convolutions on the operator. ONNX Runtime runs torch's own export of the dense

@@ -36,7 +36,7 @@ def row_of(
     """
     import torch
 
-    model, x = architecture.build(), architecture.example(size)
+    model, x = architecture.build(size), architecture.example(size)
     engines: dict[str, Callable[[], Any]] = {}
     with torch.no_grad():
         model(x)

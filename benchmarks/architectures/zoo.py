@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from . import hugging_face
+
 SIZE = 224
 
 
@@ -15,9 +17,10 @@ class Architecture:
     Parameters
     ----------
     source : str
-        ``torchvision``, ``torchvision.segmentation``, ``torchvision.video`` or ``timm``.
+        ``torchvision``, ``torchvision.segmentation``, ``torchvision.video``, ``timm``,
+        ``transformers`` or ``ultralytics``.
     name : str
-        Of its constructor there.
+        Of its constructor there; of its class, of its configuration.
     least : int
         Smallest image that it takes; 0: any.
     fixed : int
@@ -37,8 +40,13 @@ class Architecture:
         """Height and width to compile it for."""
         return self.fixed or max(self.least, wanted)
 
-    def build(self) -> Any:
+    def build(self, wanted: int = SIZE) -> Any:
         """The network in evaluation mode, with random weights and statistics.
+
+        Parameters
+        ----------
+        wanted : int
+            Height and width of its images, as of :meth:`size`: some networks are made for one.
 
         Raises
         ------
@@ -53,6 +61,11 @@ class Architecture:
             import timm
 
             model = timm.create_model(self.name, pretrained=False)
+        elif self.source == "transformers":
+            import_torchvision()
+            model = hugging_face.build(self.name, self.size(wanted))
+        elif self.source == "ultralytics":
+            model = _of_ultralytics(self.name)
         else:
             model = _of_torchvision(self.source, self.name)
         return with_random_statistics(model).eval()
@@ -64,6 +77,16 @@ class Architecture:
         size = self.size(wanted)
         shape = (1, 3, 8, size, size) if self.source.endswith("video") else (1, 3, size, size)
         return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def _of_ultralytics(name: str) -> Any:
+    """A network as ``YOLO.export`` prepares it: one tensor of boxes and scores."""
+    import_torchvision()
+    from ultralytics import YOLO
+
+    model = YOLO(f"{name}.yaml").model.fuse()
+    model.model[-1].export = True
+    return model
 
 
 def _of_torchvision(source: str, name: str) -> Any:
@@ -149,4 +172,6 @@ ZOO: list[Architecture] = [
     *_many("timm", "tf_efficientnet_b0 gmixer_12_224"),
     *_many("timm", "xception41 inception_v4 inception_resnet_v2", least=96),
     *_many("timm", "vit_tiny_patch16_224 levit_128s", fixed=224),
+    *_many("transformers", " ".join(hugging_face.CONFIGURATIONS)),
+    *_many("ultralytics", "yolov8n yolo11n yolov8n-seg yolov8n-cls"),
 ]
