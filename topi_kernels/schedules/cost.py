@@ -6,7 +6,7 @@ lose at the edges, and what does not stay in the nearest cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ from .tap_space import taps_cost
 MIN_LIST = 4
 MISSING_CHAIN_COST = 0.01
 ONE_STEP_TAPS = 4
+# Sums of floats in another order differ by less than this.
+LEAST_SHARE = 1 - 1e-9
 
 
 def _rows_of_step(
@@ -130,7 +132,7 @@ def channel_block(shape: ConvShape, config: ConvConfig, family: Family) -> int:
     """In_channels of the fewest equal blocks whose input stays near; 0 if lists get too short."""
     if config.loop_order != "tile_outer" or not family.block_floats:
         return 0
-    if max(len(p) for p in shape.patterns) > 1:  # several taps share their lines anyway
+    if shape.most_taps > 1:  # several taps share their lines anyway
         return 0
     total = shape.in_channels * _channel_floats(shape, config, family)
     blocks = -(-total // family.block_floats)
@@ -162,7 +164,7 @@ def _interleaved_loads(layout: PlaneLayout, vectors: set[int]) -> tuple[int, int
 
 def _row_line_share(shape: ConvShape, family: Family) -> float:
     """See ``Family``; what was measured are kernels of one step, dense ones take several."""
-    return family.row_line_share if max(len(p) for p in shape.patterns) <= ONE_STEP_TAPS else 1.0
+    return family.row_line_share if shape.most_taps <= ONE_STEP_TAPS else 1.0
 
 
 @dataclass(frozen=True)
@@ -176,14 +178,15 @@ class _Inputs:
     deinterleaves: int = 0
 
 
-#: By all that decides them, since many layers and configurations have them in common.
-_inputs: dict[tuple[Any, ...], _Inputs] = {}
-_MOST_INPUTS = 1 << 16
+#: By all that decides them, taps last: many layers and configurations have them in common.
+_inputs: dict[tuple[Any, ...], dict[Sequence[tuple[int, int]], _Inputs]] = {}
+_MOST_INPUTS = 1 << 13
 
 
-def _inputs_of_step(
-    shape: ConvShape, config: ConvConfig, family: Family, taps: Sequence[tuple[int, int]]
-) -> _Inputs:
+def _inputs_of_tile(
+    shape: ConvShape, config: ConvConfig, family: Family
+) -> Callable[[Sequence[tuple[int, int]]], _Inputs]:
+    """The inputs of a step of given taps, each counted once."""
     layout, share = shape.in_layout, 1.0
     place: tuple[Any, ...] = ()
     if config.shift == "lanes":
@@ -192,13 +195,21 @@ def _inputs_of_step(
     elif config.shift == "rotate":
         place = (config.tile_cols * config.vector_width == layout.row_stride,)
     tile = (config.tile_rows, config.tile_cols, config.vector_width, config.filter_lanes)
-    key = (shape.geometry, tile, config.shift, config.isa, family.cache_line_floats, place, taps)
-    found = _inputs.get(key)
-    if found is None:
+    key = (shape.geometry, tile, config.shift, config.isa, family.cache_line_floats, place)
+    known = _inputs.get(key)
+    if known is None:
         if len(_inputs) >= _MOST_INPUTS:
             _inputs.clear()
-        found = _inputs[key] = _count_inputs(shape, config, family.cache_line_floats, share, taps)
-    return found
+        known = _inputs[key] = {}
+
+    def inputs(taps: Sequence[tuple[int, int]]) -> _Inputs:
+        found = known.get(taps)
+        if found is None:
+            line = family.cache_line_floats
+            found = known[taps] = _count_inputs(shape, config, line, share, taps)
+        return found
+
+    return inputs
 
 
 def _count_inputs(
@@ -237,12 +248,12 @@ def _step_cost(
     config: ConvConfig,
     family: Family,
     taps: Sequence[tuple[int, int]],
+    found: _Inputs,
     missing: float,
 ) -> float:
     """Cost of one kernel's step in FMA slots; ``missing`` as of :func:`_miss_share`."""
     line, width = family.cache_line_floats, config.vector_width
     weights = weight_loads(config, len(taps))
-    found = _inputs_of_step(shape, config, family, taps)
     loads, shuffles, lines = weights + found.loads, found.shuffles, found.lines
     splits, deinterleaves = found.splits, found.deinterleaves
     if 1 < config.filter_lanes < width:
@@ -267,31 +278,66 @@ def estimate_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float
     return _cost_in_slots(shape, config, own) / slots
 
 
-def _cost_in_slots(shape: ConvShape, config: ConvConfig, family: Family) -> float:
+def least_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
+    """What :func:`estimate_cost` is not below: loads, shuffles and splits of inputs left out.
+
+    It takes a fraction of the time, and most configurations are worse than the best by this alone.
+    """
+    if config.is_gemm or config.has_lists:
+        return 0.0
+    own, slots = family.slots_of(config.vector_width)
+    return LEAST_SHARE * _cost_in_slots(shape, config, own, counted=False) / slots
+
+
+def _cost_in_slots(
+    shape: ConvShape, config: ConvConfig, family: Family, *, counted: bool = True
+) -> float:
     if config.is_gemm:
         return gemm_cost(shape, config, family)
     tiles = -(-shape.out_channels // config.group) * tiles_across(shape, config)
     work = sum(
-        number * _group_cost(shape, config.with_rows(rows), family)
+        number * _group_cost(shape, _with_rows(config, rows), family, counted=counted)
         for rows, number in config.row_tiles(shape.out_layout.band_height)
     )
     return tiles * work + _separation_cost(shape, config, family)
 
 
-def _group_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
-    """Estimated slots of one filter_group at one tile."""
-    if config.has_lists:
-        one_tap = shape.geometry.kernel_size == (1, 1)
-        work = (pointwise_cost if one_tap else taps_cost)(shape, config, family)
-        return work + _tile_cost(shape, config, family)
-    per_kernel, missing = 0.0, _miss_share(shape, config, family)
-    sums = config.accumulators
+def _with_rows(config: ConvConfig, rows: int) -> ConvConfig:
+    """The body of a tile of so many rows; the configuration itself where its tiles are alike."""
+    alike = rows == config.tile_rows and not config.even_rows
+    return config if alike else config.with_rows(rows)
+
+
+def _steps_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
+    """Slots of one kernel of each pattern."""
+    total, missing = 0.0, _miss_share(shape, config, family)
+    inputs = _inputs_of_tile(shape, config, family)
     for pattern in shape.patterns:
         taps = pattern.taps
         for first in range(0, len(taps), config.taps_per_step):
             step = taps[first : first + config.taps_per_step]
-            per_kernel += _step_cost(shape, config, family, step, missing)
-    per_kernel = per_kernel / len(shape.patterns) + family.loop_cost
+            total += _step_cost(shape, config, family, step, inputs(step), missing)
+    return total
+
+
+def _multiply_adds(shape: ConvShape, config: ConvConfig, family: Family) -> float:
+    """The part of :func:`_steps_cost` that needs no inputs counted."""
+    taps = sum(len(p) for p in shape.patterns)
+    weight_lines = taps * config.group / family.cache_line_floats
+    return taps * config.outputs + weight_lines * family.weight_line_cost
+
+
+def _group_cost(
+    shape: ConvShape, config: ConvConfig, family: Family, *, counted: bool = True
+) -> float:
+    """Estimated slots of one filter_group at one tile; without ``counted``, no more than these."""
+    if config.has_lists:
+        one_tap = shape.geometry.kernel_size == (1, 1)
+        work = (pointwise_cost if one_tap else taps_cost)(shape, config, family)
+        return work + _tile_cost(shape, config, family)
+    sums = config.accumulators
+    steps = (_steps_cost if counted else _multiply_adds)(shape, config, family)
+    per_kernel = steps / len(shape.patterns) + family.loop_cost
     per_kernel += _page_cost(shape, config, family)
     # Few FMAs in flight can't hide their latency; twice as many also smooth over late loads.
     in_flight = family.fma_ports * family.fma_latency

@@ -13,7 +13,14 @@ from dataclasses import replace
 from ..reorder import GROUP_SIZES
 from .choices import CHOICES
 from .config import MAX_CHAINS, MAX_PREFETCH, SHIFTS, ConvConfig, Family
-from .cost import channel_block, estimate_cost, live_early, tiles_across, weight_loads
+from .cost import (
+    channel_block,
+    estimate_cost,
+    least_cost,
+    live_early,
+    tiles_across,
+    weight_loads,
+)
 from .gemm.space import gemm_configs
 from .legality import illegal_for
 from .pointwise import pointwise_configs
@@ -70,7 +77,7 @@ def _pattern_configs(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
     """Those with a body for each pattern."""
     layout = shape.out_layout
     budget = family.vector_registers - family.temporaries
-    most_taps = max(len(p) for p in shape.patterns)
+    most_taps = shape.most_taps
     kernel_width = shape.geometry.kernel_size[1]
     steps: tuple[int, ...] = (most_taps,) if most_taps <= 4 else (kernel_width,)
     if kernel_width > WIDEST_STEP and most_taps > 4:
@@ -162,7 +169,7 @@ def _why_not(shape: ConvShape, config: ConvConfig, family: Family) -> str | None
     if reason is not None:
         return reason
     limit = family.vector_registers - family.temporaries
-    if max(len(p) for p in shape.patterns) > config.taps_per_step:
+    if shape.most_taps > config.taps_per_step:
         limit = int(family.vector_registers * MULTI_STEP_ACCUMULATORS)
     if config.isa == "neon" and 1 < config.filter_lanes < config.vector_width:
         return "lanes that mix pixels and filters cost NEON a shuffle per weight vector"
@@ -171,7 +178,7 @@ def _why_not(shape: ConvShape, config: ConvConfig, family: Family) -> str | None
     if early and live_early(shape, config) > family.vector_registers:
         return "the inputs and weights of a step do not fit beside the accumulators"
     extra = weight_loads(config, config.taps_per_step)
-    halved = config.taps_per_step < min(4, max(len(p) for p in shape.patterns))
+    halved = config.taps_per_step < min(4, shape.most_taps)
     if config.shift == "lanes" and halved and config.filter_vectors == 1:
         return "the inputs of a single filter would be loaded twice"
     if config.shift == "rotate":
@@ -201,6 +208,8 @@ def default_config(shape: ConvShape, family: Family) -> ConvConfig:
     """
     best: tuple[float, ConvConfig] | None = None
     for config in _default_space(shape, family):
+        if best is not None and least_cost(shape, config, family) >= best[0]:
+            continue
         cost = estimate_cost(shape, config, family)
         if best is None or cost < best[0]:
             best = (cost, config)

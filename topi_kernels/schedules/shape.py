@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from ..geometry import ConvGeometry
 from ..layout import PlaneLayout
@@ -27,3 +28,8 @@ class ConvShape:
     max_group: int
     is_dense: bool = False
     winograd: bool = False
+
+    @cached_property
+    def most_taps(self) -> int:
+        """Taps of the largest pattern."""
+        return max(len(p) for p in self.patterns)

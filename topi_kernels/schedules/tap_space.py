@@ -50,7 +50,7 @@ def channel_block(shape: ConvShape, rows: int, cols: int, width: int, family: Fa
 
 def tap_configs(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
     """Configurations of tap lists that are worth trying, in a fixed order."""
-    suits = family.block_floats and max(len(p) for p in shape.patterns) > 1
+    suits = family.block_floats and shape.most_taps > 1
     if not suits or (shape.geometry.stride != (1, 1) and not shape.in_layout.is_interleaved):
         return
     if why_no_tap_lists(shape.geometry, shape.in_layout) is not None:
@@ -102,7 +102,7 @@ def _with_block(shape: ConvShape, tile: ConvConfig, family: Family) -> ConvConfi
 
 def level_0_takes_taps(shape: ConvShape, family: Family) -> bool:
     """Whether the estimate was held against measurements: interleaved lanes, pruned kernels."""
-    pruned = max(len(p) for p in shape.patterns) < math.prod(shape.geometry.kernel_size)
+    pruned = shape.most_taps < math.prod(shape.geometry.kernel_size)
     few = shape.max_group <= family.tap_filters or shape.geometry.stride != (1, 1)
     return shape.in_layout.is_interleaved and pruned and few
 

@@ -164,7 +164,7 @@ def search_space(shape: ConvShape, facts: GpuFacts) -> Iterator[GpuConfig]:
 
 
 def _by_buffers(shape: ConvShape, facts: GpuFacts) -> Iterator[GpuConfig]:
-    most_taps = max(len(p) for p in shape.patterns)
+    most_taps = shape.most_taps
     steps = {min(most_taps, 4), min(most_taps, 2), min(most_taps, shape.geometry.kernel_size[1])}
     sums = ACCUMULATORS if facts.dtype == "float16" else ("float32",)
     groups = [g for g in GROUP_SIZES if g <= min(shape.max_group, shape.out_channels, MAX_FILTERS)]
