@@ -123,6 +123,18 @@ def test_what_cannot_be_had_says_what_serves_instead(program, tmp_path):
         _ = autotvm.template
     with pytest.raises(AttributeError, match="has no attribute 'nothing'; it has LocalBuilder"):
         _ = autotvm.nothing
+    with pytest.raises(AttributeError, match=r"autotvm.task.create is not here; instead serves"):
+        _ = autotvm.task.create
+    with pytest.raises(AttributeError, match=r"instead serves relay.frontend.from_onnx"):
+        _ = relay.frontend.from_tensorflow
+    with pytest.raises(
+        AttributeError, match=r"relay.Function is not here; instead serves a network"
+    ):
+        _ = relay.Function
+    with pytest.raises(AttributeError, match=r"relay has no attribute 'nothing'; it has Built"):
+        _ = relay.nothing
+    with pytest.raises(ImportError, match=r"instead serves tvm.relax.transform"):
+        from tvm_pattern.relay import transform  # noqa: F401
     with pytest.raises(ValueError, match=r"got the operator 'nn\.lstm', expected one of"):
         relay.op.get("nn.lstm")
     with pytest.raises(ValueError, match=r"ops \['nn.relu'\] have no tasks"):

@@ -346,3 +346,25 @@ def test_the_example_inputs_stay_as_they_were():
     x = torch.ones(1, 3, 6, 6)
     import_model(Changing().eval(), (x,))
     assert torch.equal(x, torch.ones_like(x))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_onnx_dropout_only_stands_in_evaluation_mode(training):
+    model = onnx_model()
+    last = model.graph.output[0].name
+    model.graph.node.append(helper.make_node("Dropout", [last, "rate", "training"], ["kept"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(0.5), "rate"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(training), "training"))
+    model.graph.output[0].name = "kept"
+    if training:
+        with pytest.raises(ValueError, match=r"Dropout in training mode \(node 'kept'\)"):
+            import_model(model)
+    else:
+        assert len(import_model(model).outputs) == 1
+
+
+def test_onnx_without_outputs():
+    model = onnx_model()
+    del model.graph.output[:]
+    with pytest.raises(ValueError, match="has no outputs; expected one at least"):
+        import_model(model)

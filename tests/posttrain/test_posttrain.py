@@ -209,6 +209,10 @@ def test_half_precision_weights(trained, batches):
     ("data", "options", "error", "message"),
     [
         ([], {}, PosttrainError, "give no batch"),
+        (None, {}, PosttrainError, "got NoneType as calibration data, expected a list"),
+        ("photos", {}, PosttrainError, "got str as calibration data, expected a list"),
+        ([np.zeros((2, 1, 8, 8))], {}, PosttrainError, "no ndarray as a calibration batch; give"),
+        ([{"x": torch.zeros(2, 1, 8, 8)}], {}, PosttrainError, "no dict as a calibration batch"),
         (iter([torch.zeros(1, 1, 8, 8)]), {}, PosttrainError, "that can be read once"),
         ([torch.full((2, 1, 8, 8), torch.nan)], {}, PosttrainError, "not finite"),
         ([torch.zeros(2, 1, 8, 8)], {"steps": 0}, PosttrainError, "steps=0"),
@@ -216,7 +220,10 @@ def test_half_precision_weights(trained, batches):
         ([torch.zeros(2, 1, 8, 8)], {"connectivity": 0.5}, ConfigError, "connectivity"),
         ([torch.zeros(2, 1, 8, 8)], {"skip": ["nothing"]}, ConfigError, "matches no convolution"),
     ],
-    ids=["empty", "generator", "nan", "steps", "damping", "rate", "skip"],
+    ids=[
+        "empty", "none", "path", "numpy", "dict", "generator",
+        "nan", "steps", "damping", "rate", "skip",
+    ],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:the calibration data look")
 def test_bad_input_is_refused_and_changes_nothing(trained, data, options, error, message):

@@ -678,3 +678,13 @@ def test_distillation_needs_weights_to_learn_from(folder, tmp_path):
     result = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "out")])
     assert result.exit_code == 1
     assert "name trained ones with --weights" in " ".join(result.output.split())
+
+
+def test_a_network_of_fewer_outputs_than_classes_is_refused(folder, tmp_path):
+    settings = recipe(epochs=1)
+    data = open_data(str(folder), image_size=16, seed=0)
+    run = Trainer(tiny(1), data, settings, tmp_path / "out")
+    with pytest.raises(
+        DataError, match=r"of 2 classes, the network gives \[\d+, 1\].*num_classes=2"
+    ):
+        run.run()

@@ -14,8 +14,7 @@ What differs is listed in ``docs/from-relay.md``.
 
 from __future__ import annotations
 
-from typing import NoReturn
-
+from ..relay.absent import absent
 from ..tuning.history import apply_history_best
 from . import callback, measure, record, task, tuner
 from .measure import LocalBuilder, LocalRunner, RPCRunner, measure_option
@@ -44,9 +43,4 @@ _INSTEAD = {
 }
 
 
-def __getattr__(name: str) -> NoReturn:
-    if name in _INSTEAD:
-        raise AttributeError(f"autotvm.{name} is not here; instead serves {_INSTEAD[name]}")
-    raise AttributeError(
-        f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}"
-    )
+__getattr__ = absent("autotvm", _INSTEAD, __all__, ("graph_tuner", "tophub"))

@@ -12,6 +12,7 @@ from tvm.target import Target
 
 from relay_passes.targets import resolve
 
+from ..relay.absent import absent
 from ..relay.build import bind
 from ..threads import check_num_threads
 from ..tuning.space import Space
@@ -19,6 +20,15 @@ from ..tuning.tasks import WeightedTask, extract_tasks
 
 #: Operators that the tuner has tasks for.
 TUNED = ("nn.conv2d", "nn.dense")
+
+__getattr__ = absent(
+    "autotvm.task",
+    dict.fromkeys(
+        ("create", "args_to_workload", "template", "register_topi_compute"),
+        "autotvm.task.extract_from_program, on a network that has the operator",
+    ),
+    ("extract_from_program", "Task"),
+)
 
 
 @dataclass

@@ -86,12 +86,21 @@ def check_operators(model: Any) -> None:
     """
     from tvm.relax.frontend.onnx import onnx_frontend
 
+    if not model.graph.output:
+        raise ValueError("the ONNX model has no outputs; expected one at least: name what it gives")
     sized = sorted({node.op_type for node in model.graph.node} & _SIZED_BY_DATA)
     if sized:
         raise ValueError(
             f"the ONNX model has {', '.join(sized)}, whose result has as many entries as the data"
             " say; expected fixed shapes: compile the network up to there"
             " (onnx.utils.extract_model) and leave the selection to ONNX Runtime"
+        )
+    training = [node for node in model.graph.node if _drops_at_random(node, model)]
+    if training:
+        name = training[0].name or training[0].output[0]
+        raise ValueError(
+            f"the ONNX model has Dropout in training mode (node {name!r}), which draws random"
+            " numbers; export the network in evaluation mode"
         )
     known = {*onnx_frontend._get_convert_map(), "Constant", "If"}
     unknown: dict[str, Any] = {}
@@ -108,6 +117,21 @@ def check_operators(model: Any) -> None:
             else "compute what it gives beforehand, and make it an input of the network"
         )
         raise ValueError(f"the ONNX model has operators without a translation: {named}; {way_out}")
+
+
+def _drops_at_random(node: Any, model: Any) -> bool:
+    """Whether a node is a Dropout whose input ``training_mode`` is not known to be false."""
+    from onnx import numpy_helper
+
+    if node.op_type != "Dropout" or len(node.input) < 3 or not node.input[2]:
+        return False
+    values = [numpy_helper.to_array(t) for t in model.graph.initializer if t.name == node.input[2]]
+    values += [
+        numpy_helper.to_array(other.attribute[0].t)
+        for other in model.graph.node
+        if other.op_type == "Constant" and node.input[2] in other.output
+    ]
+    return not values or bool(values[0].any())
 
 
 def _check_onnx_finite(model: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -232,6 +232,11 @@ def _forward(model: nn.Module, batch: Any) -> Any:
 def _checked(calibration: Iterable[Any]) -> Iterable[Any]:
     if isinstance(calibration, torch.Tensor):
         return [calibration]
+    if not isinstance(calibration, Iterable) or isinstance(calibration, str | bytes | Mapping):
+        raise PosttrainError(
+            f"got {type(calibration).__name__} as calibration data, expected a list of batches or a"
+            " loader; a batch is a tensor, or a tuple or list that begins with one"
+        )
     if isinstance(calibration, Iterator):
         raise PosttrainError(
             f"got a {type(calibration).__name__} that can be read once, expected a list of batches"
@@ -329,9 +334,14 @@ class _Run:
         try:
             with torch.no_grad():
                 self.forward(self.dense, batch)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
             value = batch_input(batch)
-            shape = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+            if not isinstance(value, torch.Tensor):
+                raise PosttrainError(
+                    f"the network takes no {type(value).__name__} as a calibration batch; give"
+                    " tensors, or forward=, a function of model and batch"
+                ) from error
+            shape = list(value.shape)
             raise PosttrainError(
                 f"the network refuses a calibration batch of {shape}: {error}; give pictures of the"
                 " size and the colours that it was trained on (--image-size)"

@@ -243,6 +243,18 @@ class Trainer:
             raise DataError("no training image could be read; repair the data folder")
         return {"loss": total / max(1, count)}
 
+    def _checked(self, outputs: Any) -> torch.Tensor:
+        """A network's outputs, which have to have a place for each class of the pictures."""
+        classes = len(self.data.classes)
+        shape = list(outputs.shape) if isinstance(outputs, torch.Tensor) else None
+        if shape is None or len(shape) != 2 or shape[1] < classes:
+            raise DataError(
+                f"the pictures are of {classes} classes, the network gives"
+                f" {shape if shape is not None else type(outputs).__name__} for a batch; expected"
+                f" one output for each class: build it with num_classes={classes}"
+            )
+        return outputs
+
     def _backward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         train = self.recipe.train
         kind = self.device.split(":")[0]
@@ -253,7 +265,7 @@ class Trainer:
         # A batch in which nothing could be read is zeros: no statistics for batch norms.
         at_rest = nullcontext() if bool(known.any()) else norms_at_rest(self.model)
         with torch.autocast(kind, enabled=train.amp), at_rest:
-            outputs = self.wrapped(images)
+            outputs = self._checked(self.wrapped(images))
             summed = F.cross_entropy(
                 outputs.float(),
                 labels,

@@ -10,6 +10,17 @@ from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from ..frontend import TensorSpec, import_model
+from .absent import absent
+
+_OTHERS = ("caffe", "caffe2", "coreml", "darknet", "keras", "mxnet", "oneflow", "paddle")
+__getattr__ = absent(
+    "relay.frontend",
+    dict.fromkeys(
+        (f"from_{name}" for name in (*_OTHERS, "tensorflow", "tflite")),
+        "relay.frontend.from_onnx, with the model exported to ONNX by its own framework",
+    ),
+    ("from_onnx", "from_pytorch"),
+)
 
 
 def from_pytorch(
