@@ -189,7 +189,10 @@ def main(
     layers, _ = load_workloads()
     missing = [name for name in PEERS if not importlib.util.find_spec(name)]
     for name in missing:
-        console.print(f"{name} is not installed (pip install 'tvm-pattern[bench]')", markup=False)
+        console.print(
+            f"{name} is not installed (pip install '.[bench]' in a clone)",
+            markup=False,
+        )
     rows: list[Row] = []
     for spec in layers:
         if spec.name not in LAYERS or not any(select(spec.name, name) for name in (OURS, *PEERS)):

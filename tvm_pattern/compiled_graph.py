@@ -148,7 +148,7 @@ def write_onnx(path: Path, graph: Mapping[str, Any], manifest: Manifest) -> None
     except ImportError:
         raise ArtifactError(
             "a graph is written by the package onnx, which is not installed; pip install"
-            " 'tvm-pattern[onnx]'"
+            " '.[onnx]' in a clone of tvm-pattern"
         ) from None
     if not graph:
         raise ArtifactError("the library holds no graph; compile and export it again")

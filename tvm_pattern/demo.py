@@ -106,7 +106,7 @@ def load_digits() -> Digits:
         from sklearn.datasets import load_digits as bundled
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "the demo needs scikit-learn for its images: pip install 'tvm-pattern[demo]'"
+            "the demo needs scikit-learn for its images: pip install '.[demo]' in a clone"
         ) from error
     pixels, labels = bundled(return_X_y=True)
     images = torch.from_numpy(pixels.reshape(-1, 1, 8, 8).astype("float32") / 16)

@@ -40,7 +40,7 @@ class Peer(ABC):
             if importlib.util.find_spec(module) is None
         ]
         if missing:
-            return f"not installed: {', '.join(missing)} (pip install 'tvm-pattern[bench]')"
+            return f"not installed: {', '.join(missing)} (pip install '.[bench]' in a clone)"
         return None
 
     @abstractmethod

@@ -67,7 +67,7 @@ class LiteRt(Peer):
         if not path.exists():
             if importlib.util.find_spec("ai_edge_quantizer") is None:
                 raise RuntimeError(
-                    "not installed: ai-edge-quantizer (pip install 'tvm-pattern[bench]')"
+                    "not installed: ai-edge-quantizer (pip install '.[bench]' in a clone)"
                 )
             quantizer = importlib.import_module("ai_edge_quantizer.quantizer")
             recipe = importlib.import_module("ai_edge_quantizer.recipe").static_wi8_ai8()

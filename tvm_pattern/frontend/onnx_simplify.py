@@ -42,7 +42,7 @@ def simplified(model: Any) -> Any:
         if shaped:
             raise ImportError(
                 f"the ONNX model computes shapes ({', '.join(shaped)}), which ONNX Runtime folds,"
-                " and it is not installed; pip install 'tvm-pattern[onnx]'"
+                " and it is not installed; pip install '.[onnx]' in a clone of tvm-pattern"
             )
         return model
     plain = _by_onnx_runtime(model)

@@ -36,7 +36,7 @@ def __getattr__(name: str) -> Any:
     except ImportError as error:
         raise ImportError(
             "quantisation is done by torchao, which is not installed; pip install"
-            " 'tvm-pattern[quantization]'"
+            " '.[quantization]' in a clone of tvm-pattern"
         ) from error
     finally:
         logger.setLevel(level)

@@ -48,7 +48,7 @@ def to_onnx(
     except ImportError as error:
         raise ImportError(
             "torch writes ONNX files by onnxscript, which is not installed; pip install"
-            " 'tvm-pattern[quantization]'"
+            " '.[quantization]' in a clone of tvm-pattern"
         ) from error
     from torch.onnx import OnnxExporterError
 
