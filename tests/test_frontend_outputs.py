@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -79,6 +80,37 @@ def test_results_sized_by_data_are_refused_by_name(kind):
     inputs = ["x", "x"] if kind == "NonMaxSuppression" else ["x"]
     model = onnx_model([helper.make_node(kind, inputs, ["y"])], {}, ["y"])
     with pytest.raises(ValueError, match=f"{kind}, whose result has as many entries as the data"):
+        import_model(model)
+
+
+def regions_of_interest(**attributes):
+    regions = np.array([[1, 1, 9, 9], [-3, 2.3, 20, 7.7], [5, 5, 5.2, 5.1]], np.float32)
+    stored = {"regions": regions, "batches": np.zeros(3, np.int64)}
+    size = {"output_height": 3, "output_width": 2, "sampling_ratio": 2}
+    node = helper.make_node("RoiAlign", ["x", *stored], ["y"], **size, **attributes)
+    return onnx_model([node], stored, ["y"])
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+def test_regions_on_a_scaled_feature_map(scale):
+    """Their half pixel is one of the feature map, the default from opset 16 on."""
+    model = regions_of_interest(spatial_scale=scale)
+    x = IMAGE.numpy()
+    lib = tp.compile(model, x, num_threads=1, verify=False)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (want,) = session.run(None, {"x": x})
+    np.testing.assert_allclose(lib(x), want, rtol=1e-5, atol=1e-5)
+
+
+def test_what_detectors_have_beside_is_refused_by_name():
+    with pytest.raises(ValueError, match="RoiAlign in node 'y' has mode='max'"):
+        import_model(regions_of_interest(mode="max"))
+    stored = {"w": np.zeros((4, 3, 1, 1), np.float32), "o": np.zeros((1, 2, 8, 8), np.float32)}
+    deformed = helper.make_node("DeformConv", ["x", *stored], ["y"])
+    model = onnx_model([deformed], stored, ["y"])
+    del model.opset_import[:]
+    model.opset_import.append(helper.make_opsetid("", 19))
+    with pytest.raises(ValueError, match=r"without a translation: DeformConv .*ONNX Runtime"):
         import_model(model)
 
 

@@ -39,6 +39,11 @@ class GraphEditor:
         self._nodes: list[Any] = []
         self._serial = 0
 
+    @property
+    def opset(self) -> int:
+        """Version of ONNX's own operators."""
+        return max(i.version for i in self.model.opset_import if i.domain in ("", "ai.onnx"))
+
     def shape(self, name: str) -> list[int] | None:
         """Static shape of a value, None if unknown."""
         if name in self._constants:
@@ -255,10 +260,27 @@ def _grid_sample(editor: GraphEditor, node: Any) -> bool:
     return False
 
 
+def _roi_align(editor: GraphEditor, node: Any) -> bool:
+    """Half a pixel is one of the feature map; TVM takes it off before regions are scaled."""
+    given = attributes_of(node)
+    if given.get("mode", "avg") == "max":
+        raise refuse(node, "mode='max', which runtimes compute differently; expected mode='avg'")
+    default = "half_pixel" if editor.opset >= 16 else "output_half_pixel"
+    if given.get("coordinate_transformation_mode", default) != "half_pixel":
+        return False
+    scale = given.get("spatial_scale", 1.0)
+    x, regions, batches = node.input
+    offset = editor.store(np.array(0.5 - 0.5 / scale, np.float32))
+    moved = editor.emit("Add", [regions, offset])
+    editor.emit("RoiAlign", [x, moved, batches], node.output[0], **given)
+    return True
+
+
 REWRITES: dict[str, Callable[[GraphEditor, Any], bool]] = {
     "Resize": _resize,
     "OneHot": _one_hot,
     "GridSample": _grid_sample,
+    "RoiAlign": _roi_align,
     "ConvTranspose": _conv_transpose,
     **dict.fromkeys(_POOLS, _pool),
 }
