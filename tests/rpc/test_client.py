@@ -11,12 +11,13 @@ import sys
 import threading
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from tvm.rpc import base
 from typer.testing import CliRunner
 
-from tvm_pattern.rpc import protocol, server
+from tvm_pattern.rpc import protocol, server, tracker
 from tvm_pattern.rpc.cli import app
 from tvm_pattern.rpc.client import RPCError, TrackerClient, TrackerUnreachableError, parse_address
 from tvm_pattern.rpc.doctor import diagnose
@@ -63,6 +64,19 @@ def test_something_else_at_the_address():
     port = answer(struct.pack("<i", 17))
     with pytest.raises(RPCError, match="no RPC tracker"):
         TrackerClient("127.0.0.1", port).summary()
+
+
+def test_answers_of_the_tracker_do_not_wait_for_acknowledgements(monkeypatch):
+    """They are sent in two parts, and the second would leave some 40 ms after the first."""
+    taken: list[socket.socket] = []
+    monkeypatch.setattr(tracker, "_Connection", lambda _tracker, sock, _address: taken.append(sock))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        with socket.create_connection(listener.getsockname()):
+            tracker._Tracker._on_event(SimpleNamespace(_sock=listener), None)
+    (sock,) = taken
+    with sock:
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_tracker_that_hangs_up():

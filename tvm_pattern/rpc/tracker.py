@@ -138,6 +138,9 @@ class _Tracker(TrackerServerHandler):
                 logger.warning("cannot take a connection: %s", error)
                 time.sleep(_PAUSE)
                 return
+            # Length and text of an answer leave one by one; else the second waits some 40 ms for
+            # the peer's delayed acknowledgement of the first.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             _Connection(self, sock, address)
 
     def close(self, conn: Any) -> None:
