@@ -32,9 +32,10 @@ def batches_of(spec: NetworkSpec) -> list[torch.Tensor]:
     return [spec.example(seed) for seed in range(CALIBRATION)]
 
 
-def quantised(model: nn.Module, spec: NetworkSpec) -> QuantizedModel:
+def quantised(model: nn.Module, spec: NetworkSpec, weight_bits: int = 8) -> QuantizedModel:
     """The network in bytes."""
-    return quantization.quantize(model, batches_of(spec), progress=False)
+    images = batches_of(spec)
+    return quantization.quantize(model, images, weight_bits=weight_bits, progress=False)
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,17 @@ def _files(library: Path) -> tuple[Path, Path]:
     return library.with_suffix(".json"), library.with_suffix(".npy")
 
 
+def of_bits(name: str, weight_bits: int) -> str:
+    """A file's name, which says weights of other than 8 bits."""
+    stem, _, ending = name.rpartition(".")
+    return name if weight_bits == 8 else f"{stem}-w{weight_bits}.{ending}"
+
+
+def qdq_file(library: Path, weight_bits: int) -> Path:
+    """The dense network as the peers read it, beside a library."""
+    return library.with_name(of_bits(QDQ_FILE, weight_bits))
+
+
 def prepare(
     spec: NetworkSpec,
     dense: nn.Module,
@@ -65,6 +77,7 @@ def prepare(
     threads: int,
     target: str,
     *,
+    weight_bits: int = 8,
     compiled: bool = True,
 ) -> None:
     """Prune, quantise and compile a network, unless the folder of ``library`` has it already.
@@ -77,9 +90,9 @@ def prepare(
     example = spec.example()
     block = BLOCK_1X1 if spec.connectivity_1x1 > 1 else 1
     model = dense if group is None else pruned(dense, spec, group, block)
-    network = quantised(model, spec)
+    network = quantised(model, spec, weight_bits)
     if group is None:
-        network.save(library.with_name(QDQ_FILE))
+        network.save(qdq_file(library, weight_bits))
     np.save(reference, network(example).numpy())
     if compiled:
         NetworkEngine.build(network, example, threads, target=target, path=library)
@@ -93,6 +106,7 @@ def contenders(
     example: torch.Tensor,
     folder: Path,
     target: str,
+    weight_bits: int = 8,
 ) -> list[Contender]:
     """The peers on the dense network of bytes; our library dense and at each group of ``spec``.
 
@@ -103,16 +117,20 @@ def contenders(
         ours = session.select(spec.name, OURS, group)
         if group is not None and not ours:
             continue
-        library = folder / library_name(group, target, session.threads)
-        prepare(spec, dense, group, library, session.threads, target, compiled=ours)
+        library = folder / of_bits(library_name(group, target, session.threads), weight_bits)
+        options = {"weight_bits": weight_bits, "compiled": ours}
+        prepare(spec, dense, group, library, session.threads, target, **options)
         facts, saved = _files(library)
         known, reference = Prepared(**json.loads(facts.read_text())), np.load(saved)
         if group is None:
-            path, flops = library.with_name(QDQ_FILE), known.dense_flops
+            path, flops = qdq_file(library, weight_bits), known.dense_flops
             given = (dense, batches_of(spec))
             found += session.add_int8_peers(spec.name, path, example, reference, flops, given)
         if ours:
             contender = Contender(spec.name, OURS, None, **asdict(known), group=group, dtype="int8")
             load = partial(NetworkEngine.load, library, example, session.threads)
             found.append(session.add_ours(contender, load, reference))
+    if weight_bits != 8:
+        for contender in found:
+            contender.note = "; ".join(filter(None, [f"{weight_bits}-bit weights", contender.note]))
     return found

@@ -8,6 +8,7 @@ later run measures at once.
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +21,7 @@ from . import int8_networks, resident
 from .harness import OURS, Contender
 from .ours import TARGET, NetworkEngine, library_name, pruned
 from .peers import PEERS, UNTUNED
+from .peers.openvino_cpu import OpenVino
 from .session import (
     REFUSALS,
     CoresOption,
@@ -39,6 +41,8 @@ DEFAULT_SECONDS = 30.0
 
 #: Said of peers where our libraries are held to a target.
 PEERS_ARE_FREE = "any instructions of this machine"
+#: The environment's limit on the instructions of oneDNN, which OpenVINO computes by.
+ONEDNN_LIMIT = "ONEDNN_MAX_CPU_ISA"
 
 TargetOption = Annotated[str, typer.Option("--target", help="What our libraries are built for.")]
 BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Images a run; float32.")]
@@ -51,6 +55,9 @@ MemoryOption = Annotated[
 ]
 UntunedOption = Annotated[
     bool, typer.Option("--tvm", help="TVM's default pipeline too: seconds a run, untuned.")
+]
+BitsOption = Annotated[
+    int, typer.Option("--weight-bits", min=7, max=8, help="Of the weights; int8.")
 ]
 GroupsOption = Annotated[
     str | None, typer.Option("--groups", help="Filters that share kernels, e.g. 1,2,4,8.")
@@ -83,7 +90,6 @@ def our_contenders(
             sparsity=sparsity,
             group=group,
             batch=len(example),
-            note="" if target == TARGET else target,
         )
         path = folder / library_name(group, target, session.threads)
         build = partial(
@@ -91,6 +97,20 @@ def our_contenders(
         )
         contenders.append(session.add_ours(contender, build, reference))
     return contenders
+
+
+def note_instructions(contenders: list[Contender], target: str) -> None:
+    """Say of each engine what instructions it was held to, where ours were held to some."""
+    if target == TARGET:
+        return
+    one_dnn = os.environ.get(ONEDNN_LIMIT)
+    for contender in contenders:
+        limit = PEERS_ARE_FREE
+        if contender.engine == OURS:
+            limit = target
+        elif contender.engine == OpenVino.name and one_dnn:
+            limit = f"{ONEDNN_LIMIT}={one_dnn}"
+        contender.note = "; ".join(filter(None, [contender.note, limit]))
 
 
 def add_memory(
@@ -135,8 +155,11 @@ def main(
     prepare: PrepareOption = False,
     memory: MemoryOption = False,
     untuned: UntunedOption = False,
+    weight_bits: BitsOption = 8,
 ) -> None:
     """Time whole networks, ours and the peers', interleaved."""
+    if weight_bits != 8 and dtype != "int8":
+        raise ValueError(f"--weight-bits {weight_bits} with --dtype {dtype}; expected int8")
     if prepare and keep is None:
         raise ValueError("--prepare without --keep FOLDER; expected the folder to fill")
     wanted = f"benchmarks/results/networks{'' if dtype == 'float32' else '_int8'}.json"
@@ -162,16 +185,16 @@ def main(
                 folder.mkdir(parents=True, exist_ok=True)
             model, example = spec.build(), spec.example()
             if dtype == "int8":
-                found = int8_networks.contenders(session, spec, model, example, folder, target)
+                how = (folder, target, weight_bits)
+                found = int8_networks.contenders(session, spec, model, example, *how)
+                note_instructions(found, target)
                 if not prepare:
                     session.run(found)
                 continue
             flops, _, _ = network_flops(model, example)
             contenders = session.add_peers(spec.name, model, example, folder, flops, peers)
-            if target != TARGET:
-                for peer in contenders:
-                    peer.note = "; ".join(filter(None, [peer.note, PEERS_ARE_FREE]))
             contenders += our_contenders(session, spec, model, example, folder, target)
+            note_instructions(contenders, target)
             if prepare:
                 continue
             after = (

@@ -22,6 +22,7 @@ from benchmarks import (
     accuracy_linear,
     device,
     harness,
+    int8_networks,
     networks,
     ours,
     peak,
@@ -702,6 +703,31 @@ def test_what_networks_refuses(tmp_path: Path) -> None:
         networks.main(tmp_path / "x.json", prepare=True)
     with pytest.raises(ValueError, match=r"--groups 'a': expected numbers"):
         networks.main(tmp_path / "x.json", groups="a")
+    with pytest.raises(ValueError, match=r"--weight-bits 7 with --dtype float32; expected int8"):
+        networks.main(tmp_path / "x.json", weight_bits=7)
+
+
+@pytest.mark.parametrize("limit", [None, "AVX2"])
+def test_rows_say_which_instructions_an_engine_had(monkeypatch, limit: str | None) -> None:
+    monkeypatch.delenv(networks.ONEDNN_LIMIT, raising=False)
+    if limit is not None:
+        monkeypatch.setenv(networks.ONEDNN_LIMIT, limit)
+    found = [Contender("w", engine, None) for engine in (OURS, "openvino", "ncnn")]
+    networks.note_instructions(found, ours.TARGET)
+    assert [c.note for c in found] == ["", "", ""]
+    found[0].note = "7-bit weights"
+    networks.note_instructions(found, "pattern/x86-avx2")
+    free = "any instructions of this machine"
+    held = free if limit is None else "ONEDNN_MAX_CPU_ISA=AVX2"
+    assert [c.note for c in found] == ["7-bit weights; pattern/x86-avx2", held, free]
+
+
+def test_weights_of_other_bits_have_files_of_their_own(tmp_path: Path) -> None:
+    library = tmp_path / int8_networks.of_bits("F2-x86-avx2-1.so", 7)
+    assert library.name == "F2-x86-avx2-1-w7.so"
+    assert int8_networks.of_bits("F2-x86-avx2-1.so", 8) == "F2-x86-avx2-1.so"
+    assert int8_networks.qdq_file(library, 7) == tmp_path / "model-w7.onnx"
+    assert int8_networks.qdq_file(library, 8) == tmp_path / "model.onnx"
 
 
 def test_plain_tvm_computes_the_network(tmp_path: Path) -> None:
