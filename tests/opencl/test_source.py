@@ -25,13 +25,19 @@ WEIGHTS = {
     4: pattern_weights(64, 64, group=4),
     0: np.random.default_rng(0).standard_normal((64, 64, 3, 3)).astype(np.float32),
 }
-#: As many filters as the layers of 28x28 have; few would leave a GPU idle, so tiles are small.
-WIDE = {group: pattern_weights(512, 64, group=group) for group in (1, 4)}
+#: As many filters as the layers of 28x28 have; few would leave a GPU idle, so tiles are small. At
+#: 14x14 filters share a wave, where few in_channels make their lists of kernels most unequal.
+WIDE = {
+    (size, group): pattern_weights(512, in_channels, group=group)
+    for size, in_channels in ((28, 64), (14, 256))
+    for group in (1, 4)
+}
 
 
-def plan_of(family: str, group: int, size: int = 56, weights: dict = WEIGHTS):
+def plan_of(family: str, group: int, size: int = 56, weight: np.ndarray | None = None):
+    weight = WEIGHTS[group] if weight is None else weight
     layout = Backend.named(family).layout_for(size, size, 1)
-    return planned(weights[group], GEOMETRY, (layout, layout), Epilogue(True), family=family)
+    return planned(weight, GEOMETRY, (layout, layout), Epilogue(True), family=family)
 
 
 def source_of(plan):
@@ -40,14 +46,17 @@ def source_of(plan):
 
 
 #: Loads for four multiply-adds: a load brings four float32, whatever vectors are computed with.
-MOST_LOADS = {(56, 1): 0.6, (56, 4): 0.35, (28, 1): 0.6, (28, 4): 0.35}
+MOST_LOADS = {
+    **dict.fromkeys([(56, 1), (28, 1), (14, 1)], 0.6),
+    **dict.fromkeys([(56, 4), (28, 4), (14, 4)], 0.35),
+}
 
 
 @pytest.mark.parametrize(("size", "group"), MOST_LOADS)
 @pytest.mark.parametrize("family", ["mali", "adreno"])
 def test_level_0_keeps_its_promises(family, size, group):
     """Loads per multiply-add, vectors, and as many multiply-adds as kept weights."""
-    plan = plan_of(family, group, size, WIDE)
+    plan = plan_of(family, group, size, WIDE[min(size, 28), group])
     kernel, config = source_of(plan), plan.config
     facts = static_facts(kernel.source)
     assert len(facts.loops) == len(plan.workload.patterns)

@@ -26,6 +26,8 @@ MIN_LOAD_BYTES = 16
 ANYWHERE_LOADS = 1.0 + 3.0 / 16.0
 #: Clocks that a wave waits at a barrier, about the latency of local memory.
 BARRIER_CLOCKS = 32.0
+#: By how many standard deviations the longest of so many lists exceeds their mean, of 1 to 8.
+LONGEST_OF = (0.0, 0.56, 0.85, 1.03, 1.16, 1.27, 1.35, 1.42)
 #: Waves of a core that hide the latency of a load.
 WAVES_IN_FLIGHT = 8
 
@@ -162,10 +164,25 @@ class Work:
     load_bytes: float
 
 
+def divergence(shape: ConvShape, config: GpuConfig, facts: GpuFacts) -> float:
+    """Time of a wave's loops to that of the mean filter_group in it.
+
+    Filter_groups of one wave are about equally long, but each has its own number of kernels of a
+    pattern, and all wait for the longest. 1 where a wave computes one filter_group.
+    """
+    spanned = min(config.filter_groups_per_group, -(-facts.wave // config.tiles_per_group))
+    share = 1.0 / len(shape.patterns)
+    mean = shape.kernels_per_group * share
+    if spanned == 1 or not mean:
+        return 1.0
+    deviation = (mean * (1.0 - share)) ** 0.5
+    return 1.0 + LONGEST_OF[min(spanned, len(LONGEST_OF)) - 1] * deviation / mean
+
+
 def work_of(shape: ConvShape, config: GpuConfig, facts: GpuFacts) -> Work:
     """Counts of one image by the model."""
     counts = counts_of(shape, config, facts)
-    share = shape.kernels_per_group / len(counts)
+    share = shape.kernels_per_group / len(counts) * divergence(shape, config, facts)
     rows, cols = tile_grid(shape, config)
     groups = -(-shape.out_channels // config.filters)
     along = -(-rows * cols // config.tiles_per_group)

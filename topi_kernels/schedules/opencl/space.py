@@ -38,7 +38,7 @@ LEAST_GAIN = 0.97
 """Vectors narrower than four must promise this much; the model is no better than that."""
 WIDE_VECTOR = 4
 TILES_PER_GROUP = (16, 32, 64, 128)
-FILTER_GROUPS = (1, 2, 4)
+FILTER_GROUPS = (1, 2, 4, 8)
 MAX_COPIES = 16
 """Vectors that a work_item copies to local memory for each in_channel; its code is straight."""
 TRIED_MEMORIES = 8
