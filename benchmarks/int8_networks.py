@@ -118,8 +118,8 @@ def contenders(
         if group is not None and not ours:
             continue
         library = folder / of_bits(library_name(group, target, session.threads), weight_bits)
-        options = {"weight_bits": weight_bits, "compiled": ours}
-        prepare(spec, dense, group, library, session.threads, target, **options)
+        where = (library, session.threads, target)
+        prepare(spec, dense, group, *where, weight_bits=weight_bits, compiled=ours)
         facts, saved = _files(library)
         known, reference = Prepared(**json.loads(facts.read_text())), np.load(saved)
         if group is None:
