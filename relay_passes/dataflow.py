@@ -183,14 +183,20 @@ class Uses:
     def __init__(self, func: relax.Function) -> None:
         self.value: dict[Var, Expr] = {}
         self.users: dict[Var, list[Var | str]] = {}
+        self._closed: set[Var] = set()
+        before: set[Var] = set()
         for block in func.body.blocks:
             dataflow = isinstance(block, relax.DataflowBlock)
             for binding in block.bindings:
                 self.value[binding.var] = binding.value
-                for used in tvm.relax.analysis.free_vars(binding.value):
+                used_here = tvm.relax.analysis.free_vars(binding.value)
+                self._closed.update(before.intersection(used_here))
+                for used in used_here:
                     self.users.setdefault(used, []).append(binding.var)
                 if dataflow and not isinstance(binding.var, relax.DataflowVar):
                     self.users.setdefault(binding.var, []).append(OUTPUT)
+            if dataflow:
+                before.update(binding.var for binding in block.bindings)
         for used in tvm.relax.analysis.free_vars(func.body.body):
             self.users.setdefault(used, []).append(OUTPUT)
 
@@ -200,5 +206,9 @@ class Uses:
         return users[0] if len(users) == 1 and users[0] is not OUTPUT else None
 
     def definition(self, expr: Expr) -> Any:
-        """Value bound to a variable; None for parameters and non-variables."""
-        return self.value.get(expr) if isinstance(expr, Var) else None
+        """Value bound to a variable; None for parameters and non-variables.
+
+        None too for what a dataflow block gives to other blocks: they may not know what it is
+        computed from.
+        """
+        return self.value.get(expr) if isinstance(expr, Var) and expr not in self._closed else None

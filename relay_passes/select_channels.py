@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import tvm
 from tvm import relax
 from tvm.ir import Expr, Var
-from tvm.relax import DataflowVar
 
 from topi_kernels.channel_select import Pick
 
@@ -139,12 +138,9 @@ class _Selector:
         blocks = bindings_of(func)
         for block in blocks:
             self.found.clear()  # what a block binds may be unknown in the next
-            here = {binding.var for binding in block}
             for i, binding in enumerate(block):
                 selection = self.selection(binding.var)
                 if selection is None or not selection.picks:
-                    continue
-                if any(isinstance(v, DataflowVar) and v not in here for v in selection.images):
                     continue
                 self.found[binding.var] = selection
                 used = selection.used

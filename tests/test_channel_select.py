@@ -8,15 +8,11 @@ import torch
 import tvm
 from conv_cases import from_planes, to_planes
 from guards import run_guarded
-from relax_oracle import check_against_torch, execute, import_torch
+from relax_oracle import check_against_torch, import_torch
 from test_islands import laid_out, marker_names
 from torch import nn
-from tvm import relax
 
-from relay_passes import pipeline
 from relay_passes.report import ReportBuilder
-from relay_passes.select_channels import SelectChannels
-from relay_passes.targets import resolve
 from topi_kernels.backend import Backend
 from topi_kernels.channel_select import channel_select, runs_of
 from topi_kernels.layout import PlaneLayout
@@ -88,41 +84,6 @@ def test_outside_an_island_they_become_relax_operators_again() -> None:
     check_against_torch(model, x)
     mod = laid_out(import_torch(model, x), Backend.named("x86-avx2"), ReportBuilder())
     assert marker_names(mod) == []
-
-
-def in_two_blocks(shuffled: bool) -> tvm.IRModule:
-    """Channels of a value that only the first dataflow block knows, selected in the second too."""
-    bb = relax.BlockBuilder()
-    x = relax.Var("x", relax.TensorType((1, 4, 3, 3), "float32"))
-    with bb.function("main", [x]):
-        with bb.dataflow():
-            inner = bb.emit(relax.op.nn.relu(x))
-            value = relax.op.concat([inner, x], 1)
-            if shuffled:
-                value = relax.op.reshape(inner, (1, 2, 2, 3, 3))
-            shared = bb.emit_output(value)
-        between = bb.emit(relax.op.exp(x))
-        with bb.dataflow():
-            if shuffled:
-                turned = bb.emit(relax.op.permute_dims(shared, [0, 2, 1, 3, 4]))
-                part = bb.emit(relax.op.reshape(turned, (1, 4, 3, 3)))
-            else:
-                part = bb.emit(relax.op.strided_slice(shared, [1], [1], [6]))
-            out = bb.emit_output(relax.op.concat([part, between], 1))
-        bb.emit_func_output(out)
-    return bb.get()
-
-
-@pytest.mark.parametrize("shuffled", [False, True])
-def test_a_block_reads_no_values_that_only_another_knows(shuffled: bool) -> None:
-    mod = in_two_blocks(shuffled)
-    relax.analysis.well_formed(SelectChannels()(mod))
-    x = np.random.default_rng(0).standard_normal((1, 4, 3, 3)).astype("float32")
-    inner = np.maximum(x, 0)
-    part = inner[:, [0, 2, 1, 3]] if shuffled else np.concatenate([inner, x], 1)[:, 1:6]
-    lowered, _ = pipeline.lower(mod, "pattern/native", num_threads=1)
-    (got,) = execute(tvm.compile(lowered, resolve("pattern/native")), x)
-    np.testing.assert_allclose(got, np.concatenate([part, np.exp(x)], 1), rtol=1e-5)
 
 
 @pytest.mark.parametrize("orders", ["plain", "interleaved", "mixed"])
