@@ -2,7 +2,8 @@
 
 The estimate is made of what the machine does: an entry of a list takes as long as its multiply-adds
 or its loads, whichever are more; leaving a list costs a wrong prediction; partial sums of a block
-go through L2, and so does the part of a block's input that the nearest cache does not hold.
+go through L2, and so does the part of a block's input that the nearest cache does not hold. Nothing
+is fetched ahead: fetches take load slots, which bound these loops, and find their lines in L2.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .shape import ConvShape
 
 # What an entry takes beyond what its ports allow, measured with everything in L1 where two
 # multiply-adds start in a cycle: its other instructions are as many however long these last.
-ENTRY_OVERHEAD, OVERHEAD_PORTS = 0.25, 2.0
+ENTRY_OVERHEAD, OVERHEAD_PORTS = 0.18, 2.0
 # Parts of what fetching lines costs that out-of-order execution and prefetching leave: lines of a
 # block that does not stay near, and lines of the next block.
 MISSED_LINES, FETCHED_LINES = 0.6, 0.3
@@ -97,7 +98,7 @@ def list_tiles(
 
 def _with_block(shape: ConvShape, tile: ConvConfig, family: Family) -> ConvConfig:
     block = channel_block(shape, tile.tile_rows, tile.tile_cols, tile.vector_width, family)
-    return replace(tile, channel_block=block, fetch_ahead=family.fetch_ahead)
+    return replace(tile, channel_block=block)
 
 
 def level_0_takes_taps(shape: ConvShape, family: Family) -> bool:
