@@ -55,6 +55,10 @@ CASES = {
         SHARED,
         {"family": "adreno", "batch": 2, "config": GpuConfig(4, 4, 2, 1, 4, 8, 2, "filters")},
     ),
+    "eight filter_groups, the last work_group half empty": (
+        pattern_weights(12, 24),
+        {"family": "adreno", "size": (14, 14), "config": GpuConfig(2, 1, 2, 7, 4, 7, 8)},
+    ),
     "an incomplete filter_group": (
         pattern_weights(15, 8, group=15),
         {"config": GpuConfig(4, 4, 1, 1)},
