@@ -298,6 +298,106 @@ def _emit_rows(
     for_each_plane(batch, channels, target, plane)
 
 
+@dataclass(frozen=True)
+class DepthwisePlane:
+    """How one plane of a depthwise convolution is computed.
+
+    Parameters
+    ----------
+    in_layout, out_layout : PlaneLayout
+    window : ConvGeometry
+    target : PlaneTarget
+    epilogue : Epilogue
+    config : DepthwiseConfig, optional
+        ``rows`` output rows are computed together so that they share the loaded input rows; all
+        taps are unrolled and the accumulators live in registers.
+
+    Raises
+    ------
+    ValueError
+        If the input planes have less padding than the window reads.
+    """
+
+    in_layout: PlaneLayout
+    out_layout: PlaneLayout
+    window: ConvGeometry
+    target: PlaneTarget
+    epilogue: Epilogue = NO_EPILOGUE
+    config: DepthwiseConfig | None = None
+
+    def __post_init__(self) -> None:
+        (bottom, right), (top, left) = self._ends, self.window.padding
+        below, beside = bottom - self.in_layout.height + 1, right - self.in_layout.width + 1
+        if reason := self.in_layout.lacks(max(top, below), max(left, beside)):
+            raise ValueError(reason)
+
+    @property
+    def _ends(self) -> tuple[int, int]:
+        """Last row and column of the input that are read."""
+        extents = (self.out_layout.height, self.out_layout.width)
+        window = self.window
+        parts = zip(extents, window.stride, window.padding, window.reach, strict=True)
+        bottom, right = ((n - 1) * step - pad + reach for n, step, pad, reach in parts)
+        return bottom, right
+
+    @property
+    def lanes(self) -> int:
+        """Lanes of its vectors."""
+        top, bottom = -self.window.padding[0], self._ends[0]
+        wanted = self.target.lanes
+        return _pick_lanes(self.window, self.in_layout, self.out_layout, wanted, top, bottom)
+
+    def emit(
+        self,
+        source: tuple[tirx.Buffer, list[Index]],
+        result: tuple[tirx.Buffer, list[Index]],
+        weight: tirx.Buffer,
+        bias: tirx.Buffer | None,
+        c: Index,
+    ) -> None:
+        """Compute out_channel ``c``; source and result are planes and the indices of one."""
+        (x, at_x), (out, at_out) = source, result
+        layout, lanes, window = self.out_layout, self.lanes, self.window
+        (kh, _), (sh, _), (top, left) = window.kernel_size, window.stride, window.padding
+        config = self.config or DepthwiseConfig.default(layout.height)
+        rows = min(config.rows, layout.height)
+
+        def vector(y0: Index, at: Index, width: int) -> None:
+            start = broadcast(0.0 if bias is None else load(bias, [c], 1), width)
+            acc = [start] * rows
+            for r in range((rows - 1) * sh + window.reach[0] + 1):
+                uses = [
+                    (i, ky)
+                    for i in range(rows)
+                    for ky in range(kh)
+                    if i * sh + ky * window.dilation[0] == r
+                ]
+                if not uses:
+                    continue
+                first = self.in_layout.offset(y0 * sh - top + r, at * window.stride[1] - left)
+                columns = _row_loader(x, at_x, [first], window, width)
+                for i, ky in uses:
+                    for kx, column in enumerate(columns):
+                        tap = broadcast(load(weight, [c, ky, kx], 1), width)
+                        acc[i] = T.Bind(acc[i] + tap * column)
+            for i, value in enumerate(acc):
+                value = activate(
+                    value,
+                    self.epilogue.activation,
+                    width,
+                    nan_maximum=self.target.nan_maximum,
+                )
+                store(out, value, [*at_out, layout.offset(y0 + i, at)], width)
+
+        fill_above(out, at_out, layout, self.target.lanes)
+        with T.serial(0, -(-layout.height // rows)) as t:
+            y0 = T.Bind(T.min(t * rows, layout.height - rows))
+            _for_each_column_vector(layout.width, lanes, partial(vector, y0))
+            for i in range(rows):
+                fill_right(out, at_out, layout, y0 + i, self.target.lanes)
+        fill_below(out, at_out, layout, self.target.lanes)
+
+
 def depthwise_conv(
     batch: int,
     channels: int,
@@ -311,9 +411,7 @@ def depthwise_conv(
 ) -> tirx.PrimFunc:
     """``(x planes, weight[channels, kh, kw], bias[channels] if bias, out planes)``.
 
-    Out_channel ``c`` reads in_channel ``c // multiplier``. ``config.rows`` output rows are
-    computed together so that they share the loaded input rows; all taps are unrolled and the
-    accumulators live in registers.
+    Out_channel ``c`` reads in_channel ``c // multiplier``; see :class:`DepthwisePlane`.
 
     Raises
     ------
@@ -321,59 +419,19 @@ def depthwise_conv(
         If the input planes have less padding than the window reads, or channels are not a multiple
         of ``multiplier``.
     """
-    (kh, kw), (sh, sw), (top, left) = window.kernel_size, window.stride, window.padding
-    bottom = (out_layout.height - 1) * sh - top + window.reach[0]
-    right = (out_layout.width - 1) * sw - left + window.reach[1]
-    below, beside = bottom - in_layout.height + 1, right - in_layout.width + 1
-    if reason := in_layout.lacks(max(top, below), max(left, beside)):
-        raise ValueError(reason)
+    computed = DepthwisePlane(in_layout, out_layout, window, target, epilogue, config)
     if channels % multiplier:
         raise ValueError(f"{channels} out_channels are no multiple of the multiplier {multiplier}")
-    lanes = _pick_lanes(window, in_layout, out_layout, target.lanes, -top, bottom)
-    config = config or DepthwiseConfig.default(out_layout.height)
-    rows = min(config.rows, out_layout.height)
     with primfunc_builder("plane_depthwise_conv") as ib:
         x = plane_arg("x", batch, channels // multiplier, in_layout, target)
-        weight = T.arg("weight", T.Buffer((channels, kh, kw), target.dtype))
+        shape = (channels, *window.kernel_size)
+        weight = T.arg("weight", T.Buffer(shape, target.dtype))
         b = T.arg("bias", T.Buffer((channels,), target.dtype)) if epilogue.bias else None
         out = plane_arg("out", batch, channels, out_layout, target)
 
-        def tile(n: Index, c: Index, y0: Index) -> None:
-            source = c if multiplier == 1 else c // multiplier
-
-            def vector(at: Index, width: int) -> None:
-                start = broadcast(0.0 if b is None else load(b, [c], 1), width)
-                acc = [start] * rows
-                for r in range((rows - 1) * sh + window.reach[0] + 1):
-                    uses = [
-                        (i, ky)
-                        for i in range(rows)
-                        for ky in range(kh)
-                        if i * sh + ky * window.dilation[0] == r
-                    ]
-                    if not uses:
-                        continue
-                    first = in_layout.offset(y0 * sh - top + r, at * sw - left)
-                    columns = _row_loader(x, [n, source], [first], window, width)
-                    for i, ky in uses:
-                        for kx, column in enumerate(columns):
-                            tap = broadcast(load(weight, [c, ky, kx], 1), width)
-                            acc[i] = T.Bind(acc[i] + tap * column)
-                for i, value in enumerate(acc):
-                    value = activate(
-                        value, epilogue.activation, width, nan_maximum=target.nan_maximum
-                    )
-                    store(out, value, [n, c, out_layout.offset(y0 + i, at)], width)
-
-            _for_each_column_vector(out_layout.width, lanes, vector)
-            for i in range(rows):
-                fill_right(out, [n, c], out_layout, y0 + i, target.lanes)
-
         def plane(n: Index, c: Index) -> None:
-            fill_above(out, [n, c], out_layout, target.lanes)
-            with T.serial(0, -(-out_layout.height // rows)) as t:
-                tile(n, c, T.Bind(T.min(t * rows, out_layout.height - rows)))
-            fill_below(out, [n, c], out_layout, target.lanes)
+            source = c if multiplier == 1 else c // multiplier
+            computed.emit((x, [n, source]), (out, [n, c]), weight, b, c)
 
         for_each_plane(batch, channels, target, plane)
     return ib.get()

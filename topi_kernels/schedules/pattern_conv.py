@@ -101,7 +101,7 @@ def _group_blocks(workload: ConvWorkload, tiles: int, num_threads: int) -> int:
     return max(1, min(wanted, workload.num_groups))
 
 
-def _of_each_height(
+def for_each_height(
     workload: ConvWorkload, config: ConvConfig, place: Place, emit: Callable[[ConvConfig], None]
 ) -> None:
     """Emit the body of the tile at ``place``, one for every height that tiles have."""
@@ -116,12 +116,17 @@ def _of_each_height(
             emit(config.with_rows(low[0][0]))
 
 
-def _compute(
-    workload: ConvWorkload, config: ConvConfig, buffers: Buffers, place: Place, group: Any
+def compute_tile(
+    workload: ConvWorkload,
+    config: ConvConfig,
+    buffers: Buffers,
+    place: Place,
+    group: Any,
+    store: Callable[[ConvWorkload, ConvConfig, Buffers, Tile], None] = store_tile,
 ) -> None:
     """One register_tile from its start to its store."""
     tile = _register_tile(workload, config, buffers, place, group)
-    if config.fetch_ahead:
+    if config.fetch_ahead and buffers.out is not None:
         fetch_outputs(workload, config, buffers, tile)
     _start_accumulators(workload, config, buffers, tile)
     if config.has_lists:
@@ -129,7 +134,7 @@ def _compute(
     else:
         KernelLoops(workload, config, buffers, tile).all_kernels()
     _join_chains(config, tile)
-    store_tile(workload, config, buffers, tile)
+    store(workload, config, buffers, tile)
 
 
 @dataclass(frozen=True)
@@ -195,7 +200,7 @@ def _at_place(
     with T.serial(first, T.min(first + size, workload.num_groups)) as g:
         if following is not None:
             fetch_next_input(workload, config, buffers, following, (g - first, size))
-        _compute(workload, config, buffers, place, g)
+        compute_tile(workload, config, buffers, place, g)
 
 
 def _loop_nest(
@@ -211,8 +216,11 @@ def _loop_nest(
     if config.loop_order == "filter_outer":
         with parallel(0, groups) as g, T.serial(0, tiles) as t:
             place = place_of(workload, config, t)
-            _of_each_height(
-                workload, config, place, lambda body: _compute(workload, body, buffers, place, g)
+            for_each_height(
+                workload,
+                config,
+                place,
+                lambda body: compute_tile(workload, body, buffers, place, g),
             )
         return
     blocks = _group_blocks(workload, tiles, num_threads)
@@ -224,7 +232,7 @@ def _loop_nest(
         if config.fetch_ahead and tiles > 1 and config.shift != "split":  # just written, so near
             following = place_of(workload, config, T.Bind(T.min(task // blocks + 1, tiles - 1)))
         places, groups_of = (place, following), _Share(first, share)
-        _of_each_height(
+        for_each_height(
             workload,
             config,
             place,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,8 +125,11 @@ def _order_dtype(out_channels: int) -> str:
     return "uint16" if out_channels <= 0xFFFF else "int32"
 
 
-def declare_parameters(workload: ConvWorkload) -> Buffers:
-    """Declare the operator's parameters in their fixed order inside an open function."""
+def declare_parameters(workload: ConvWorkload, others: Callable[[], None] | None = None) -> Buffers:
+    """Declare the operator's parameters in their fixed order inside an open function.
+
+    ``others`` declares what an operator has that goes on from the outputs in the place of ``out``.
+    """
     w = workload
 
     def planes(name: str, channels: int, size: int) -> Any:
@@ -159,7 +163,11 @@ def declare_parameters(workload: ConvWorkload) -> Buffers:
     residual = None
     if w.epilogue.residual and w.residual_layout is not None:
         residual = planes("residual", w.out_channels, w.residual_layout.size)
-    out = planes("out", w.out_channels, w.out_layout.size)
+    out = None
+    if others is None:
+        out = planes("out", w.out_channels, w.out_layout.size)
+    else:
+        others()
     return Buffers(
         flat("x", x),
         filter_order,
@@ -170,7 +178,7 @@ def declare_parameters(workload: ConvWorkload) -> Buffers:
         weights,
         bias,
         None if residual is None else flat("residual", residual),
-        flat("out", out),
+        None if out is None else flat("out", out),
         plain_geometry(workload),
         list_start,
         offset,
