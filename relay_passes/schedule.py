@@ -13,8 +13,8 @@ from tvm.ir import Call, Var
 
 from topi_kernels.backend import Backend
 
-from .dataflow import bindings_of, rebuild, relax_functions
-from .islands import ISLANDS
+from .dataflow import Uses, bindings_of, rebuild, relax_functions
+from .islands import ISLANDS, conv_depthwise
 from .islands.scheduling import ConfigFor, Scheduling, no_records
 from .markers import Marker, parse
 from .report import ReportBuilder
@@ -24,6 +24,27 @@ def _lowered(marker: Marker, out: Var, scheduling: Scheduling) -> Call:
     """The call that replaces a marker bound to ``out``."""
     gv, args = ISLANDS.named(marker.op).lower(marker, out, scheduling)
     return scheduling.builder.normalize(relax.call_tir(gv, args, out_ty=out.ty))
+
+
+def _lowered_block(
+    block: list[relax.Binding], uses: Uses, scheduling: Scheduling
+) -> list[relax.Binding]:
+    """The bindings of a block with calls instead of markers."""
+    pairs = conv_depthwise.pairs_of(block, uses, scheduling)
+    calls: dict[Var, Call] = {}
+    result = []
+    for binding in block:
+        marker, value = parse(binding.value), calls.get(binding.var, binding.value)
+        if marker is not None and binding.var in pairs:
+            follower = pairs[binding.var]
+            call = conv_depthwise.lower(marker, follower, scheduling)
+            if call is not None:
+                calls[follower.var] = call
+                continue
+        if marker is not None and binding.var not in calls:
+            value = _lowered(marker, binding.var, scheduling)
+        result.append(relax.VarBinding(binding.var, value))
+    return result
 
 
 @tvm.transform.module_pass(opt_level=0, name="Schedule")
@@ -58,13 +79,7 @@ class Schedule:
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         scheduling = Scheduling(mod, self.backend, self.report, self.config_for, naive=self.naive)
         for gv, func in relax_functions(mod):
-            blocks = []
-            for block in bindings_of(func):
-                for i, binding in enumerate(block):
-                    marker = parse(binding.value)
-                    if marker is not None:
-                        call = _lowered(marker, binding.var, scheduling)
-                        block[i] = relax.VarBinding(binding.var, call)
-                blocks.append(block)
+            uses = Uses(func)
+            blocks = [_lowered_block(block, uses, scheduling) for block in bindings_of(func)]
             scheduling.builder.update_func(gv, rebuild(func, blocks))
         return scheduling.builder.get()

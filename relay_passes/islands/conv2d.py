@@ -114,11 +114,8 @@ def _expectation(
     return {"expected_cost": found.cost, "expected_gain": found.gain}
 
 
-def lower(marker: Marker, _out: Var, scheduling: Scheduling) -> tuple[GlobalVar, list[Expr]]:
-    """The planned convolution with its packed weights; its row of the report says the choice."""
-    plan = plan_of(marker, scheduling)
-    make = plan.naive_primfunc if scheduling.naive else plan.primfunc
-    gv = scheduling.function((plan.workload, plan.config), make)
+def record(plan: ConvPlan, marker: Marker, scheduling: Scheduling) -> None:
+    """Say in the report how a layer is computed."""
     scheduling.report.update(
         marker.params["layer"],
         pattern_set=tuple(str(p) for p in plan.workload.patterns),
@@ -126,6 +123,14 @@ def lower(marker: Marker, _out: Var, scheduling: Scheduling) -> tuple[GlobalVar,
         config=asdict(plan.config),
         **_expectation(plan, structure_of(marker), scheduling, marker.params["layer"]),
     )
+
+
+def lower(marker: Marker, _out: Var, scheduling: Scheduling) -> tuple[GlobalVar, list[Expr]]:
+    """The planned convolution with its packed weights; its row of the report says the choice."""
+    plan = plan_of(marker, scheduling)
+    make = plan.naive_primfunc if scheduling.naive else plan.primfunc
+    gv = scheduling.function((plan.workload, plan.config), make)
+    record(plan, marker, scheduling)
     constants = (relax.const(array) for array in plan.arrays)
     return gv, [marker.tensors[0], *constants, *epilogue_tensors(marker)]
 

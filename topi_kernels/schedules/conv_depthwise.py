@@ -23,13 +23,16 @@ from ..plane_windows import DepthwisePlane
 from ..primfunc import primfunc_builder
 from ..row_writer import when
 from ..workload import NO_EPILOGUE, ConvWorkload, Epilogue
-from .config import ConvConfig
+from .config import ConvConfig, Family
 from .input_geometry import SplitGeometry, input_geometry, separate_input
 from .pattern_conv import compute_tile, for_each_height
 from .tile import Buffers, Tile, declare_parameters, place_of, tiles_per_image
 from .tile_outputs import store_tile
 
 NAME = "pattern_conv2d_depthwise"
+# How much of L2 the planes between may fill.
+PLANES_SHARE = 0.25
+TASKS_PER_THREAD = 4
 
 
 @dataclass(frozen=True)
@@ -62,36 +65,59 @@ def why_not_followed(workload: ConvWorkload, config: ConvConfig) -> str | None:
     return None
 
 
-def _near(workload: ConvWorkload, group: int) -> ConvWorkload:
-    """The workload whose outputs are the planes of one filter_group."""
-    return replace(workload, batch=1, out_channels=group, num_slots=group)
+def groups_together(workload: ConvWorkload, group: int, family: Family, num_threads: int) -> int:
+    """Filter_groups whose planes are computed tile by tile before the depthwise convolution.
+
+    They share the tile's input in L1; their planes fill a part of L2.
+    """
+    fitting = int(PLANES_SHARE * family.l2_floats) // (group * workload.out_layout.size)
+    if num_threads > 1:
+        tasks = TASKS_PER_THREAD * num_threads
+        fitting = min(fitting, workload.batch * workload.num_groups // tasks)
+    return max(1, min(fitting, workload.num_groups))
 
 
-def _store_near(
-    buffer: Any, workload: ConvWorkload, config: ConvConfig, buffers: Buffers, tile: Tile
+@dataclass(frozen=True)
+class _Share:
+    """The filter_groups of a task: at most ``most`` from ``first`` on, and their planes."""
+
+    image: Any
+    first: Any
+    most: int
+    planes: Any
+
+    def store(
+        self,
+        turn: Any,
+        workload: ConvWorkload,
+        config: ConvConfig,
+        buffers: Buffers,
+        tile: Tile,
+    ) -> None:
+        """The only store of the tile that is the ``turn``-th group's, to its planes."""
+        filters = self.most * config.group
+        near = replace(workload, batch=1, out_channels=filters, num_slots=filters)
+        tile.slots = [T.Bind(turn * config.group + number) for number in range(config.group)]
+        tile.batch = T.int32(0)
+        store_tile(near, config, replace(buffers, out=self.planes), tile)
+
+
+def _compute_planes(
+    workload: ConvWorkload, config: ConvConfig, buffers: Buffers, share: _Share
 ) -> None:
-    """The tile's only store, to the planes of its filter_group."""
-    tile.slots = [T.int32(number) for number in range(config.group)]
-    tile.batch = T.int32(0)
-    store_tile(_near(workload, config.group), config, replace(buffers, out=buffer), tile)
-
-
-def _near_planes(
-    workload: ConvWorkload, config: ConvConfig, buffers: Buffers, image: Any, group: Any
-) -> Any:
-    """Compute the planes of a filter_group: ``[filters, plane]``."""
-    size, tiles = workload.out_layout.size, tiles_per_image(workload, config)
-    flat = T.alloc_buffer((config.group * size,), workload.dtype, scope="global")
-    store = partial(_store_near, flat)
-    with T.serial(0, tiles) as number:
-        place = place_of(workload, config, T.Bind(image * tiles + number))
+    """All planes of a share, tile by tile."""
+    tiles = tiles_per_image(workload, config)
+    turns = T.Bind(T.min(share.most, workload.num_groups - share.first))
+    with T.serial(0, tiles) as number, T.serial(0, turns) as turn:
+        place = place_of(workload, config, T.Bind(share.image * tiles + number))
+        group = T.Bind(share.first + turn)
+        store = partial(share.store, turn)
         for_each_height(
             workload,
             config,
             place,
             lambda body: compute_tile(workload, body, buffers, place, group, store),
         )
-    return T.decl_buffer((config.group, size), workload.dtype, data=flat.data)
 
 
 def schedule_conv_depthwise(
@@ -99,11 +125,13 @@ def schedule_conv_depthwise(
     config: ConvConfig,
     stage: DepthwiseStage,
     target: PlaneTarget,
+    together: int = 1,
 ) -> tirx.PrimFunc:
     """Scheduled PrimFunc of both convolutions, parallel over images and filter_groups.
 
     Parameters are ``(x, *packed weights, bias if the first has one, weight[channels, kh, kw] and
-    bias[channels] of the depthwise one, out planes)``.
+    bias[channels] of the depthwise one, out planes)``; ``together`` is what
+    :func:`groups_together` says.
 
     Raises
     ------
@@ -125,27 +153,24 @@ def schedule_conv_depthwise(
             own["out"] = plane_arg("out", workload.batch, channels, stage.out_layout, target)
 
         buffers = declare_parameters(workload, declare)
-        geometry = input_geometry(workload, config)
-        buffers.geometry = geometry
+        buffers.geometry = geometry = input_geometry(workload, config)
         if isinstance(geometry, SplitGeometry):
             threads = target.num_threads
             buffers.x = separate_input(workload, config, geometry, buffers.x, threads)
+        shares, filters = -(-workload.num_groups // together), together * config.group
+        loop = T.parallel if target.num_threads > 1 else T.serial
+        with loop(0, workload.batch * shares) as task:
+            image, first = T.Bind(task // shares), T.Bind(task % shares * together)
+            flat = T.alloc_buffer((filters * layout.size,), workload.dtype, scope="global")
+            near = T.decl_buffer((filters, layout.size), workload.dtype, data=flat.data)
+            _compute_planes(workload, config, buffers, _Share(image, first, together, flat))
+            start = T.Bind(first * config.group)
+            with T.serial(0, T.min(filters, workload.num_slots - start)) as slot:
+                c = T.Bind(T.Cast("int32", buffers.filter_order[start + slot]))
 
-        def planes(image: Any, group: Any) -> None:
-            near = _near_planes(workload, config, buffers, image, group)
-            for slot in range(config.group):
-                number = buffers.filter_order[group * config.group + slot]
-                c = T.Bind(T.Cast("int32", number))
-
-                def follow(slot: int = slot, c: Any = c) -> None:
+                def follow(slot: Any = slot, c: Any = c) -> None:
                     result = (own["out"], [image, c])
                     followed.emit((near, [slot]), result, own["weight"], own.get("bias"), c)
 
-                is_full = workload.num_slots == channels
-                when(True if is_full else c < channels, follow)
-
-        groups = workload.num_groups
-        loop = T.parallel if target.num_threads > 1 else T.serial
-        with loop(0, workload.batch * groups) as task:
-            planes(T.Bind(task // groups), T.Bind(task % groups))
+                when(True if workload.num_slots == channels else c < channels, follow)
     return builder.get()
