@@ -390,6 +390,10 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Here: of a run. On devices: with --cluster.")
     ] = None,
+    session_timeout: Annotated[
+        float | None,
+        typer.Option(help="Seconds that a device may take for a session. Default: 120."),
+    ] = None,
     profile: ProfileOption = False,
     json_output: Json = False,
 ) -> None:
@@ -403,6 +407,7 @@ def bench(
 
     path = _only_library(library, lib)
     if check_place(tracker, key):
+        limit = {} if session_timeout is None else {"session_timeout": session_timeout}
         failed = bench_on_devices(
             path,
             str(tracker),
@@ -413,9 +418,10 @@ def bench(
             threads=threads,
             profile=profile,
             json_output=json_output,
+            **limit,
         )
         raise typer.Exit(1 if failed else 0)
-    _refuse("a run on this machine", {"--cluster": cluster})
+    _refuse("a run on this machine", {"--cluster": cluster, "--session-timeout": session_timeout})
     rows = time_here(path, repeat=repeat, cool_down=cool_down, threads=threads, profile=profile)
     print_results(rows, json_output)
 

@@ -234,6 +234,7 @@ def test_bench_and_profile_here(exported):
         (("run", "a.so", "--tracker", "h:1", "--key", "k", "-o", "y.npz", "--threads", "2"),
          "--output and --threads: no effect with --tracker"),
         (("run", "a.so", "--expected", "y.npz"), "--expected: no effect with a run on this"),
+        (("bench", "a.so", "--session-timeout", "9"), "--session-timeout: no effect with a run on"),
         (("bench", "a.so", "--cluster", "big"), "--cluster: no effect with a run on this"),
         (("bench", "a.so", "--tracker", "h:1", "--key", "k", "--threads", "2"),
          "got --threads 2 without --cluster"),
@@ -246,6 +247,19 @@ def test_arguments_that_contradict_each_other(arguments, message, tmp_path, monk
     # Wrong arguments are shown in a box.
     assert message in " ".join(error.replace("│", " ").split())
     assert in_words("run", "a.so", "--tracker", "nowhere", "--key", "k")[0] == 1
+
+
+def test_a_session_of_bench_may_be_longer(exported, monkeypatch):
+    seen: list[float | None] = []
+
+    def nobody(*_arguments, **options):
+        seen.append(options.get("session_timeout"))
+        return []
+
+    monkeypatch.setattr(deploy_farm, "run_everywhere", nobody)
+    place = ("bench", exported, "--tracker", "h:1", "--key", "k")
+    assert in_words(*place, "--session-timeout", 300)[0] == in_words(*place)[0] == 0
+    assert seen == [300.0, None]
 
 
 def test_profile_on_a_device(farm, exported):

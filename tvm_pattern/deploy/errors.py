@@ -69,7 +69,7 @@ def _as_device_error(
     if session is not None and line.was_cut(session):
         return DeviceLostError(
             f"{name}: the session's time ended while {doing}, and the device did not say so:"
-            " check its power and cable, or give a longer session_timeout"
+            " check its power and cable, or give a longer session_timeout (--session-timeout)"
         )
     has_said_so = isinstance(error, TimeoutError) or means(text, "time_over")
     if has_said_so or (session is not None and line.is_over(session)):
@@ -98,6 +98,7 @@ def _as_device_error(
 def _time_over(name: str, doing: str) -> DeviceLostError:
     return DeviceLostError(
         f"{name}: the session's time ended while {doing}; give a longer session_timeout"
+        " (--session-timeout)"
     )
 
 
