@@ -109,8 +109,12 @@ def assert_same(got: np.ndarray, want: np.ndarray, tolerance: float = 2e-6) -> N
     np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
-@pytest.mark.parametrize("family", FAMILIES)
+# What is one expression whatever the width is run at one width.
+_ONCE = {"gelu", "gelu_tanh", "mish", "softplus", "elu"}
+_CASES = [(f, n) for f in FAMILIES for n in ACTIVATIONS if f == FAMILIES[0] or n not in _ONCE]
+
+
+@pytest.mark.parametrize(("family", "name"), _CASES)
 def test_activation(family, name):
     layout = PlaneLayout.make(5, 37, 1)
     x = special(1, 2, 5, 37)

@@ -78,8 +78,11 @@ ACTIVATIONS = {
 }
 
 
-@pytest.mark.parametrize("activation", vector_math.ACTIVATIONS)
-@pytest.mark.parametrize("operator", ["add", "multiply"])
+OPERATORS = [("add", name) for name in vector_math.ACTIVATIONS]
+OPERATORS += [("multiply", name) for name in ("none", "relu", "affine")]
+
+
+@pytest.mark.parametrize(("operator", "activation"), OPERATORS)
 def test_elementwise(operator, activation):
     a, b = PlaneLayout.make(6, 21, 1), PlaneLayout.make(6, 21, 3)
     x, y = random(1, 3, 6, 21), random(1, 3, 6, 21, seed=1)
