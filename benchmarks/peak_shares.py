@@ -199,8 +199,9 @@ def markdown(rows: Sequence[ShareRow], device: dict[str, Any]) -> str:
 
 def _lines(rows: Sequence[ShareRow]) -> Iterator[list[str]]:
     by_key = {row.key: row for row in rows}
+    targets = dict.fromkeys([*TARGETS, *(row.target for row in rows)])
     for name in LAYERS:
-        for target in TARGETS:
+        for target in targets:
             found = [by_key.get((name, target, g or "dense")) for g in GROUPS]
             if any(found):
                 yield [name, target, *(_cell(row) for row in found)]

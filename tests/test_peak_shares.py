@@ -72,6 +72,19 @@ def test_rows_of_an_earlier_run_stay_if_the_processor_is_the_same(
     assert [r["group"] for r in _run(path, objects, "F4")] == [4]
 
 
+def test_the_page_keeps_rows_of_targets_that_a_run_does_not_measure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(peak_shares, "TARGETS", {"pattern/znver4": 512})
+    rows = [
+        peak_shares.ShareRow("56x56x64", target, 1, share=share, best=0.9)
+        for target, share in (("pattern/x86-avx512", 0.7), ("pattern/znver4", 0.8))
+    ]
+    page = peak_shares.markdown(rows, {"cpu": "a processor", "caches": {}})
+    assert "| 56x56x64 | pattern/znver4 | 80% (90%) |" in page
+    assert "| 56x56x64 | pattern/x86-avx512 | 70% (90%) |" in page
+
+
 @pytest.mark.usefixtures("small_table")
 def test_vectors_that_the_machine_lacks_are_said_to_be_not_measured(
     tmp_path: Path, objects: Path, meter: PeakMeter, monkeypatch: pytest.MonkeyPatch
