@@ -21,7 +21,7 @@ from topi_kernels.conv_task import ConvTask
 from topi_kernels.eligibility import is_depthwise, why_dense
 from topi_kernels.geometry import ConvGeometry
 from topi_kernels.report import LayerRow
-from topi_kernels.structure import Structure, density_of, determine, over_all_channels
+from topi_kernels.structure import Structure, count_kept, density_of, determine, over_all_channels
 
 from .dataflow import (
     FLOATS,
@@ -235,7 +235,7 @@ class PatternRewrite:
                 known = None if reason else structure
                 row = describe(binding.value, binding.var, name, reason, known)
                 value = constant(binding.value.args[1])
-                nonzero = 0 if value is None else int(np.count_nonzero(value))
+                nonzero = 0 if value is None else count_kept(value)
                 kept = nonzero if structure is None else structure.kept_weights
                 layer = self.report.add(_of_origin(row, self.origins.get(name), kept))
                 if not reason:

@@ -18,7 +18,9 @@ from topi_kernels.structure import (
     REMOVED,
     ZEROS,
     Structure,
+    count_kept,
     determine,
+    longest_sum,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -183,3 +185,12 @@ def test_only_structure_reads_sparsity_off_zeros():
         if asking.search(line)
     ]
     assert found == []
+
+
+def test_the_longest_sum_is_that_of_the_filter_with_most_weights() -> None:
+    weight = np.zeros((3, 2, 2, 2), np.float32)
+    assert longest_sum(weight) == 1
+    weight[1, :, 0] = 1
+    weight[2, 0] = -1
+    weight[2, 1, 1, 1] = 2
+    assert (count_kept(weight), longest_sum(weight), longest_sum(weight[:1])) == (9, 5, 1)

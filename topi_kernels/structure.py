@@ -261,9 +261,19 @@ def kept_by_zeros(weight: np.ndarray) -> np.ndarray:
     return np.asarray(weight) != 0
 
 
+def count_kept(weight: np.ndarray) -> int:
+    """Weights, of whatever shape, that a layer of floats left as it is computes with."""
+    return int(np.count_nonzero(weight))
+
+
+def longest_sum(weight: np.ndarray) -> int:
+    """Products of the output that has most of them, 1 at least: what its rounding grows with."""
+    return max(1, *(count_kept(one) for one in weight))
+
+
 def density_of(weight: np.ndarray) -> float:
     """Share of the weights, of whatever shape, that a layer left as it is computes with."""
-    return float(np.count_nonzero(weight)) / weight.size
+    return count_kept(weight) / weight.size
 
 
 def determine(weight: np.ndarray, assigned: Structure | None = None) -> Structure:
