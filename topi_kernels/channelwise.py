@@ -69,14 +69,22 @@ class ChannelTerms:
         return {**gate, **dict.fromkeys(self.constants, (channels,))}
 
     def apply(
-        self, x: Expr, factors: dict[str, Expr], activated: Callable[[Expr], Expr], lanes: int
+        self,
+        x: Expr,
+        factors: dict[str, Expr],
+        activated: Callable[[Expr], Expr],
+        lanes: int,
+        scope: str = "global",
     ) -> Expr:
-        """The value of a vector ``x``, ``factors`` being vectors of the plane's parts."""
+        """The value of a vector ``x``, ``factors`` being vectors of the plane's parts.
+
+        ``scope`` is that of :func:`~.vector_math.held`.
+        """
         for name in ("gate", "scale"):
             x = x * factors[name] if name in factors else x
         x = x + factors["shift"] if self.shift else x
         if self.slope:
-            x = held(x, lanes)
+            x = held(x, lanes, scope)
             x = T.Select(x > broadcast(0.0, lanes), x, x * factors["slope"])
         return activated(T.Bind(x))
 

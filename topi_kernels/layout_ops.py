@@ -332,7 +332,7 @@ def global_avg_pool(
         out = T.arg("out", T.Buffer(shape, target.dtype))
 
         def plane(n: Index, c: Index) -> None:
-            total = T.alloc_buffer((lanes,), "float32", scope="local")
+            total = T.alloc_buffer((lanes,), "float32", scope="global")
             store(total, broadcast(0.0, lanes), [0], lanes)
             with T.serial(0, layout.band_height) as row:
                 vectors = [

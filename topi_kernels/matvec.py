@@ -67,7 +67,7 @@ def matvec(
         loop = T.parallel if target.num_threads > 1 else T.serial
         with loop(0, blocks) as b, T.serial(0, -(-rows // tile)) as t:
             first = T.Bind(T.min(t * tile, rows - tile))
-            acc = [T.alloc_buffer((block,), "float32", scope="local") for _ in range(tile)]
+            acc = [T.alloc_buffer((block,), "float32", scope="global") for _ in range(tile)]
             for a in acc:
                 for v in range(config.vectors):
                     store(a, broadcast(0.0, lanes), [v * lanes], lanes)

@@ -71,7 +71,7 @@ def row_activation(
 
 def _total(x: tirx.Buffer, r: Index, n: int, lanes: int, term: Term) -> Expr:
     """Sum of ``term`` over a row, lane by lane and then over the lanes."""
-    sums = T.alloc_buffer((lanes,), "float32", scope="local")
+    sums = T.alloc_buffer((lanes,), "float32", scope="global")
     store(sums, broadcast(0.0, lanes), [0], lanes)
     with T.serial(0, n // lanes) as i:
         value = term(load(x, [r, i * lanes], lanes), i * lanes, lanes)
@@ -163,7 +163,7 @@ def _largest(x: tirx.Buffer, r: Index, n: int, lanes: int) -> Expr:
         a, b = T.Bind(a), T.Bind(b)
         return T.Select(a < b, b, a)
 
-    best = T.alloc_buffer((lanes,), "float32", scope="local")
+    best = T.alloc_buffer((lanes,), "float32", scope="global")
     store(best, broadcast(-math.inf, lanes), [0], lanes)
     with T.serial(0, n // lanes) as i:
         value = larger(load(best, [0], lanes), load(x, [r, i * lanes], lanes))

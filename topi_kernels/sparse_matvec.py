@@ -208,7 +208,7 @@ class _Product:
         for _ in range(self.config.chains):
             row = []
             for _ in range(self.config.rows):
-                total = T.alloc_buffer((self.config.group,), "float32", scope="local")
+                total = T.alloc_buffer((self.config.group,), "float32", scope="global")
                 for v in range(self.vectors):
                     store(total, broadcast(0.0, self.lanes), [v * self.lanes], self.lanes)
                 row.append(total)

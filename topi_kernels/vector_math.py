@@ -134,13 +134,19 @@ def _extremum(name: str, a: Expr, b: Expr, lanes: int, dtype: str = "float32") -
     return tirx.call_llvm_pure_intrin(_vector_type(dtype, lanes), f"llvm.{name}", a, b)
 
 
-def held(x: Expr, lanes: int) -> Expr:
+def held(x: Expr, lanes: int, scope: str = "global") -> Expr:
     """``x``, float32, as a value that TVM's simplifier does not see through.
 
     It puts the whole expression in the place of a bound variable, at each use and in each pass: an
     exponential of a limited value grows a hundredfold. LLVM keeps the buffer in a register.
+
+    Parameters
+    ----------
+    scope : str
+        ``local`` on a GPU. On a processor that would be a workspace of the heap wherever a loop is
+        parallel, for each vector.
     """
-    cell = T.alloc_buffer((lanes,), "float32", scope="local")
+    cell = T.alloc_buffer((lanes,), "float32", scope=scope)
     index: Any = 0 if lanes == 1 else T.ramp(0, 1, lanes)
     T.buffer_store(cell, x, [index])
     return T.Bind(cell[index])
@@ -153,6 +159,7 @@ def limited(
     high: float = math.inf,
     *,
     nan_maximum: bool = False,
+    scope: str = "global",
 ) -> Expr:
     """``x`` held between ``low`` and ``high``; NaN stays NaN.
 
@@ -165,6 +172,8 @@ def limited(
         Whether the processor's maximum gives NaN if either operand is NaN, as ARM's does: then
         LLVM's intrinsic is that instruction. x86's gives its second operand, which a comparison in
         the right order is compiled to.
+    scope : str
+        As of :func:`held`.
     """
     bounds = [("maximum", low), ("minimum", high)]
     bounds = [(name, bound) for name, bound in bounds if not math.isinf(bound)]
@@ -173,7 +182,7 @@ def limited(
         if nan_maximum:
             x = _extremum(name, x, limit, lanes)
         else:
-            x = held(x, lanes) if position else T.Bind(x)
+            x = held(x, lanes, scope) if position else T.Bind(x)
             x = T.Select(x < limit if name == "maximum" else limit < x, limit, x)
     return x
 
@@ -232,12 +241,13 @@ def vector_tanh(x: Expr, lanes: int, *, nan_maximum: bool = False) -> Expr:
     return x * _horner(TANH_TOP, square, lanes) / _horner(TANH_BOTTOM, square, lanes)
 
 
-def vector_erf(x: Expr, lanes: int, *, nan_maximum: bool = False) -> Expr:
+def vector_erf(x: Expr, lanes: int, *, nan_maximum: bool = False, scope: str = "global") -> Expr:
     """erf(x) without a library call: error below 5e-7, in [-1, 1]; NaN stays NaN."""
-    x = held(limited(x, lanes, -ERF_MAX, ERF_MAX, nan_maximum=nan_maximum), lanes)
-    square = held(x * x, lanes)
+    within = partial(limited, lanes=lanes, nan_maximum=nan_maximum, scope=scope)
+    x = held(within(x, low=-ERF_MAX, high=ERF_MAX), lanes, scope)
+    square = held(x * x, lanes, scope)
     value = x * _horner(ERF_TOP, square, lanes) / _horner(ERF_BOTTOM, square, lanes)
-    return limited(held(value, lanes), lanes, -1.0, 1.0, nan_maximum=nan_maximum)
+    return within(held(value, lanes, scope), low=-1.0, high=1.0)
 
 
 def _horner(coefficients: Sequence[float], at: Expr, lanes: int) -> Expr:
@@ -248,47 +258,47 @@ def _horner(coefficients: Sequence[float], at: Expr, lanes: int) -> Expr:
     return value
 
 
-def _gelu(x: Expr, lanes: int, *, nan_maximum: bool) -> Expr:
+def _gelu(x: Expr, lanes: int, scope: str, *, nan_maximum: bool) -> Expr:
     """x times the normal distribution up to x."""
-    x = held(x, lanes)
+    x = held(x, lanes, scope)
     at = x * broadcast(math.sqrt(0.5), lanes)
-    return x * (
-        broadcast(0.5, lanes)
-        + broadcast(0.5, lanes) * vector_erf(at, lanes, nan_maximum=nan_maximum)
-    )
+    half = broadcast(0.5, lanes)
+    return x * (half + half * vector_erf(at, lanes, nan_maximum=nan_maximum, scope=scope))
 
 
-def _gelu_tanh(x: Expr, lanes: int, exponential: Exponential) -> Expr:
+def _gelu_tanh(x: Expr, lanes: int, exponential: Exponential, scope: str) -> Expr:
     """GELU by tanh, as x times the sigmoid of twice its argument: exact far below zero, too."""
     factor, cubic = GELU_TANH
-    x = held(x, lanes)
+    x = held(x, lanes, scope)
     inner = x * (broadcast(-2 * factor, lanes) + broadcast(-2 * factor * cubic, lanes) * (x * x))
     return x / (broadcast(1.0, lanes) + exponential(inner))
 
 
-def _mish(x: Expr, lanes: int, exponential: Exponential, *, nan_maximum: bool) -> Expr:
+def _mish(x: Expr, lanes: int, exponential: Exponential, scope: str, *, nan_maximum: bool) -> Expr:
     """``x * tanh(softplus(x))`` as a quotient in exp(x): tanh(log(1 + e)) = n / (n + 2)."""
-    x = held(x, lanes)
-    power = held(exponential(limited(x, lanes, high=MISH_MAX, nan_maximum=nan_maximum)), lanes)
-    n = held(power * (power + broadcast(2.0, lanes)), lanes)
+    x = held(x, lanes, scope)
+    below = limited(x, lanes, high=MISH_MAX, nan_maximum=nan_maximum, scope=scope)
+    power = held(exponential(below), lanes, scope)
+    n = held(power * (power + broadcast(2.0, lanes)), lanes, scope)
     factor = n / (n + broadcast(2.0, lanes))
     # What underflows is zero: -inf times zero is NaN, as in torch.
     none = broadcast(0.0, lanes)
     return x * T.Select(x < broadcast(EXP_MIN, lanes), none, factor)
 
 
-def _softplus(x: Expr, lanes: int, exponential: Exponential, *, nan_maximum: bool) -> Expr:
+def _softplus(
+    x: Expr, lanes: int, exponential: Exponential, scope: str, *, nan_maximum: bool
+) -> Expr:
     """``max(x, 0) + log(1 + exp(-|x|))``."""
-    x = held(x, lanes)
+    x = held(x, lanes, scope)
     positive = x > broadcast(0.0, lanes)
-    power = held(exponential(T.Select(positive, broadcast(0.0, lanes) - x, x)), lanes)
-    return limited(x, lanes, 0.0, nan_maximum=nan_maximum) + power * _horner(
-        LOG1P_COEFFICIENTS, power, lanes
-    )
+    power = held(exponential(T.Select(positive, broadcast(0.0, lanes) - x, x)), lanes, scope)
+    at_least = limited(x, lanes, 0.0, nan_maximum=nan_maximum, scope=scope)
+    return at_least + power * _horner(LOG1P_COEFFICIENTS, power, lanes)
 
 
-def _elu(x: Expr, alpha: float, lanes: int, exponential: Exponential) -> Expr:
-    x = held(x, lanes)
+def _elu(x: Expr, alpha: float, lanes: int, exponential: Exponential, scope: str) -> Expr:
+    x = held(x, lanes, scope)
     negative = (exponential(x) - broadcast(1.0, lanes)) * broadcast(alpha, lanes)
     return T.Select(x < broadcast(0.0, lanes), negative, x)
 
@@ -301,6 +311,7 @@ def activate(
     *,
     nan_maximum: bool = False,
     exponential: Exponential | None = None,
+    scope: str = "global",
 ) -> Expr:
     """``activation(x)`` for a vector of ``lanes`` float32.
 
@@ -314,6 +325,8 @@ def activate(
         As of :func:`limited`.
     exponential : callable, optional
         exp of a vector; default: :func:`vector_exp`.
+    scope : str
+        As of :func:`held`.
 
     Raises
     ------
@@ -324,15 +337,16 @@ def activate(
     def const(value: float) -> Expr:
         return broadcast(value, lanes)
 
+    within = partial(limited, lanes=lanes, nan_maximum=nan_maximum, scope=scope)
     exponential = exponential or partial(vector_exp, lanes=lanes, nan_maximum=nan_maximum)
     if activation == "none":
         return x
     if activation in ("relu", "relu6", "clip"):
         low, high = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}.get(activation, bounds)
-        return limited(x, lanes, low, high, nan_maximum=nan_maximum)
+        return within(x, low=low, high=high)
     if activation in ("hardswish", "hardsigmoid"):
         x = T.Bind(x)
-        gate = limited(x + const(3.0), lanes, 0.0, 6.0, nan_maximum=nan_maximum) * const(1 / 6)
+        gate = within(x + const(3.0), low=0.0, high=6.0) * const(1 / 6)
         return gate if activation == "hardsigmoid" else x * gate
     if activation in ("silu", "sigmoid"):
         x = T.Bind(x)
@@ -341,16 +355,16 @@ def activate(
     if activation == "tanh":
         return vector_tanh(x, lanes, nan_maximum=nan_maximum)
     if activation == "gelu":
-        return _gelu(x, lanes, nan_maximum=nan_maximum)
+        return _gelu(x, lanes, scope, nan_maximum=nan_maximum)
     if activation == "gelu_tanh":
-        return _gelu_tanh(x, lanes, exponential)
+        return _gelu_tanh(x, lanes, exponential, scope)
     if activation in ("mish", "softplus"):
         make = _mish if activation == "mish" else _softplus
-        return make(x, lanes, exponential, nan_maximum=nan_maximum)
+        return make(x, lanes, exponential, scope, nan_maximum=nan_maximum)
     if activation == "elu":
-        return _elu(x, bounds[0], lanes, exponential)
+        return _elu(x, bounds[0], lanes, exponential, scope)
     if activation == "leaky_relu":
-        x = held(x, lanes)
+        x = held(x, lanes, scope)
         return T.Select(x > const(0.0), x, x * const(bounds[0]))
     if activation == "affine":
         return x * const(bounds[0]) + const(bounds[1])

@@ -110,7 +110,7 @@ def activated(
     if activation == "tanh":
         result = tirx.tanh(wide)
     else:
-        result = activate(wide, activation, width, bounds, exponential=tirx.exp)
+        result = activate(wide, activation, width, bounds, exponential=tirx.exp, scope="local")
     return converted(result, "float32", dtype, width)
 
 

@@ -197,6 +197,7 @@ def channelwise(
                 factors,
                 lambda v: activated(v, terms.activation, "float32", WIDTH, terms.bounds),
                 WIDTH,
+                scope="local",
             )
 
         write_planes(batch * channels, out_layout, out, target.dtype, body)
