@@ -11,13 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import tvm
 import yaml
 from safetensors import safe_open
 from torch import nn
 from tuning.small import record_of, small_task
 
 import tvm_pattern as tp
+from relay_passes.targets import resolve
 from topi_kernels.pattern import PatternSet, fixed8_patterns
+from topi_kernels.schedules.config import ConvConfig
 from tvm_pattern.crosscompile import CrossCompileError, read_elf
 from tvm_pattern.pruning import ConfigError, PatternConfig, load_pruned, oneshot, save_pruned
 from tvm_pattern.pruning.checkpoint import CheckpointError, load_training, save_training
@@ -25,6 +28,7 @@ from tvm_pattern.pruning.recipe import Recipe
 from tvm_pattern.tuning.lookup import ConfigLookup
 from tvm_pattern.tuning.records import LogError, Record, TuningLog
 from tvm_pattern.tuning.space import Space
+from tvm_pattern.tuning.task_inputs import FloatInputs
 
 from . import mutate, processes
 from .conftest import LONG, amount
@@ -70,8 +74,22 @@ def records() -> list[Record]:
     return [record_of(task, c, (1 + i) * 1e-3, timestamp=i) for i, c in enumerate(configs)]
 
 
+def assert_right(configs: set[ConvConfig | None], folder: Path) -> None:
+    """What the tuner would not have tried computes what the convolution is."""
+    task, weight = small_task()
+    inputs = FloatInputs(task, weight, 1, folder)
+    for config in configs - {None, *Space(task).configs}:
+        plan = inputs.plan(config)
+        built = tvm.compile(plan.primfunc(), target=resolve("pattern/native"))
+        tensors = [tvm.runtime.tensor(a) for a in inputs.arguments(plan)]
+        built(*tensors)
+        answer, tolerance = inputs.answer(plan)
+        off = np.abs(tensors[-1].numpy() - answer)[~np.isnan(answer)]
+        assert off.max() <= tolerance, config
+
+
 def test_tuning_log_bytes(records, tmp_path):
-    """What can be read is used for a legal configuration, or passed over."""
+    """What can be read is used for a configuration that computes right, or passed over."""
     path = tmp_path / "log.jsonl"
     TuningLog(path).write(records)
     task, _ = small_task()
@@ -81,11 +99,10 @@ def test_tuning_log_bytes(records, tmp_path):
         assert all(str(line).startswith(str(path)) for line in bad)
         return ConfigLookup(good)(task)
 
-    legal = {None, *Space(task).configs}
     read = mutate.survey(
         mutate.bytes_mutants(path.read_bytes(), MUTANTS), write_bytes(path), look_up, LogError
     )
-    assert all(config in legal for config in read.values())
+    assert_right(set(read.values()), tmp_path)
     assert any(config is not None for config in read.values())
 
 
@@ -102,8 +119,7 @@ def test_tuning_log_fields(records, tmp_path):
         look_up,
         LogError,
     )
-    legal = {None, *Space(task).configs}
-    assert all(config in legal for config in read.values())
+    assert_right(set(read.values()), tmp_path)
 
 
 def test_pruned_checkpoint(tmp_path):
