@@ -64,7 +64,7 @@ def test_wrong_predictions_stop_the_demo(tmp_path, console, wrong_library):
 
 def test_missing_scikit_learn_is_explained(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'tvm-pattern\[demo\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install '\.\[demo\]' in a clone"):
         demo.load_digits()
 
 

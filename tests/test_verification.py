@@ -180,7 +180,8 @@ def test_half_precision(monkeypatch):
     library = tp.compile(model, image, num_threads=1)
     found = library.manifest.verification
     assert found["status"] == "checked"
-    assert 1e-5 < found["max_error"] < found["tolerance"] < 0.02
+    # Rounded where torch rounds, so a step of float16 apart at most.
+    assert found["max_error"] <= 2**-10 < found["tolerance"] < 0.02
     # The model stays the caller's: widening it for the importer is done on a copy.
     assert {p.dtype for p in model.parameters()} == {torch.float16}
     import_wrongly(monkeypatch, *WRONG[0][:2])

@@ -15,11 +15,12 @@ _LARGE = (
     torch.ops.aten.addmm.default,
     torch.ops.aten.mm.default,
     torch.ops.aten.bmm.default,
+    torch.ops.aten.clone.default,
 )
 
 
 class WithinMemory(TorchDispatchMode):
-    """While it is entered, convolutions and products whose result fits no memory are refused.
+    """While it is entered, convolutions, products and copies that fit no memory are refused.
 
     Raises
     ------
