@@ -2,15 +2,17 @@
 
 What a layer cannot make up for by itself, the layers of its block may do together: they are tuned
 by gradients, from the inputs that the pruned network delivers to the block's outputs in the dense
-network. There are no labels, and removed weights stay removed.
+network. There are no labels, and removed weights stay removed. Batch norms keep factor and term and
+follow the tuned weights by their statistics: outputs that only come nearer in the mean square
+shrink towards their mean, from block to block, until little is left of the signal.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from operator import length_hint
 from typing import Any
@@ -35,6 +37,9 @@ RATE = 0.02
 TESTED = 5
 """One picture of so many is not tuned on: it tells whether tuning helped."""
 ENOUGH = 2 * TESTED
+FEW = 4
+"""Of fewer pictures at a time the statistics of batch norms are no estimate."""
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 Pairs = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -133,16 +138,19 @@ def tune_block(block: Block, networks: Networks, assignment: Assignment, steps: 
     Returns
     -------
     Tuned
-        With the tensors that changed; none where tuning did not help.
+        With its tensors; where tuning did not help, the weights of before.
     """
     tuner = _Tuner(block, networks.pruned, assignment)
     loads = _Loads(block, networks)
     tested: Pairs = []
+    as_it_was: dict[str, torch.Tensor] = {}
     power = before = 0.0
     done = 0
     for number in range(loads.count):
-        tuned_on, others = loads.take()
+        whole, tuned_on, others = loads.take()
         if number == 0:
+            tuner.settle(whole)  # the blocks before may deliver something else than they did
+            as_it_was = tuner.tensors()
             tested = others or tuned_on
             power = _mean((float(y.float().square().mean()), len(y)) for _, y in tested)
             tuner.power = power
@@ -151,11 +159,14 @@ def tune_block(block: Block, networks: Networks, assignment: Assignment, steps: 
         for step in range(done, until):
             tuner.step(tuned_on, 0.5 * (1 + math.cos(math.pi * step / steps)))
         done = until
+        tuner.settle(whole)
     after = tuner.error(tested)
     if not after < before:  # not finite is no gain either
-        return Tuned(BlockFit(block.name, block.layers, before, before))
-    tuner.write()
-    return Tuned(BlockFit(block.name, block.layers, before, after), tuner.tensors())
+        after, tensors = before, as_it_was
+    else:
+        tensors = tuner.tensors()
+    write_tensors(networks.pruned, tensors)
+    return Tuned(BlockFit(block.name, block.layers, before, after), tensors)
 
 
 def _mean(parts: Iterable[tuple[float, int]]) -> float:
@@ -179,18 +190,20 @@ class _Loads:
         self._is_enough = len(first[0]) * count >= ENOUGH
         self.count = -(-count // self._each)
 
-    def take(self) -> tuple[Pairs, Pairs]:
-        """Pairs to tune on, and those that are set aside."""
+    def take(self) -> tuple[Pairs, Pairs, Pairs]:
+        """Pairs as they came; of them what to tune on, and what is set aside."""
+        whole: Pairs = []
         tuned_on: Pairs = []
         others: Pairs = []
         for x, y in itertools.islice(self._pairs, self._each):
             aside = (torch.arange(self._row, self._row + len(x)) + 1) % TESTED == 0
             aside &= self._is_enough
             self._row += len(x)
+            whole.append((x, y))
             for where, rows in ((tuned_on, ~aside), (others, aside)):
                 if bool(rows.any()):
                     where.append((x[rows], y[rows]))
-        return tuned_on, others
+        return whole, tuned_on, others
 
 
 class _Tuner:
@@ -205,6 +218,12 @@ class _Tuner:
             parameter = model.get_parameter(name)
             self._leaves[name] = parameter.detach().float().clone().requires_grad_()
             self._scales.append(scale)
+        self._norms = dict(self._normed())
+        self._statistics = {
+            f"{name}.{of}": getattr(norm, of).clone()
+            for name, norm in self._norms.items()
+            for of in _STATISTICS
+        }
         self._optimizer = torch.optim.Adam([{"params": [t]} for t in self._leaves.values()])
         self._random = torch.Generator().manual_seed(0)
         self.power = 1.0
@@ -220,12 +239,50 @@ class _Tuner:
             yield f"{name}.weight", scale
             if layer.bias is not None:
                 yield f"{name}.bias", scale * math.sqrt(layer.weight[0].numel())
+
+    def _normed(self) -> Iterator[tuple[str, _BatchNorm]]:
+        """Batch norms that keep running statistics."""
         for member in self._block.members:
             for name, module in self._model.get_submodule(member).named_modules(prefix=member):
-                if isinstance(module, _BatchNorm) and module.weight is not None:
-                    scale = _size(module.weight.detach())
-                    yield f"{name}.weight", scale
-                    yield f"{name}.bias", scale
+                if isinstance(module, _BatchNorm) and module.running_mean is not None:
+                    yield name, module
+
+    @contextmanager
+    def _by_batch(self, momentum: float | None = 0.1) -> Iterator[None]:
+        """Norms use the statistics of what comes, and average them; None: all alike."""
+        momenta = {norm: norm.momentum for norm in self._norms.values()}
+        try:
+            for norm in momenta:
+                norm.momentum, norm.training = momentum, True
+            yield
+        finally:
+            for norm, before in momenta.items():
+                norm.momentum, norm.training = before, False
+
+    @torch.no_grad()
+    def settle(self, pairs: Pairs) -> None:
+        """Running statistics become those of the weights and inputs as they are.
+
+        By the batches that came, as :func:`~tvm_pattern.pruning.recalibrate_bn` takes them.
+        """
+        if not self._norms:
+            return
+        for statistic in self._statistics.values():
+            statistic.zero_()
+        with self._by_batch(momentum=None):
+            for x, y in pairs:
+                self._change(x.clone(), y)
+
+    def _some(self, pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
+        """:data:`ROWS` pictures of one size, whichever batches they came in."""
+        pools = _pools(pairs)
+        number = int(torch.randint(sum(map(len, pools)), (), generator=self._random))
+        for pool in pools:
+            if number < len(pool):
+                break
+            number -= len(pool)
+        order = torch.randperm(len(pool), generator=self._random)[:ROWS]
+        return _gathered(pairs, [pool[i] for i in order.tolist()])
 
     def _change(self, x: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """Mean squared change of the block's outputs for inputs ``x``."""
@@ -234,6 +291,11 @@ class _Tuner:
             own = {
                 name.removeprefix(f"{member}."): leaf.to(x.dtype)
                 for name, leaf in self._leaves.items()
+                if name.startswith(f"{member}.")
+            }
+            own |= {
+                name.removeprefix(f"{member}."): statistic
+                for name, statistic in self._statistics.items()
                 if name.startswith(f"{member}.")
             }
             x = functional_call(module, own, (x,))
@@ -247,12 +309,12 @@ class _Tuner:
         )
 
     def step(self, pairs: Pairs, share: float) -> None:
-        """One step at a share of the rate, on rows of one of the pairs."""
-        number = int(torch.randint(len(pairs), (), generator=self._random))
-        x, wanted = pairs[number]
-        rows = torch.randperm(len(x), generator=self._random)[:ROWS].to(x.device)
-        with torch.enable_grad():
-            loss = self._change(x[rows], wanted[rows]) / max(self.power, 1e-38)
+        """One step at a share of the rate."""
+        x, wanted = self._some(pairs)
+        # Of few pictures the statistics are no estimate.
+        by_batch = self._by_batch() if len(x) >= FEW else nullcontext()
+        with torch.enable_grad(), by_batch:
+            loss = self._change(x, wanted) / max(self.power, 1e-38)
             gradients = torch.autograd.grad(loss, list(self._leaves.values()), allow_unused=True)
         for (name, leaf), gradient in zip(self._leaves.items(), gradients, strict=True):
             removed = self._removed.get(name)
@@ -268,13 +330,26 @@ class _Tuner:
         found = {}
         for name, leaf in self._leaves.items():
             removed = self._removed.get(name)
-            value = leaf.detach() if removed is None else leaf.detach().masked_fill(removed, 0)
+            value = leaf.detach().clone()
+            if removed is not None:
+                value.masked_fill_(removed, 0)
             found[name] = value.to(self._model.get_parameter(name).dtype)
-        return found
+        return {**found, **{name: value.clone() for name, value in self._statistics.items()}}
 
-    def write(self) -> None:
-        """Put what was tuned into the model."""
-        write_tensors(self._model, self.tensors())
+
+def _pools(pairs: Pairs) -> list[list[tuple[int, int]]]:
+    """``(pair, row)`` of the pictures, those of one size together."""
+    pools: dict[Any, list[tuple[int, int]]] = {}
+    for number, (x, y) in enumerate(pairs):
+        pool = pools.setdefault((x.shape[1:], y.shape[1:]), [])
+        pool += [(number, row) for row in range(len(x))]
+    return list(pools.values())
+
+
+def _gathered(pairs: Pairs, places: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Copies of some pictures, as one batch."""
+    xs, ys = zip(*((pairs[n][0][row], pairs[n][1][row]) for n, row in places), strict=True)
+    return torch.stack(xs), torch.stack(ys)
 
 
 def _size(values: torch.Tensor) -> float:
@@ -284,6 +359,7 @@ def _size(values: torch.Tensor) -> float:
 
 @torch.no_grad()
 def write_tensors(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    """Put parameters into a model by their names."""
+    """Put parameters and buffers into a model by their names."""
+    held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in tensors.items():
-        model.get_parameter(name).copy_(tensor)
+        held[name].copy_(tensor)
