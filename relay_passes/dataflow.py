@@ -6,7 +6,7 @@ never have to be rewritten.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,14 @@ def rebuild(func: relax.Function, blocks: list[list[relax.Binding]]) -> relax.Fu
 def bindings_of(func: relax.Function) -> list[list[relax.Binding]]:
     """Bindings of a function, block by block."""
     return [list(block.bindings) for block in func.body.blocks]
+
+
+def with_values(block: Sequence[relax.Binding], values: Mapping[Var, Expr]) -> list[relax.Binding]:
+    """A block with new values for some variables.
+
+    Other bindings stay as they are: one may cast to a type that its value does not have.
+    """
+    return [relax.VarBinding(b.var, values[b.var]) if b.var in values else b for b in block]
 
 
 def op_name(expr: Any) -> str:

@@ -31,6 +31,7 @@ from .dataflow import (
     op_name,
     rebuild,
     shape_of,
+    with_values,
 )
 from .recognize_activations import activation_marker
 
@@ -130,7 +131,7 @@ class AffineChains:
 class _Folder(AffineChains):
     def __init__(self, func: relax.Function) -> None:
         super().__init__(func)
-        self.value = dict(self.uses.value)
+        self.value: dict[Var, Expr] = {}
 
     def run(self, func: relax.Function) -> relax.Function:
         for var in self.uses.value:
@@ -142,11 +143,7 @@ class _Folder(AffineChains):
             elif found.scalars is not None and not np.any(found.scale == 0):
                 marker = activation_marker(found.source, "affine", found.scalars)
                 self.value[var] = marker.call(var.ty)
-        blocks = [
-            [relax.VarBinding(b.var, self.value.get(b.var, b.value)) for b in block]
-            for block in bindings_of(func)
-        ]
-        return rebuild(func, blocks)
+        return rebuild(func, [with_values(block, self.value) for block in bindings_of(func)])
 
     def is_last(self, var: Var) -> bool:
         """Whether the value is not one step of a longer chain."""

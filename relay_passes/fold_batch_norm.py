@@ -28,6 +28,7 @@ from .dataflow import (
     map_functions,
     op_name,
     rebuild,
+    with_values,
 )
 
 
@@ -160,11 +161,7 @@ def _transform(func: relax.Function) -> relax.Function:
         replaced[match.conv], replaced[match.output] = _fold(uses, match)
         dropped |= {match.batch_norm} | ({match.bias} if match.bias is not None else set())
     blocks = [
-        [
-            relax.VarBinding(b.var, replaced[b.var]) if b.var in replaced else b
-            for b in block
-            if b.var not in dropped
-        ]
+        with_values([b for b in block if b.var not in dropped], replaced)
         for block in bindings_of(func)
     ]
     return rebuild(func, blocks)

@@ -27,6 +27,7 @@ from .dataflow import (
     rebuild,
     shape_of,
     static_shape,
+    with_values,
 )
 from .fold_affine import Affine, AffineChains
 from .islands.channelwise import marker_of
@@ -137,13 +138,7 @@ class _Fuser(AffineChains):
                     end = user
                     taken.add(user)
                 values[end] = parts.marker(str(end.ty.dtype)).call(end.ty)
-        return rebuild(
-            func,
-            [
-                [relax.VarBinding(b.var, values.get(b.var, b.value)) for b in block]
-                for block in blocks
-            ],
-        )
+        return rebuild(func, [with_values(block, values) for block in blocks])
 
 
 @tvm.transform.module_pass(opt_level=0, name="FuseChannelwise")

@@ -31,6 +31,7 @@ from .dataflow import (
     rebuild,
     shape_of,
     static_shape,
+    with_values,
 )
 from .markers import ConvParams, Marker, parse
 
@@ -119,13 +120,7 @@ def _transform(func: relax.Function) -> relax.Function:
             chain.extend()
             values[chain.end] = chain.result().call(chain.end.ty)
             fused.update(chain.fused)
-        blocks.append(
-            [
-                relax.VarBinding(b.var, values[b.var]) if b.var in values else b
-                for b in block
-                if b.var not in fused
-            ]
-        )
+        blocks.append(with_values([b for b in block if b.var not in fused], values))
     return rebuild(func, blocks)
 
 

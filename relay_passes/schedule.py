@@ -34,16 +34,20 @@ def _lowered_block(
     calls: dict[Var, Call] = {}
     result = []
     for binding in block:
-        marker, value = parse(binding.value), calls.get(binding.var, binding.value)
-        if marker is not None and binding.var in pairs:
-            follower = pairs[binding.var]
+        marker = parse(binding.value)
+        if marker is None:
+            result.append(binding)  # as it is: it may cast to a type that its value does not have
+            continue
+        follower = pairs.get(binding.var)
+        if follower is not None:
             call = conv_depthwise.lower(marker, follower, scheduling)
             if call is not None:
                 calls[follower.var] = call
                 continue
-        if marker is not None and binding.var not in calls:
-            value = _lowered(marker, binding.var, scheduling)
-        result.append(relax.VarBinding(binding.var, value))
+        call = calls.get(binding.var)
+        if call is None:
+            call = _lowered(marker, binding.var, scheduling)
+        result.append(relax.VarBinding(binding.var, call))
     return result
 
 

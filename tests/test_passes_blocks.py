@@ -1,4 +1,7 @@
-"""Functions of several dataflow blocks: values that only one of them knows stay there."""
+"""Blocks and bindings that passes leave as they are.
+
+Of several dataflow blocks, values that only one knows stay there; casts stay casts.
+"""
 
 from __future__ import annotations
 
@@ -98,3 +101,31 @@ def test_channels_are_selected_of_what_a_block_knows(shuffled: bool) -> None:
     lowered, _ = pipeline.lower(mod, "pattern/native", num_threads=1)
     (got,) = execute(tvm.compile(lowered, resolve("pattern/native")), x)
     np.testing.assert_allclose(got, np.concatenate([part, np.exp(x)], 1), rtol=1e-5)
+
+
+def test_a_cast_gives_its_value_the_type() -> None:
+    rows = tvm.tirx.Var("rows", "int64")
+    weight = np.random.default_rng(0).standard_normal((4, 3, 1, 1)).astype("float32")
+    bb = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType(dtype="float32", ndim=2))
+    image = relax.Var("image", relax.TensorType(dtype="float32", ndim=4))
+    with bb.function("main", [x, image]):
+        with bb.dataflow():
+            known = bb.match_cast(x, relax.TensorType((rows, 8), "float32"))
+            ones = relax.op.ones(relax.ShapeExpr([rows, 8]), "float32")
+            first = bb.emit_output(relax.op.add(relax.op.exp(known), ones))
+            sized = bb.match_cast(image, relax.TensorType((1, 3, 5, 6), "float32"))
+            conv = bb.emit(relax.op.nn.conv2d(sized, relax.const(weight)))
+            last = bb.emit_output(relax.op.nn.relu(conv))
+        bb.emit_func_output(relax.Tuple([first, last]))
+    lowered, report = pipeline.lower(bb.get(), "pattern/native", num_threads=1)
+    assert [row.taken for row in report.rows] == [True]
+    executable = tvm.compile(lowered, resolve("pattern/native"))
+    values, pixels = np.ones((3, 8), "float32"), np.ones((1, 3, 5, 6), "float32")
+    got, summed = execute(executable, values, pixels)
+    np.testing.assert_allclose(got, np.exp(values) + 1, rtol=1e-6)
+    want = np.maximum(weight.sum((1, 2, 3)), 0)[None, :, None, None] * np.ones((1, 1, 5, 6))
+    np.testing.assert_allclose(summed, want, atol=1e-5)
+    for wrong in [(values[:, :7], pixels), (values, pixels[..., :5])]:
+        with pytest.raises(Exception, match=r"shape|match"):
+            execute(executable, *wrong)
