@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from topi_kernels.pattern import Pattern, PatternSet, fixed8_patterns
-from tvm_pattern.pruning import ConfigError, LibrarySpec, PatternConfig, Rule, oneshot
+from tvm_pattern.pruning import ConfigError, Gradual, LibrarySpec, PatternConfig, Rule, oneshot
 from tvm_pattern.pruning.layers import resolve_layers
+from tvm_pattern.pruning.recipe import TrainSettings
 
 
 class Net(nn.Module):
@@ -121,6 +122,45 @@ def test_configurations_that_do_not_fit_the_model(net, kwargs, message):
 def test_bad_configurations_are_named(data, message):
     with pytest.raises(ConfigError, match=message):
         PatternConfig.from_dict(data)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Rule(layers="a"), r"Rule: unknown 'layers'; expected some of name, regex, type,"),
+        (lambda: Rule(name="a", connectivity="x"), r"Rule: connectivity: .*number.* \(got 'x'\)$"),
+        (lambda: PatternConfig(rate=2), "PatternConfig: unknown 'rate'; expected some of version,"),
+        (lambda: LibrarySpec(count=8), "LibrarySpec: unknown 'count'; expected some of source,"),
+        (lambda: Gradual(step=8), "Gradual: unknown 'step'; expected some of name, steps,"),
+        (lambda: TrainSettings(epoch=8), "TrainSettings: unknown 'epoch'; expected some of epochs"),
+        (
+            lambda: PatternConfig.from_dict({"rules": [{"layers": "a"}]}),
+            "rules.0: Rule: unknown 'layers'; expected some of name, regex, type,",
+        ),
+    ],
+)
+def test_settings_made_in_python_are_refused_in_the_same_words(make, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        make()
+    assert "pydantic" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"connectivity": 9.0, "first": "prune"}, "all kernels stay by connectivity_1x1=1"),
+        ({"connectivity": 9.0}, "all kernels stay by connectivity_1x1=1 and first='pattern'"),
+        ({"connectivity_1x1": 9.0}, "all kernels stay by first='pattern'"),
+        (
+            {"connectivity_1x1": 9.0, "rules": [{"name": "0", "connectivity": 1}]},
+            "all kernels stay by rule name='0'",
+        ),
+    ],
+)
+def test_a_1x1_layer_that_stays_dense_says_by_what(settings, reason):
+    lone = nn.Sequential(nn.Conv2d(4, 4, 1))
+    with pytest.raises(ConfigError, match=f"1x1 convolution, which has no patterns; {reason}"):
+        resolve_layers(lone, PatternConfig.from_dict(settings))
 
 
 def _rich_config():

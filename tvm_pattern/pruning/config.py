@@ -30,7 +30,29 @@ class ConfigError(ValueError):
     """A recipe or configuration that cannot be used; the message says what to change."""
 
 
-class LibrarySpec(BaseModel):
+class Settings(BaseModel):
+    """What users write: an unknown field or a value out of range is a :class:`ConfigError`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    def __init__(self, **settings: Any) -> None:
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            raise ConfigError(f"{type(self).__name__}: {explain(error)}") from error
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_fields(cls, data: Any) -> Any:
+        if isinstance(data, dict) and (unknown := set(data) - set(cls.model_fields)):
+            raise ValueError(
+                f"unknown {', '.join(sorted(map(repr, unknown)))}; expected some of"
+                f" {', '.join(cls.model_fields)}"
+            )
+        return data
+
+
+class LibrarySpec(Settings):
     """Where a layer's pattern set comes from when it is not a built-in one.
 
     Parameters
@@ -46,8 +68,6 @@ class LibrarySpec(BaseModel):
     phases : tuple of int
         Sizes of a ``phased`` extraction, falling, ending with ``size``.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: Literal["natural", "greedy", "phased"] = "natural"
     size: Annotated[int, Field(ge=1, le=255)] = 8
@@ -112,16 +132,20 @@ def normalise_library(value: Library | PatternSet) -> str | LibrarySpec | Patter
 def explain(error: ValueError) -> str:
     """One line per fault of a validation error, with what was given."""
     if isinstance(error, ValidationError):
-        return "; ".join(
-            f"{'.'.join(str(p) for p in e['loc']) or 'value'}: {e['msg']} (got {e['input']!r})"
-            for e in error.errors()
-        )
+        return "; ".join(map(_line, error.errors()))
     return str(error)
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+def _line(fault: Any) -> str:
+    cause = fault.get("ctx", {}).get("error")
+    message = fault["msg"].removeprefix("Value error, ")
+    if not isinstance(cause, ConfigError):  # which says itself what was given
+        message += f" (got {fault['input']!r})"
+    where = ".".join(map(str, fault["loc"]))
+    return f"{where}: {message}" if where else message
 
+
+class _WithLibrary(Settings):
     @model_validator(mode="before")
     @classmethod
     def _read_library(cls, data: Any) -> Any:
@@ -140,7 +164,7 @@ _OMITTED_DEFAULTS = {
 }
 
 
-class Rule(_Strict):
+class Rule(_WithLibrary):
     """Settings for the layers it matches; what it leaves out is inherited.
 
     A rule needs at least one of ``name`` (glob), ``regex`` (of the whole name), ``type`` and
@@ -212,7 +236,7 @@ class Rule(_Strict):
         return ", ".join(f"{k}={v!r}" for k, v in given.items() if v is not None)
 
 
-class PatternConfig(_Strict):
+class PatternConfig(_WithLibrary):
     """Pattern and connectivity settings of a whole model.
 
     Parameters

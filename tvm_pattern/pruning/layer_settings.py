@@ -19,7 +19,10 @@ from .sharing import Sharing
 
 @dataclass(frozen=True)
 class LayerSettings:
-    """What a configuration asks of one layer; ``*_rule`` is the rule that says so, if one does."""
+    """What a configuration asks of one layer; ``*_rule`` is the rule that says so, if one does.
+
+    ``rate_by`` is what ``connectivity`` comes from, in words.
+    """
 
     library: str | LibrarySpec | PatternSet
     connectivity: float
@@ -31,29 +34,32 @@ class LayerSettings:
     connectivity_rule: Rule | None = None
     library_rule: Rule | None = None
     reason: str = "a rule skips it"
+    rate_by: str = "default"
 
 
 def base_settings(config: PatternConfig, kind: str, *, is_first: bool) -> LayerSettings:
     """Settings of a layer by its kind, before any rule."""
-    rates = {
-        "conv": config.connectivity,
-        "pointwise": config.connectivity_1x1,
-        "linear": config.connectivity_linear,
-    }
+    rate = {
+        "conv": "connectivity",
+        "pointwise": "connectivity_1x1",
+        "linear": "connectivity_linear",
+    }.get(kind)
     groups = {"depthwise": 1, "linear": config.group_linear}
     settings = LayerSettings(
         library=config.library,
-        connectivity=rates.get(kind, 1.0),
+        connectivity=getattr(config, rate) if rate else 1.0,
         group=groups.get(kind, config.group),
         block=config.block_1x1 if kind == "pointwise" else 1,
         balance=config.balance,
         # Blocks of neighbours: comparing thousands of filters pairwise would take minutes.
         sharing="neighbours" if kind == "linear" else config.sharing,
+        rate_by=f"{rate}=1",
     )
     if is_first and config.first == "skip":
         return replace(settings, skip=True, reason="first convolution (first: skip)")
     if is_first and config.first == "pattern":
-        return replace(settings, connectivity=1.0)
+        also = f"{settings.rate_by} and " if settings.connectivity == 1.0 else ""
+        return replace(settings, connectivity=1.0, rate_by=f"{also}first='pattern'")
     return settings
 
 
@@ -68,7 +74,7 @@ def apply_rules(settings: LayerSettings, rules: list[Rule]) -> LayerSettings:
         if "library" in given:
             given["library_rule"] = rule
         if "connectivity" in given:
-            given["connectivity_rule"] = rule
+            given |= {"connectivity_rule": rule, "rate_by": f"rule {rule.describe()}"}
         if rule.type == "linear" and rule.connectivity is None and settings.connectivity == 1.0:
             given["connectivity"] = LINEAR_RATE
         if "skip" in given:

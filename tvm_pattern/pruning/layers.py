@@ -173,7 +173,7 @@ def _reason_to_skip(conv: Layer, settings: LayerSettings, frozen: str) -> str | 
         return several
     kind = layer_kind(conv)
     if kind == "pointwise" and settings.connectivity == 1.0:
-        return "1x1 convolution kept dense (connectivity 1)"
+        return f"1x1 convolution, which has no patterns; all kernels stay by {settings.rate_by}"
     if kind == "depthwise" and kernel_shape(conv)[2:] == (1, 1):
         return "depthwise 1x1 has one weight per channel"
     return None
@@ -181,7 +181,7 @@ def _reason_to_skip(conv: Layer, settings: LayerSettings, frozen: str) -> str | 
 
 def _reason_to_skip_linear(layer: nn.Linear, settings: LayerSettings) -> str | None:
     if settings.connectivity == 1.0:
-        return "linear layer kept dense (connectivity 1)"
+        return f"linear layer; all weights stay by {settings.rate_by}"
     size = layer.in_features * layer.out_features
     if size < SMALLEST_LINEAR:
         return f"too small to gain: {size} weights, linear layers are pruned from {SMALLEST_LINEAR}"

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from .assignment import LayerAssignment, filter_order, project_layer
-from .config import ConfigError, explain
+from .config import ConfigError, Settings, explain
 from .layers import LayerPlan
 from .libraries import shrink_library
 from .projection import (
@@ -28,18 +28,14 @@ from .projection import (
 Tensors = dict[str, torch.Tensor]
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class OneShot(_Settings):
+class OneShot(Settings):
     """Project once at the freeze, then retrain with fixed masks."""
 
     name: Literal["oneshot"] = "oneshot"
     steps: Literal[1] = 1
 
 
-class Gradual(_Settings):
+class Gradual(Settings):
     """Patterns from the first step; kernels removed along a power sparsity_ramp.
 
     After update ``t`` of ``steps`` a layer keeps
@@ -58,7 +54,7 @@ class Gradual(_Settings):
     exponent: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3.0
 
 
-class Admm(_Settings):
+class Admm(Settings):
     """PatDNN's ADMM regularisation (section 4): W by SGD or Adam, Z and Y by projection.
 
     Joint: one pair (Z, U) and the exact projection onto both constraints; ``separate``: the

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from .config import ConfigError, PatternConfig, explain, read_mapping
+from .config import ConfigError, PatternConfig, Settings, explain, read_mapping
 from .methods import Method, OneShot, read_method
 
 RECIPE_VERSION = 1
@@ -17,7 +17,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-class TrainSettings(BaseModel):
+class TrainSettings(Settings):
     """How to train while and after pruning.
 
     Parameters
@@ -50,8 +50,6 @@ class TrainSettings(BaseModel):
         With both, each batch draws one. By torchvision's transforms, which then is needed.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     epochs: Annotated[int, Field(ge=1)] = 60
     prune_fraction: Fraction = 0.5
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -75,13 +73,11 @@ class TrainSettings(BaseModel):
     seed: int = 0
 
 
-class Recipe(BaseModel):
+class Recipe(Settings):
     """Everything ``tvm-pattern prune`` needs besides model and data.
 
     ``method.steps`` is set to the epochs before the freeze unless the recipe gives it.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
     version: Literal[1] = 1
     patterns: PatternConfig = PatternConfig()
