@@ -262,15 +262,36 @@ def test_no_more_is_held_than_may_be_and_every_picture_is_used(batches, monkeypa
     taken, take = [], reconstruct._Loads.take
 
     def watched(self):
-        pairs = take(self)
-        taken.append([sum(len(x) for x, _ in part) for part in pairs[1:]])
-        return pairs
+        whole, pools, others = take(self)
+        taken.append([sum(map(len, pools)), sum(len(x) for x, _ in others)])
+        assert sum(taken[-1]) == sum(len(x) for x, _ in whole)
+        return whole, pools, others
 
     monkeypatch.setattr(reconstruct._Loads, "take", watched)
     net = Net().eval()
     report = posttrain(net, batches, 3.0, reconstruct=60)
     assert taken == [[16, 4]] * 2 + [[8, 2]] * 4
     assert report.blocks[-1].after < report.blocks[-1].before
+
+
+def test_pictures_are_looked_at_where_they_lie(batches, monkeypatch):
+    """Copies of all of them would be as much again as may be held."""
+    taken, take = [], reconstruct._Loads.take
+    monkeypatch.setattr(
+        reconstruct._Loads, "take", lambda self: taken.append(take(self)) or taken[-1]
+    )
+    posttrain(Net().eval(), batches, 3.0, reconstruct=1)
+    for whole, pools, _ in taken:
+        held = {t.untyped_storage().data_ptr() for pair in whole for t in pair}
+        used = {t.untyped_storage().data_ptr() for pool in pools for pair in pool for t in pair}
+        assert used <= held
+
+
+def test_a_load_that_is_set_aside_whole_tunes_nothing(batches, monkeypatch):
+    monkeypatch.setattr(reconstruct, "HELD_BYTES", 1)
+    single = list(batches[0][:10].split(1))
+    report = posttrain(Net().eval(), single, 3.0, reconstruct=20)
+    assert all(b.after <= b.before for b in report.blocks)
 
 
 def test_tuning_that_does_not_help_is_undone(fitted, batches, monkeypatch):

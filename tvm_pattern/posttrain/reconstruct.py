@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from operator import length_hint
@@ -147,17 +147,17 @@ def tune_block(block: Block, networks: Networks, assignment: Assignment, steps: 
     power = before = 0.0
     done = 0
     for number in range(loads.count):
-        whole, tuned_on, others = loads.take()
+        whole, pools, others = loads.take()
         if number == 0:
             tuner.settle(whole)  # the blocks before may deliver something else than they did
             as_it_was = tuner.tensors()
-            tested = others or tuned_on
+            tested = others or whole
             power = _mean((float(y.float().square().mean()), len(y)) for _, y in tested)
             tuner.power = power
             before = tuner.error(tested)
         until = steps * (number + 1) // loads.count
-        for step in range(done, until):
-            tuner.step(tuned_on, 0.5 * (1 + math.cos(math.pi * step / steps)))
+        for step in range(done, until) if pools else ():
+            tuner.step(pools, 0.5 * (1 + math.cos(math.pi * step / steps)))
         done = until
         tuner.settle(whole)
     after = tuner.error(tested)
@@ -190,20 +190,21 @@ class _Loads:
         self._is_enough = len(first[0]) * count >= ENOUGH
         self.count = -(-count // self._each)
 
-    def take(self) -> tuple[Pairs, Pairs, Pairs]:
-        """Pairs as they came; of them what to tune on, and what is set aside."""
+    def take(self) -> tuple[Pairs, list[Pairs], Pairs]:
+        """Pairs as they came; their pictures to tune on, by size, as views; what is set aside."""
         whole: Pairs = []
-        tuned_on: Pairs = []
+        pools: dict[Any, Pairs] = {}
         others: Pairs = []
         for x, y in itertools.islice(self._pairs, self._each):
             aside = (torch.arange(self._row, self._row + len(x)) + 1) % TESTED == 0
             aside &= self._is_enough
             self._row += len(x)
             whole.append((x, y))
-            for where, rows in ((tuned_on, ~aside), (others, aside)):
-                if bool(rows.any()):
-                    where.append((x[rows], y[rows]))
-        return whole, tuned_on, others
+            if bool(aside.any()):
+                others.append((x[aside], y[aside]))
+            pool = pools.setdefault((x.shape[1:], y.shape[1:]), [])
+            pool += [(x[row], y[row]) for row in (~aside).nonzero().flatten().tolist()]
+        return whole, [pool for pool in pools.values() if pool], others
 
 
 class _Tuner:
@@ -273,16 +274,13 @@ class _Tuner:
             for x, y in pairs:
                 self._change(x.clone(), y)
 
-    def _some(self, pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
+    def _some(self, pools: list[Pairs]) -> tuple[torch.Tensor, torch.Tensor]:
         """:data:`ROWS` pictures of one size, whichever batches they came in."""
-        pools = _pools(pairs)
         number = int(torch.randint(sum(map(len, pools)), (), generator=self._random))
-        for pool in pools:
-            if number < len(pool):
-                break
-            number -= len(pool)
+        pool = [pool for pool in pools for _ in pool][number]
         order = torch.randperm(len(pool), generator=self._random)[:ROWS]
-        return _gathered(pairs, [pool[i] for i in order.tolist()])
+        xs, ys = zip(*(pool[i] for i in order.tolist()), strict=True)
+        return torch.stack(xs), torch.stack(ys)
 
     def _change(self, x: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """Mean squared change of the block's outputs for inputs ``x``."""
@@ -308,9 +306,9 @@ class _Tuner:
             self.power, 1e-38
         )
 
-    def step(self, pairs: Pairs, share: float) -> None:
+    def step(self, pools: list[Pairs], share: float) -> None:
         """One step at a share of the rate."""
-        x, wanted = self._some(pairs)
+        x, wanted = self._some(pools)
         # Of few pictures the statistics are no estimate.
         by_batch = self._by_batch() if len(x) >= FEW else nullcontext()
         with torch.enable_grad(), by_batch:
@@ -335,21 +333,6 @@ class _Tuner:
                 value.masked_fill_(removed, 0)
             found[name] = value.to(self._model.get_parameter(name).dtype)
         return {**found, **{name: value.clone() for name, value in self._statistics.items()}}
-
-
-def _pools(pairs: Pairs) -> list[list[tuple[int, int]]]:
-    """``(pair, row)`` of the pictures, those of one size together."""
-    pools: dict[Any, list[tuple[int, int]]] = {}
-    for number, (x, y) in enumerate(pairs):
-        pool = pools.setdefault((x.shape[1:], y.shape[1:]), [])
-        pool += [(number, row) for row in range(len(x))]
-    return list(pools.values())
-
-
-def _gathered(pairs: Pairs, places: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Copies of some pictures, as one batch."""
-    xs, ys = zip(*((pairs[n][0][row], pairs[n][1][row]) for n, row in places), strict=True)
-    return torch.stack(xs), torch.stack(ys)
 
 
 def _size(values: torch.Tensor) -> float:
