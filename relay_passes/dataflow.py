@@ -60,6 +60,20 @@ def with_values(block: Sequence[relax.Binding], values: Mapping[Var, Expr]) -> l
     return [relax.VarBinding(b.var, values[b.var]) if b.var in values else b for b in block]
 
 
+class Emitter:
+    """The bindings of a dataflow block that a pass makes, in order."""
+
+    def __init__(self) -> None:
+        self.bindings: list[relax.Binding] = []
+
+    def emit(self, value: Expr, name: str) -> Var:
+        """A new variable of a value."""
+        value = relax.BlockBuilder().normalize(value)
+        var = relax.DataflowVar(name, value.ty)
+        self.bindings.append(relax.VarBinding(var, value))
+        return var
+
+
 def op_name(expr: Any) -> str:
     """Name of the operator that ``expr`` calls; empty if it calls none."""
     return str(expr.op.name) if isinstance(expr, Call) and isinstance(expr.op, Op) else ""

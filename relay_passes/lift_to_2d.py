@@ -15,7 +15,15 @@ import tvm
 from tvm import relax
 from tvm.ir import Call, Expr, Var
 
-from .dataflow import bindings_of, constant, map_functions, op_name, rebuild, static_shape
+from .dataflow import (
+    Emitter,
+    bindings_of,
+    constant,
+    map_functions,
+    op_name,
+    rebuild,
+    static_shape,
+)
 
 _HEIGHT = 2  # the axis that is added
 
@@ -47,18 +55,12 @@ _ELEMENTWISE = frozenset(
 )
 
 
-class _Lifter:
+class _Lifter(Emitter):
     """The bindings of one function; ``images`` maps a sequence to the image that it is."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.images: dict[Var, Expr] = {}
-        self.bindings: list[relax.Binding] = []
-
-    def emit(self, value: Expr, name: str) -> Var:
-        value = relax.BlockBuilder().normalize(value)
-        var = relax.DataflowVar(name, value.ty)
-        self.bindings.append(relax.VarBinding(var, value))
-        return var
 
     def block(self, bindings: Sequence[relax.Binding]) -> list[relax.Binding]:
         self.bindings = []

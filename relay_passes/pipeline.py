@@ -19,6 +19,7 @@ from .fold_batch_norm import FoldBatchNorm
 from .fold_constants import FoldConstants
 from .fuse_channelwise import FuseChannelwise
 from .fuse_epilogue import FuseEpilogue
+from .into_dataflow import IntoDataflow
 from .islands.scheduling import ConfigFor, no_records
 from .keep_nan import KeepNaN
 from .lift_to_2d import LiftTo2D
@@ -65,10 +66,11 @@ def marker_passes(
     TVM.
     """
     if reason := backend.why_not():
-        return [PatternRewrite(report, reason)]
+        return [IntoDataflow(), PatternRewrite(report, reason)]
     origins: dict[str, Origin] = {}
     on_processor = backend.device_kind == "cpu"
     return [
+        IntoDataflow(),
         QuantisedIslands(backend, report, structures),
         LowerMatmul(backend.planes(), report=report, structures=structures),
         *normalize_passes(),

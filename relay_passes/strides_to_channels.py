@@ -26,6 +26,7 @@ from tvm.ir import Call, Expr, Var
 from topi_kernels.eligibility import MAX_STRIDE
 
 from .dataflow import (
+    Emitter,
     array_of,
     bindings_of,
     is_float_image,
@@ -121,13 +122,10 @@ def _steps(call: Call) -> tuple[bool, bool]:
 
 def _bindings(call: Call, out: Var) -> list[relax.Binding]:
     """The bindings that compute a convolution in another form."""
-    bindings: list[relax.Binding] = []
+    emitter = Emitter()
 
     def emit(value: Expr) -> Var:
-        value = relax.BlockBuilder().normalize(value)
-        var = relax.DataflowVar(f"{out.name}_in", value.ty)
-        bindings.append(relax.VarBinding(var, value))
-        return var
+        return emitter.emit(value, f"{out.name}_in")
 
     too_wide, too_long = _steps(call)
     padding, strides = (tuple(map(int, v)) for v in (call.attrs.padding, call.attrs.strides))
@@ -140,7 +138,7 @@ def _bindings(call: Call, out: Var) -> list[relax.Binding]:
         conv = conv.by_parts(emit)
     weight = relax.const(conv.weight)
     value = relax.op.nn.conv2d(conv.image, weight, strides=conv.stride, padding=conv.padding)
-    return [*bindings, relax.VarBinding(out, relax.BlockBuilder().normalize(value))]
+    return [*emitter.bindings, relax.VarBinding(out, relax.BlockBuilder().normalize(value))]
 
 
 def _origin(call: Call, out: Var) -> Origin:

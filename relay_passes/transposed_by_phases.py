@@ -27,6 +27,7 @@ from tvm.ir import Call, Expr, Var
 from topi_kernels.pixel_shuffle import Phases
 
 from .dataflow import (
+    Emitter,
     Uses,
     array_of,
     bindings_of,
@@ -142,19 +143,13 @@ class _Tail:
         return cls(user, tail.bias, marker, (*tail.dropped, user))
 
 
-class _Phases:
+class _Phases(Emitter):
     """The bindings that one transposed convolution and its tail become."""
 
     def __init__(self, call: Call, conv: Var, tail: _Tail, *, on_planes: bool) -> None:
+        super().__init__()
         self.call, self.conv, self.tail, self.out = call, conv, tail, tail.out
         self.on_planes = on_planes
-        self.bindings: list[relax.Binding] = []
-
-    def emit(self, value: Expr, name: str) -> Var:
-        value = relax.BlockBuilder().normalize(value)
-        var = relax.DataflowVar(name, value.ty)
-        self.bindings.append(relax.VarBinding(var, value))
-        return var
 
     def run(self) -> list[relax.Binding]:
         attrs, name = self.call.attrs, self.conv.name

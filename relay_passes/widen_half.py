@@ -15,7 +15,7 @@ import tvm
 from tvm import relax
 from tvm.ir import Call, Expr, Var
 
-from .dataflow import bindings_of, constant, map_functions, op_name, rebuild
+from .dataflow import Emitter, bindings_of, constant, map_functions, op_name, rebuild
 
 HALF, SINGLE = "float16", "float32"
 
@@ -80,19 +80,12 @@ def _wide_attrs(attrs: Any, *, asked: bool) -> Any:
     return tvm.ir.make_node(info.type_key, **{**values, **dict.fromkeys(typed, SINGLE)})
 
 
-class _Block:
+class _Block(Emitter):
     """The bindings of one block; ``wide`` has the float32 copies that exist already."""
 
-    def __init__(self, *, dataflow: bool) -> None:
-        self.new_var = relax.DataflowVar if dataflow else relax.Var
+    def __init__(self) -> None:
+        super().__init__()
         self.wide: dict[Expr, Expr] = {}
-        self.bindings: list[relax.Binding] = []
-
-    def emit(self, value: Expr, name: str) -> Var:
-        value = relax.BlockBuilder().normalize(value)
-        var = self.new_var(name, value.ty)
-        self.bindings.append(relax.VarBinding(var, value))
-        return var
 
     def widened(self, arg: Expr) -> Expr:
         """A tensor in float32; other arguments as they are."""
@@ -125,8 +118,8 @@ class _Block:
 
 def _transform(func: relax.Function) -> relax.Function:
     blocks = []
-    for block, bindings in zip(func.body.blocks, bindings_of(func), strict=True):
-        rewritten = _Block(dataflow=isinstance(block, relax.DataflowBlock))
+    for bindings in bindings_of(func):
+        rewritten = _Block()
         for binding in bindings:
             rewritten.add(binding)
         blocks.append(rewritten.bindings)

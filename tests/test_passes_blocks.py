@@ -16,6 +16,7 @@ from tvm import relax
 from relay_passes import pipeline
 from relay_passes.select_channels import SelectChannels
 from relay_passes.targets import resolve
+from tvm_pattern.frontend import import_model
 
 
 class Small(nn.Module):
@@ -66,6 +67,35 @@ def test_networks_are_lowered_wherever_they_are_parted(
         if first == count // 2:
             (got,) = execute(tvm.compile(lowered, resolve("pattern/native")), x.numpy())
             np.testing.assert_allclose(got, want.numpy(), atol=1e-5)
+
+
+class Emitted(nn.Module):
+    """Layers for which passes bind further values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sequence, self.phases = nn.Conv1d(3, 4, 3), nn.ConvTranspose2d(4, 2, 3, stride=2)
+        self.patches = nn.Conv2d(2, 3, 8, stride=8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.phases(self.sequence(x).reshape(1, 4, 8, 8)).relu()
+        return self.patches(y).square().mean((2, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_operators_outside_of_dataflow_blocks(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model, x = Emitted().eval().to(dtype), torch.randn(1, 3, 66).to(dtype)
+    plain = relax.transform.ToNonDataflow()(import_model(model, x).mod)
+    assert not isinstance(plain["main"].body.blocks[0], relax.DataflowBlock)
+    lowered, report = pipeline.lower(plain, "pattern/native", num_threads=1)
+    relax.analysis.well_formed(lowered)
+    # x86 has no float16 convolutions; TVM's compute in float32 between rounded tensors.
+    assert [row.taken for row in report.rows] == [dtype == torch.float32] * 3
+    (got,) = execute(tvm.compile(lowered, resolve("pattern/native")), x.numpy())
+    with torch.no_grad():
+        want = model.double()(x.double()).numpy()
+    np.testing.assert_allclose(got, want, rtol=1e-5 if dtype == torch.float32 else 1e-2)
 
 
 def selected_in_two(shuffled: bool) -> tvm.IRModule:
