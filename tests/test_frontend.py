@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import onnx
 import pytest
@@ -336,6 +338,20 @@ def test_a_model_that_remembers_its_calls_is_refused(in_place):
     writes = Remembering(reads=False, in_place=in_place).eval()
     assert len(import_model(writes, (x,)).outputs) == 1
     assert not writes.last.any()  # as it was before it was looked at
+
+
+def test_a_model_that_ran_or_was_made_in_inference_mode():
+    x = torch.ones(1, 3, 6, 6)
+    ran = Remembering(reads=False, in_place=False).eval()
+    with torch.inference_mode():
+        ran(x)
+        made = nn.Conv2d(3, 4, 1).eval()
+    last = ran.last.clone()
+    assert len(import_model(ran, (2 * x,)).outputs) == 1
+    assert torch.equal(ran.last, last)
+    with pytest.raises(ValueError, match=r"'weight' .* torch\.inference_mode.*copy\.deepcopy"):
+        import_model(made, (x,))
+    assert len(import_model(copy.deepcopy(made), (x,)).outputs) == 1
 
 
 def test_the_example_inputs_stay_as_they_were():

@@ -151,7 +151,7 @@ def test_what_cannot_be_compiled_runs_in_torch(graphs):
 
 
 class Writing(nn.Module):
-    """Changes its input, or a buffer, and answers by that."""
+    """Changes its input, or what it holds, and answers by that."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -168,6 +168,14 @@ class Writing(nn.Module):
             nn.functional.relu(x, inplace=True)
         elif self.kind == "buffer":
             self.calls += 1
+        elif self.kind == "parameter":
+            self.layer.weight.mul_(0.5)
+        elif self.kind == "uncounted":
+            norm = self.norm
+            x = nn.functional.batch_norm(
+                self.layer(x), norm.running_mean, norm.running_var, training=True
+            )
+            return x + self.calls
         return self.norm(self.layer(x)) + self.calls
 
 
@@ -179,16 +187,42 @@ def _hold_against(compiled, plain):
         assert torch.equal(x, y)
 
 
-@pytest.mark.parametrize("kind", ["input", "relu", "buffer", "batch norm"])
+@pytest.mark.parametrize(
+    "kind", ["input", "relu", "buffer", "batch norm", "parameter", "uncounted"]
+)
 def test_what_changes_its_inputs_or_its_state_runs_in_torch(kind, graphs):
     found, record = graphs
     plain, given = (Writing(kind).train(kind == "batch norm") for _ in range(2))
+    for network in (plain, given):
+        network.requires_grad_(requires_grad=False)
     compiled = torch.compile(given, backend=record)
     with pytest.warns(EagerFallbackWarning, match="changes its inputs") as warned:
         _hold_against(compiled, plain)
     assert len(warned) == 1
     torch.testing.assert_close(given.state_dict(), plain.state_dict())
     assert found[0].libraries == []
+
+
+def test_random_numbers_are_those_of_torch(graphs):
+    """A network is looked at and fails to compile without a draw of the caller's."""
+    _, record = graphs
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Dropout())
+    compiled = torch.compile(network, backend=record)
+    with torch.no_grad():
+        torch.manual_seed(1)
+        with pytest.warns(EagerFallbackWarning, match="dropout"):
+            got = compiled(IMAGE)
+        torch.manual_seed(1)
+        torch.testing.assert_close(got, network(IMAGE))
+
+
+def test_a_network_made_in_inference_mode(graphs):
+    found, record = graphs
+    with torch.inference_mode():
+        network = Network().eval()
+        compiled = torch.compile(network, backend=record)
+        torch.testing.assert_close(compiled(IMAGE), network(IMAGE), atol=1e-5, rtol=0)
+    assert len(found[0].libraries) == 1
 
 
 def test_a_library_as_a_module(model):

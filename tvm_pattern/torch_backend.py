@@ -21,6 +21,7 @@ from torch import fx, nn
 from relay_passes import targets
 
 from .compiler import compile as compile_library
+from .frontend.torch_state import version_of
 from .library import Library
 from .torch_module import refuse_gradients
 
@@ -140,7 +141,7 @@ class CompiledGraph:
         known = self._watched.get(number)
         if known is None or known.tensor is not tensor or known.place != place:
             known = self._watched[number] = _Watched(tensor)
-        return (id(tensor), tensor._version, place, known.sample())
+        return (id(tensor), version_of(tensor), place, known.sample())
 
     def _inputs(self, arguments: Sequence[Any]) -> list[torch.Tensor]:
         return [
@@ -151,20 +152,15 @@ class CompiledGraph:
 
     def _has_writes(self, arguments: Sequence[Any]) -> bool:
         """Whether a run changes a tensor that it is given, which a library does not; said once."""
-        with torch.no_grad(), torch.inference_mode(mode=False):
-            given = [
-                value.clone()
-                if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter)
-                else value
-                for value in arguments
-            ]
-            tensors = [value for value in given if isinstance(value, torch.Tensor)]
-            before = [tensor._version for tensor in tensors]
+        # Leaving inference mode switches gradients on, so these are switched off inside.
+        with torch.inference_mode(mode=False), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            given = [v.detach().clone() if isinstance(v, torch.Tensor) else v for v in arguments]
+            before = [_version(copy) for copy in given]
             try:
                 self._graph(*given)
             except (ValueError, TypeError, RuntimeError):
                 return True  # torch says so to the caller
-        if [tensor._version for tensor in tensors] == before:
+        if [_version(copy) for copy in given] == before and all(map(_is_same, arguments, given)):
             return False
         self._warn("it changes its inputs or the model's buffers, and a library changes nothing")
         return True
@@ -181,11 +177,22 @@ class CompiledGraph:
         inputs = self._inputs(arguments)
         bound = _Bound(self._graph, arguments, self._names).eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 return compile_library(bound, tuple(inputs), **self._options)
         except (ValueError, TypeError, RuntimeError) as error:
             self._warn(str(error).strip().splitlines()[0])
             return None
+
+
+def _version(value: Any) -> int | None:
+    return version_of(value) if isinstance(value, torch.Tensor) else None
+
+
+def _is_same(value: Any, copy: Any) -> bool:
+    """Whether a copy still holds what the value does; batch norms write without a new version."""
+    if not isinstance(value, torch.Tensor) or isinstance(value, nn.Parameter):
+        return True
+    return bool(((value == copy) | ((value != value) & (copy != copy))).all())
 
 
 class _Watched:

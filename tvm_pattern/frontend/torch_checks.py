@@ -16,6 +16,7 @@ def check_module(model: Any) -> None:
     ValueError
         Names the module or the tensor, and the way out.
     """
+    import torch
     from torch.nn.parameter import is_lazy
 
     for name, module in model.named_modules():
@@ -33,6 +34,14 @@ def check_module(model: Any) -> None:
                 " example before compiling"
             )
         check_tensor(f"weights {name!r}", tensor)
+    if torch.is_inference_mode_enabled():
+        return
+    for name, parameter in model.named_parameters():
+        if parameter.is_inference():
+            raise ValueError(
+                f"weights {name!r} were made in torch.inference_mode, which torch.export cannot"
+                " trace outside of it; give copy.deepcopy(model), or compile inside of it too"
+            )
 
 
 def check_tensors(what: str, tensors: Iterable[tuple[str, Any]]) -> None:

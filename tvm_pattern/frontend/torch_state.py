@@ -18,21 +18,22 @@ def buffers_kept(model: Any) -> Iterator[None]:
     import torch
 
     before = [
-        (owner, name, buffer, _version(buffer), buffer.detach().clone())
+        (owner, name, buffer, version_of(buffer), buffer.detach().clone())
         for owner in model.modules()
         for name, buffer in owner.named_buffers(recurse=False)
     ]
     try:
         yield
     finally:
-        with torch.no_grad():
-            for owner, name, buffer, version, value in before:
-                if getattr(owner, name) is not buffer:
-                    setattr(owner, name, buffer)
-                if version is None or _version(buffer) != version:
+        for owner, name, buffer, version, value in before:
+            if getattr(owner, name) is not buffer:
+                setattr(owner, name, buffer)
+            if version is None or version_of(buffer) != version:
+                # Tensors of this mode are written in it alone; to leave it switches gradients on.
+                with torch.inference_mode(buffer.is_inference()), torch.no_grad():
                     buffer.copy_(value)
 
 
-def _version(tensor: Any) -> int | None:
-    """torch counts what is written into a tensor, except into those of ``inference_mode``."""
+def version_of(tensor: Any) -> int | None:
+    """torch's count of what was written into a tensor; None for those of ``inference_mode``."""
     return None if tensor.is_inference() else tensor._version
