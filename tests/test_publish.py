@@ -133,6 +133,16 @@ def test_a_link_stays_a_link(tmp_path):
         assert pair(tmp_path / name) == (b"newest", 4)
 
 
+def test_a_manifest_that_fits_is_enough(tmp_path):
+    (tmp_path / "v1").mkdir()
+    put(tmp_path / "v1" / "real.so", b"old", 1)
+    (tmp_path / "m.so").symlink_to("v1/real.so")
+    put(tmp_path / "m.so", b"new", 2)
+    assert manifest_path(tmp_path / "m.so").is_file()
+    manifest_path(tmp_path / "v1" / "real.so").write_text("{")
+    assert pair(tmp_path / "m.so") == (b"new", 2)
+
+
 def test_permissions_follow_the_umask(tmp_path):
     before = os.umask(0o027)
     try:

@@ -120,13 +120,15 @@ def _matching(path: Path, digest: str) -> Manifest:
         if pending is not None and pending.sha256 == digest:
             return pending
     beside = [place for place in map(manifest_path, places) if place.is_file()]
-    manifests = [Manifest.read(place) for place in beside or [manifest_path(path)]]
-    for manifest in manifests:
+    said = []
+    for place in beside or [manifest_path(path)]:
+        manifest = Manifest.read(place)
         if manifest.sha256 == digest:
             return manifest
+        said.append(f"{manifest.sha256[:12]}...")
     raise ArtifactError(
         f"{path} is corrupted or belongs to another manifest: its SHA-256 is {digest[:12]}...,"
-        f" the manifest says {manifests[0].sha256[:12]}...; copy both files again"
+        f" the manifest says {said[0]}; copy both files again"
     )
 
 
