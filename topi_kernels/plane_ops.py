@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import add
 from typing import Any
 
 from tvm import tirx
@@ -265,12 +266,17 @@ def elementwise(
 
 
 def sum_of_lanes(total: Expr, lanes: int) -> Expr:
-    """Sum of a vector's lanes, half by half in registers."""
+    """Sum of a vector's lanes."""
+    return joined_lanes(total, lanes, add)
+
+
+def joined_lanes(values: Expr, lanes: int, join: Callable[[Expr, Expr], Expr]) -> Expr:
+    """``join`` of a vector's lanes, half by half in registers."""
     while lanes > 1:
         lanes //= 2
-        halves = [shuffle([total], range(at, at + lanes)) for at in (0, lanes)]
-        total = T.Bind(halves[0] + halves[1])
-    return total
+        halves = [shuffle([values], range(at, at + lanes)) for at in (0, lanes)]
+        values = T.Bind(join(halves[0], halves[1]))
+    return values
 
 
 def _sum_of(x: tirx.Buffer, index: list[Index], first: int, count: int, lanes: int) -> Expr:

@@ -14,7 +14,15 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx.script import builder as T
 
-from .plane_ops import Index, PlaneTarget, for_each_vector, load, store
+from .plane_ops import (
+    Index,
+    PlaneTarget,
+    for_each_vector,
+    joined_lanes,
+    load,
+    store,
+    sum_of_lanes,
+)
 from .primfunc import primfunc_builder
 from .vector_math import activate, broadcast, vector_exp
 
@@ -79,14 +87,7 @@ def _total(x: tirx.Buffer, r: Index, n: int, lanes: int, term: Term) -> Expr:
     with T.serial(0, n % lanes) as i:
         at = n // lanes * lanes + i
         T.buffer_store(sums, sums[i] + term(load(x, [r, at], 1), at, 1), [i])
-    return _over_lanes(sums, lanes, lambda a, b: a + b)
-
-
-def _over_lanes(values: tirx.Buffer, lanes: int, join: Callable[[Expr, Expr], Expr]) -> Expr:
-    while lanes > 1:
-        lanes //= 2
-        store(values, join(load(values, [0], lanes), load(values, [lanes], lanes)), [0], lanes)
-    return T.Bind(values[0])
+    return sum_of_lanes(T.Bind(load(sums, [0], lanes)), lanes)
 
 
 def layer_norm(rows: int, n: int, target: PlaneTarget, epsilon: float) -> tirx.PrimFunc:
@@ -171,4 +172,4 @@ def _largest(x: tirx.Buffer, r: Index, n: int, lanes: int) -> Expr:
     with T.serial(0, n % lanes) as i:
         value = larger(best[i], load(x, [r, n // lanes * lanes + i], 1))
         T.buffer_store(best, value, [i])
-    return _over_lanes(best, lanes, larger)
+    return joined_lanes(T.Bind(load(best, [0], lanes)), lanes, larger)
