@@ -11,6 +11,7 @@ from topi_kernels.backend import Backend
 from topi_kernels.geometry import ConvGeometry
 from topi_kernels.plane_operators import elementwise, max_pool
 from topi_kernels.plane_ops import PlaneTarget
+from topi_kernels.schedules.opencl.config import GpuConfig
 from topi_kernels.schedules.opencl.cost import counts_of, loads_of, roofline
 from topi_kernels.schedules.opencl.reuse import kernel_counts
 from topi_kernels.schedules.opencl.source import kernel_sources
@@ -89,6 +90,22 @@ def test_the_model_counts_what_is_emitted(family, group):
     assert len(counts_of(plan.task.shape, plan.config, plan.task.machine)) == len(
         plan.workload.patterns
     )
+
+
+@pytest.mark.parametrize("family", ["mali", "adreno"])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_single_tap_is_counted(family, dtype):
+    """Whichever operand of the sum comes first."""
+    layouts = [Backend.named(family).layout_for(56, 56, pad, dtype) for pad in (0, 1)]
+    weight = np.ones((8, 16, 1, 1), dtype)
+    weight[:, ::2] = 0
+    config = GpuConfig(4, 1, 4, 2, 1, 49)
+    pointwise = ConvGeometry((1, 1))
+    plan = planned(weight, pointwise, layouts, Epilogue(True), config=config, family=family)
+    (loop,) = static_facts(source_of(plan).source).loops
+    (counts,) = counts_of(plan.task.shape, config, plan.task.machine)
+    assert loop.multiply_adds == counts.multiply_adds == config.accumulators
+    assert loop.vector_loads + loop.scalar_loads == counts.input_loads + counts.weight_loads
 
 
 @pytest.mark.parametrize("family", ["mali", "adreno"])

@@ -13,7 +13,10 @@ _PARAMETER = re.compile(r"__global \w+\* restrict (\w+)")
 _DECLARATION = re.compile(r"^\s*(__local )?(\w+?)(\d*) (\w+)\[(\d+)\];")
 _VECTOR_LOAD = re.compile(r"\bvload(\d+)\(|\*\(const __global \w+?(\d+)\*\)|\btexel_[a-z]+(\d+)\(")
 _TEXEL = re.compile(r"\btexel_\w+\(")
-_MULTIPLY_ADD = re.compile(r"^\s*(\w+)\[0\] = \(\1\[0\] \+ \(.* \* .*\)\);")
+#: TVM's simplifier puts either operand of the sum first.
+_MULTIPLY_ADD = re.compile(
+    r"^\s*(\w+)\[0\] = \((?:\1\[0\] \+ \(.* \* .*\)|\(.* \* .*\) \+ \1\[0\])\);"
+)
 _BYTES = {"float": 4, "int": 4, "half": 2, "uchar": 1, "ushort": 2, "char": 1, "double": 8}
 
 
