@@ -171,7 +171,7 @@ class Backend:
 
     def planes(self, dtype: str = "float32") -> PlaneTarget:
         """What the operators on planes need to know."""
-        return PlaneTarget(self.name, self.num_threads, dtype)
+        return PlaneTarget(self.name, self.num_threads, dtype, self.max_work_items)
 
     def plan(
         self,

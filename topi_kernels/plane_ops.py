@@ -37,12 +37,14 @@ Index = Any
 class PlaneTarget:
     """What the plane operators need to know: schedule family, threads, and the tensors' dtype.
 
+    ``max_work_items`` are those that a GPU's work_groups may have; 0 for as many as are of use.
     Arithmetic is float32 whatever the tensors hold, except that of the pattern-sparse convolution.
     """
 
     family: str
     num_threads: int = 1
     dtype: str = "float32"
+    max_work_items: int = 0
 
     @property
     def lanes(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import struct
 
 import numpy as np
@@ -14,6 +15,7 @@ from tvm.script import tirx as T
 from tvm.target import Target
 
 import tvm_pattern as tp
+from relay_passes.targets import resolve
 from tvm_pattern import devices, opencl
 from tvm_pattern.manifest import ArtifactError
 from tvm_pattern.opencl.errors import explain, message_of
@@ -236,6 +238,16 @@ def test_work_groups_beyond_the_device(device):
     kernel = load_blob(blob(COUNT)).get_function("k_kernel")
     with pytest.raises(RuntimeError, match=rf"of {limit + 1} work-items .* allows \d+ of it"):
         kernel(None, 1, limit + 1)
+
+
+def test_a_target_of_small_work_groups(device, model, image):
+    """All kernels keep to what the target allows, and the library is right."""
+    small = dict(resolve("pattern/mali", "native").export(), tag="", max_num_threads=12)
+    library = tp.compile(model, image, target=Target(small))
+    assert library.manifest.verification["status"] == "checked"
+    items = [math.prod(items) for _, items in library.manifest.launches.values()]
+    assert len(items) >= 5
+    assert max(items) <= 12
 
 
 def test_damaged_modules_are_refused(device):

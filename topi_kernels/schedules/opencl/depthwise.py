@@ -117,5 +117,5 @@ def depthwise_conv(
             values = {(r, 0): total[0] for r, total in enumerate(sums)}
             store_rows(what, config, out, plane, place, values, None, "float32")
 
-        work_items(batch * channels * tiles, tile)
+        work_items(batch * channels * tiles, target, tile)
     return ib.get()

@@ -14,7 +14,7 @@ from .vectors import converted, launch, load_aligned, spread, zeros
 
 WIDTH = 4
 SPLITS = 8
-"""Work_items that share the reduction of one vector of columns."""
+"""Work_items that share the reduction of one vector of columns, where the target allows as many."""
 
 
 def matvec(
@@ -23,23 +23,25 @@ def matvec(
     """``(x[rows, k], packed[ceil(n / block), k, block], out[rows, n])`` with ``out = x @ matrix``.
 
     As :func:`topi_kernels.matvec.matvec`. A work_group computes a block of columns: its work_items
-    read neighbouring columns, ``SPLITS`` of them every ``SPLITS``-th row of the matrix, and their
+    read neighbouring columns, ``splits`` of them every ``splits``-th row of the matrix, and their
     sums meet in local memory.
     """
     config = config or MatvecConfig()
     block = config.vectors * target.lanes
     vectors, blocks, dtype = block // WIDTH, -(-n // block), target.dtype
+    most = target.max_work_items or vectors * SPLITS
+    splits = max(1, min(SPLITS, most // vectors))
     shapes = {"x": (rows, k), "matrix": (blocks, k, block), "out": (rows, n)}
     with (
         opened("matvec", dtype, **shapes) as (ib, (x, matrix, out)),
-        launch((blocks, rows, 1), (vectors, SPLITS)) as (group, item),
+        launch((blocks, rows, 1), (vectors, splits)) as (group, item),
     ):
         (b, row, _), (column, split) = group, item
         total = T.alloc_buffer((1,), f"float32x{WIDTH}", scope="local")
-        shared = T.alloc_buffer((SPLITS * block,), "float32", scope="shared")
+        shared = T.alloc_buffer((splits * block,), "float32", scope="shared")
         T.buffer_store(total, zeros("float32", WIDTH), [0])
-        with T.serial(0, -(-k // SPLITS)) as step:
-            i = T.Bind(step * SPLITS + split)
+        with T.serial(0, -(-k // splits)) as step:
+            i = T.Bind(step * splits + split)
             with T.If(i < k), T.Then():
                 at = (b * k + i) * block + column * WIDTH
                 weights = converted(load_aligned(matrix, at, WIDTH), dtype, "float32", WIDTH)
@@ -51,17 +53,17 @@ def matvec(
         T.evaluate(tirx.call_intrin("int32", "tirx.tvm_storage_sync", "shared"))
         with T.If(split == 0), T.Then():
             for lane in range(WIDTH):
-                _store_column(out, shared, row, n, b * block, column * WIDTH + lane, block)
+                place = column * WIDTH + lane
+                parts = [shared[number * block + place] for number in range(splits)]
+                _store_column(out, parts, row, n, b * block, place)
     return ib.get()
 
 
-def _store_column(
-    out: Any, shared: Any, row: Any, n: int, first: Any, column: Any, block: int
-) -> None:
+def _store_column(out: Any, parts: list[Any], row: Any, n: int, first: Any, column: Any) -> None:
     """Add the parts of one column."""
-    total = shared[column]
-    for split in range(1, SPLITS):
-        total = total + shared[split * block + column]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
     with T.If(first + column < n), T.Then():
         value = converted(total, "float32", str(out.dtype), 1)
         T.buffer_store(out, value, [row * n + first + column])

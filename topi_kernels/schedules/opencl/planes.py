@@ -28,6 +28,7 @@ from .vectors import converted, launch, load_any, together, zeros
 
 WIDTH = 4
 WORK_ITEMS = 64
+"""Of a work_group, where the target allows as many."""
 
 Body = Callable[[Any, Any, Any], Any]
 
@@ -48,21 +49,25 @@ def opened(name: str, dtype: str, **shapes: Sequence[int]) -> Iterator[tuple[Any
             yield builder, flat
 
 
-def work_items(count: int, body: Callable[[Any], None]) -> None:
+def work_items(count: int, target: PlaneTarget, body: Callable[[Any], None]) -> None:
     """Launch ``body(number)`` for ``count`` work_items."""
-    with launch((-(-count // WORK_ITEMS), 1, 1), (WORK_ITEMS, 1)) as (block, item):
-        number = T.Bind(block[0] * WORK_ITEMS + item[0])
-        if count % WORK_ITEMS == 0:
+    size = min(WORK_ITEMS, target.max_work_items or WORK_ITEMS)
+    with launch((-(-count // size), 1, 1), (size, 1)) as (block, item):
+        number = T.Bind(block[0] * size + item[0])
+        if count % size == 0:
             body(number)
         else:
             with T.If(number < count), T.Then():
                 body(number)
 
 
-def write_planes(planes: int, layout: PlaneLayout, out: Any, dtype: str, body: Body) -> None:
+def write_planes(
+    planes: int, layout: PlaneLayout, out: Any, target: PlaneTarget, body: Body
+) -> None:
     """Write whole planes: ``body(plane, row, column)`` gives the vector at a pixel, in float32."""
     vectors = layout.size // WIDTH
     above = -(-layout.origin // layout.row_stride)
+    dtype = target.dtype
     what = Stored(layout, dtype)
 
     def vector(number: Any) -> None:
@@ -81,7 +86,7 @@ def write_planes(planes: int, layout: PlaneLayout, out: Any, dtype: str, body: B
             with T.Else():
                 T.buffer_store(out, zeros(dtype, WIDTH), [lanes(start, WIDTH)])
 
-    work_items(planes * vectors, vector)
+    work_items(planes * vectors, target, vector)
 
 
 def scalars(buffer: Any, places: Sequence[Any]) -> Any:
@@ -110,7 +115,7 @@ def pack(batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget) ->
             start = T.Bind((plane * height + row) * width)
             return scalars(x, [start + T.min(column + i, width - 1) for i in range(WIDTH)])
 
-        write_planes(batch * channels, layout, out, target.dtype, body)
+        write_planes(batch * channels, layout, out, target, body)
     return ib.get()
 
 
@@ -130,7 +135,7 @@ def unpack(batch: int, channels: int, layout: PlaneLayout, target: PlaneTarget) 
             source = plane * layout.size + layout.origin + row * layout.row_stride + column
             T.buffer_store(out, x[source], [number])
 
-        work_items(batch * channels * pixels, element)
+        work_items(batch * channels * pixels, target, element)
     return ib.get()
 
 
@@ -161,7 +166,7 @@ def elementwise(
             value = T.Bind(reduce(operators[operator], values))
             return activated(value, activation, "float32", WIDTH, bounds)
 
-        write_planes(batch * channels, out_layout, out, target.dtype, body)
+        write_planes(batch * channels, out_layout, out, target, body)
     return ib.get()
 
 
@@ -200,7 +205,7 @@ def channelwise(
                 scope="local",
             )
 
-        write_planes(batch * channels, out_layout, out, target.dtype, body)
+        write_planes(batch * channels, out_layout, out, target, body)
     return ib.get()
 
 
@@ -249,7 +254,7 @@ def max_pool(
                     T.buffer_store(largest, value, [0])
             return largest[0]
 
-        write_planes(batch * channels, out_layout, out, target.dtype, body)
+        write_planes(batch * channels, out_layout, out, target, body)
     return ib.get()
 
 
@@ -297,7 +302,7 @@ def avg_pool(
             counts = [T.Bind(rows * inside(x0[i], kw, in_layout.width)) for i in range(WIDTH)]
             return total / together(counts)
 
-        write_planes(batch * channels, out_layout, out, target.dtype, body)
+        write_planes(batch * channels, out_layout, out, target, body)
     return ib.get()
 
 
@@ -324,5 +329,5 @@ def global_avg_pool(
             )
             T.buffer_store(out, converted(mean, "float32", target.dtype, 1), [number])
 
-        work_items(batch * channels, plane)
+        work_items(batch * channels, target, plane)
     return ib.get()
