@@ -1,10 +1,12 @@
-"""WidenHalf: float16 arithmetic that TVM compiles -> float32 inside, float16 between operators.
+"""WidenHalf: float16 arithmetic that TVM compiles -> float32, rounded for all other operators.
 
 Preconditions: Schedule has run, so that what is left are Relax operators; run before LegalizeOps.
 
 torch computes an operator on float16 in float32 and rounds its result. TVM computes in the type of
 the tensors: the sum of 64x64 pixels of 100 is infinite, the 2048th term of a sum is lost, and
-``x / sqrt(sum(x * x))`` of 300 is 0. The operators on planes compute in float32 already.
+``x / sqrt(sum(x * x))`` of 300 is 0. What torch computes as one operator is several here, so one
+that follows another takes its result before it is rounded. The operators on planes compute in
+float32 already.
 """
 
 from __future__ import annotations
