@@ -284,8 +284,11 @@ def test_pictures_of_a_folder(pictures):
     assert [tuple(b.shape) for b in loader] == [(4, 3, 32, 32), (2, 3, 32, 32)]
     [few] = calibration_batches(pictures / "deep", limit=3)
     assert len(few) == 3
-    with pytest.raises(DataError, match="no readable pictures"):
+    with pytest.raises(DataError, match="nowhere: no such folder"):
         calibration_batches(pictures / "nowhere")
+    (pictures / "empty").mkdir()
+    with pytest.raises(DataError, match="no readable pictures"):
+        calibration_batches(pictures / "empty")
 
 
 def coloured(num_classes: int) -> nn.Module:

@@ -89,7 +89,8 @@ def test_an_onnx_file(files, tmp_path):
         (["-o", "network.so"], "expected a name ending in .pt2 or .onnx"),
         (["-o", "n.pt2", "--weight-bits", "5"], "expected 7 or 8"),
         (["-o", "n.pt2", "--skip", "nothing"], "matches no layer"),
-        (["-o", "n.pt2", "--calibration", "nowhere"], "no readable pictures"),
+        (["-o", "n.pt2", "--calibration", "nowhere"], "nowhere: no such folder"),
+        (["-o", "nowhere/n.pt2"], "no such folder: nowhere; create it first"),
     ],
 )
 def test_mistakes_are_named(files, options, message):

@@ -58,6 +58,8 @@ def calibration_batches(
     normalised(torch.zeros(1, 3, 1, 1), mean, std)  # refused before anything is read
     if size < 1 or batch < 1 or limit < 1:
         raise DataError(f"got size={size}, batch={batch}, limit={limit}; expected at least 1 each")
+    if not Path(folder).is_dir():
+        raise DataError(f"{folder}: no such folder; give one with pictures")
     found = sorted(
         path
         for path in Path(folder).rglob("*")

@@ -27,10 +27,12 @@ def check_name(path: Path) -> Path:
     Raises
     ------
     QuantizationError
-        If the suffix is another one.
+        If the suffix is another one, or there is no such folder.
     """
     if path.suffix not in (".pt2", ".onnx"):
         raise QuantizationError(f"got {path}, expected a name ending in .pt2 or .onnx")
+    if not path.parent.is_dir():
+        raise QuantizationError(f"no such folder: {path.parent}; create it first")
     return path
 
 
@@ -107,7 +109,8 @@ class QuantizedModel:
         Raises
         ------
         QuantizationError
-            If the suffix is another one, or torch cannot export the network.
+            If the suffix is another one, there is no such folder, or torch cannot export the
+            network.
         ImportError
             For ``.onnx`` without ``onnxscript``.
         """
