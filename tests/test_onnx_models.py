@@ -145,7 +145,7 @@ def test_files_and_weights_of_more_than_2_gb_are_refused(tmp_path, monkeypatch):
         file.truncate(2**31)  # no bytes on the disk
     with pytest.raises(ValueError, match=r"has 2\.1 GB, expected at most 2 GB.*external data"):
         import_model(path)
-    monkeypatch.setattr("tvm_pattern.frontend.onnx_files.MAX_BYTES", 100)
+    monkeypatch.setattr("tvm_pattern.onnx_files.MAX_BYTES", 100)
     with pytest.raises(ValueError, match="GB of weights, expected at most 2 GB"):
         import_model(flattened((1, 3, 6, 5)))
 

@@ -150,8 +150,8 @@ def sizes_of(shapes: Sequence[str] | None, model: Any) -> list[tuple[np.ndarray,
 def number_of_inputs(model: Any) -> int | None:
     """How many inputs a model of :func:`open_model` has; None where it does not say."""
     if isinstance(model, Path):
-        from .frontend.onnx_files import read_onnx
         from .frontend.onnx_sizes import model_inputs
+        from .onnx_files import read_onnx
 
         return len(model_inputs(read_onnx(model)))
     signature = inspect.signature(model.forward) if hasattr(model, "forward") else None

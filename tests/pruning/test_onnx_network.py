@@ -227,12 +227,34 @@ def test_a_branch_of_the_graph_sees_values_from_outside():
         assert_same(network(torch.from_numpy(x)), reference(model, x))
 
 
+def test_a_file_whose_outputs_carry_no_shape(tmp_path):
+    """Runtimes take it."""
+    model = graph_of([helper.make_node("Conv", ["x", "w"], ["y"])], {"w": weight(4, 4, 3, 3)})
+    for output in model.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    path = tmp_path / "plain.onnx"
+    path.write_bytes(model.SerializeToString())
+    network = OnnxNetwork(path)
+    oneshot(network, connectivity=2.0, first="prune")
+    network.save(tmp_path / "pruned.onnx")
+    x = np.ones((1, 4, 9, 9), np.float32)
+    pruned = onnx.load(tmp_path / "pruned.onnx")
+    assert_same(network(torch.from_numpy(x)), reference(pruned, x))
+
+
 def test_unusable_files_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         OnnxNetwork(tmp_path / "none.onnx")
     path = tmp_path / "text.onnx"
     path.write_text("no model")
-    with pytest.raises(ConfigError, match="is no readable ONNX model"):
+    with pytest.raises(ConfigError, match="is not a readable ONNX model"):
+        OnnxNetwork(path)
+    foreign = graph_of([helper.make_node("My", ["x"], ["y"], domain="my")], {})
+
+    foreign.graph.output[0].ClearField("type")
+    path = tmp_path / "foreign.onnx"
+    path.write_bytes(foreign.SerializeToString())
+    with pytest.raises(ConfigError, match=r"is not a readable ONNX model: .*domain my"):
         OnnxNetwork(path)
     half = graph_of(
         [helper.make_node("Conv", ["x", "w"], ["y"], name="half")],

@@ -17,7 +17,7 @@ from typing import Any
 import tvm
 
 from ..assigned import assigned_structures
-from .onnx_files import read_onnx
+from ..onnx_files import read_onnx
 from .onnx_models import from_onnx_model
 from .relax_models import from_ir_module
 from .shared import (

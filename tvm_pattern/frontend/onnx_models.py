@@ -10,7 +10,7 @@ from tvm import relax
 
 from topi_kernels.structure import METADATA, Structure
 
-from .onnx_files import check_opset, check_size
+from ..onnx_files import check_opset, check_size
 from .onnx_rewrites import GraphEditor
 from .onnx_simplify import simplified
 from .onnx_sizes import with_fixed_sizes

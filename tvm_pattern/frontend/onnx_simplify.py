@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .onnx_files import UnusableOnnxError
+from ..onnx_files import UnusableOnnxError
 from .shared import first_line
 
 # Batch norms are folded by a pass of our own, which refuses variances that give NaN.

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..atomic import write_file
+from ..onnx_files import read_onnx
 from .config import ConfigError
 from .modules import convolutions
 from .onnx_graph import Graph, Place, as_tensor
@@ -174,20 +175,14 @@ class OnnxNetwork(nn.Module):
 def _read(model: str | os.PathLike[str] | ModelProto) -> ModelProto:
     try:
         import onnx
-        from google.protobuf.message import DecodeError
     except ImportError as error:
         raise ConfigError("reading an ONNX model needs onnx: pip install onnx") from error
     if isinstance(model, onnx.ModelProto):
         return copy.deepcopy(model)
-    path = Path(model)
-    if not path.is_file():
-        raise ConfigError(f"no such file: {path}; expected the path of an ONNX model")
     try:
-        read = onnx.load(path)
-        onnx.checker.check_model(str(path))
-    except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise ConfigError(f"{path} is no readable ONNX model: {error}; export it again") from error
-    return read
+        return read_onnx(Path(model))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _check_sizes(name: str, sizes: list[int | None] | None, got: list[int]) -> None:

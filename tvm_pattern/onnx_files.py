@@ -51,7 +51,13 @@ def read_onnx(path: Path) -> Any:
         onnx.checker.check_model(_with_shapes(model))
     except UnusableOnnxError:
         raise
-    except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
+    except (
+        DecodeError,
+        OSError,
+        ValueError,
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+    ) as error:
         raise ValueError(
             f"{path} is not a readable ONNX model: {error}; export it again and check it with"
             " onnx.checker.check_model"
