@@ -101,6 +101,10 @@ def test_sizes_that_do_not_fit_are_refused():
     other = model(nodes, {"x": ("n", 4), "z": ("m", 4)})
     with pytest.raises(ValueError, match=r"cannot have inputs of these sizes: .*; give example_in"):
         import_model(other, (weight(2, 4), weight(3, 4)))
+    unpadded = [helper.make_node("Conv", ["x", "w"], ["y"])]
+    small = model(unpadded, {"x": ("n", 3, "h", "w")}, stored={"w": weight(4, 3, 3, 3)})
+    with pytest.raises(ValueError, match=r"cannot have inputs of these sizes: .*; give example_in"):
+        import_model(small, weight(1, 3, 2, 2))
 
 
 @pytest.mark.parametrize("size", [16, 17])

@@ -303,6 +303,10 @@ def test_oneshot_takes_a_custom_pattern_set():
     assert report.compression_rate_pruned == pytest.approx(9 / 4)
 
 
+def test_one_name_to_skip_is_no_list_of_letters():
+    assert [rule.name for rule in PatternConfig.of(skip="12").rules] == ["12"]
+
+
 def test_zero_weights_still_get_exactly_the_asked_masks():
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
     nn.init.zeros_(net[1].weight)

@@ -46,6 +46,11 @@ def from_onnx_model(model: Any, example_inputs: Any) -> ImportedModel:
             mod = from_onnx(rewritten)
             mod = fold_constants(mod)
     except IMPORTER_ERRORS as error:
+        if "negative output shape" in str(error):
+            raise ValueError(
+                f"the ONNX model cannot have inputs of these sizes: {first_line(error)}; give"
+                " example_inputs (--shape) of sizes that it is made for"
+            ) from error
         raise ValueError(
             f"TVM's ONNX importer does not take this model: {first_line(error)}; simplify or"
             " re-export it"

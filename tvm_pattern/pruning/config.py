@@ -334,9 +334,10 @@ class PatternConfig(_WithLibrary):
     def of(
         cls, *, skip: Iterable[str] = (), rules: Iterable[Rule] = (), **settings: Any
     ) -> PatternConfig:
-        """From keyword arguments; ``skip`` are globs of layers left dense. Errors as
+        """From keyword arguments; ``skip`` are globs of layers left dense, or one. Errors as
         :meth:`from_dict`."""
-        skips = (Rule(name=glob, skip=True) for glob in skip)
+        globs = [skip] if isinstance(skip, str) else skip
+        skips = (Rule(name=glob, skip=True) for glob in globs)
         return cls.from_dict({**settings, "rules": (*rules, *skips)})
 
     @classmethod
