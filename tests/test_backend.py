@@ -204,7 +204,7 @@ def test_a_device_without_schedules_plans_nothing(unscheduled: str) -> None:
     reason = f"no schedules for the device {unscheduled!r}; compiled dense by TVM"
     assert backend.why_not() == reason
     passes = pipeline.marker_passes(backend, ReportBuilder())
-    assert [p.info.name for p in passes] == ["PatternRewrite"]
+    assert [p.info.name for p in passes] == ["IntoDataflow", "PatternRewrite"]
 
 
 def test_a_backend_is_what_its_target_says() -> None:

@@ -50,7 +50,7 @@ def test_every_form_names_every_layer_and_reason(report, tmp_path):
     texts = [stream.getvalue(), str(report), report.to_markdown(), report.to_html()]
     for text in texts:
         assert "natural6" in text
-        assert "1x1 convolution kept dense" in text
+        assert "1x1 convolution, which has no patterns" in text
         assert "64/128" in text
     for suffix in (".json", ".md", ".html"):
         report.save(tmp_path / f"r{suffix}")
