@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -85,8 +86,21 @@ def subject(arrays: data.Arrays) -> Subject:
     return Subject("CIFAR-10", load, fresh, config, batch, SETTINGS)
 
 
-def opened(source: Path | None, work: Path, *, quick: bool = False) -> Subject:
+def part(arrays: data.Arrays, images: int, seed: int = 0) -> data.Arrays:
+    """Some training images, drawn at random; all test images."""
+    chosen = np.random.default_rng(seed).permutation(len(arrays.train))[:images]
+    return replace(arrays, train=arrays.train[chosen], train_labels=arrays.train_labels[chosen])
+
+
+def opened(
+    source: Path | None, work: Path, *, images: int | None = None, quick: bool = False
+) -> Subject:
     """The study on CIFAR-10 of a folder or tar file, decoded once into ``work``.
+
+    Parameters
+    ----------
+    images : int, optional
+        Training images that are used, drawn at random; all if None.
 
     Raises
     ------
@@ -95,4 +109,5 @@ def opened(source: Path | None, work: Path, *, quick: bool = False) -> Subject:
     """
     if quick or source is None:
         return subject(data.synthetic(80, 40))
-    return subject(data.load(source, work / "images.npz"))
+    arrays = data.load(source, work / "images.npz")
+    return subject(arrays if images is None else part(arrays, images))

@@ -74,8 +74,26 @@ def test_the_same_command_on_cifar(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "row_of", None)
     assert study.main(arguments) == 0
     with pytest.raises(SystemExit):
+        study.main([*arguments, "--tuning-epochs", "5"])
+    assert "rows of another schedule" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
         study.main([*arguments[:4], "--cifar", str(tmp_path / "none")])
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_a_shorter_schedule_on_some_images():
+    from benchmarks import quantization_cifar as cifar
+    from benchmarks.cifar import data
+
+    settings = study.shortened(cifar.SETTINGS, 4)
+    assert (settings.pretrain_epochs, settings.epochs, settings.gradual_epochs) == (4, 4, 1)
+    whole = data.synthetic(80, 40)
+    some = cifar.part(whole, 30)
+    assert some.train.shape[0] == len(some.train_labels) == 30
+    assert len(np.unique(some.train.reshape(30, -1), axis=0)) == 30
+    at = [int(np.flatnonzero((whole.train == image).all((1, 2, 3)))[0]) for image in some.train]
+    assert (whole.train_labels[at] == some.train_labels).all()
+    assert some.test is whole.test
 
 
 def test_networks_of_cifar_are_pruned_eightfold():
