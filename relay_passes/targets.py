@@ -21,20 +21,6 @@ KEY = "pattern"
 PREFIX = "pattern/"
 #: Kinds of targets that run where they are called.
 CPU_KINDS = ("llvm", "c")
-# Features that choose a family or an instruction, by their names in /proc/cpuinfo and LLVM.
-_X86_FEATURES = {
-    "avx2": "avx2",
-    "fma": "fma",
-    "f16c": "f16c",
-    "avx512f": "avx512f",
-    "avx512bw": "avx512bw",
-    "avx512dq": "avx512dq",
-    "avx512vl": "avx512vl",
-    "avx512cd": "avx512cd",
-    "avx512_vnni": "avx512vnni",
-    "avx512vbmi": "avx512vbmi",
-    "avx_vnni": "avxvnni",
-}
 _CPUINFO = pathlib.Path("/proc/cpuinfo")
 
 
@@ -55,10 +41,11 @@ def feature_attributes(mcpu: str, flags: frozenset[str] | None) -> list[str]:
     """
     if flags is None:
         return []
+    features = {flag: name for device in DEVICES for flag, name in device.cpu_flags.items()}
     believed = set(codegen.llvm_get_cpu_features(Target({"kind": "llvm", "mcpu": mcpu})))
     return [
         f"{'+' if flag in flags else '-'}{feature}"
-        for flag, feature in _X86_FEATURES.items()
+        for flag, feature in features.items()
         if (flag in flags) != (feature in believed)
     ]
 

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import warnings
 
 import click
 import numpy as np
@@ -245,7 +246,8 @@ def test_rates_that_would_have_no_effect(tmp_path):
         ("--connectivity-1x1", 2),
         ("--group", 4, "--connectivity-1x1", 2),
     ):
-        code, _, error = run("compile", FACTORY, *options, "-o", tmp_path / "net.tar")
+        words = ("--shape", "1x3x9x9", *options, "-o", tmp_path / "net.tar")
+        code, _, error = run("compile", FACTORY, *words)
         assert code == 1
         assert "without --connectivity; nothing is pruned" in error.replace("\n", " ")
 
@@ -319,7 +321,9 @@ def test_inspect_reads_libraries_of_other_machines(library, tmp_path):
         (("compile", "none:net", "-o", "x.so"), "expected package.module:factory"),
         (("compile", f"{__name__}:none", "-o", "x.so"), "expected package.module:factory"),
         (("compile", f"{__name__}:no_net", "-o", "x.so"), "returned a str, expected a torch"),
-        (("compile", FACTORY, "-o", "x.so"), "needs example_inputs"),
+        (("compile", FACTORY, "-o", "x.so"), "name them by --shape, such as --shape 1x3x224x224"),
+        (("tune", "--model", FACTORY), "name them by --shape, such as --shape 1x3x224x224"),
+        (("kit", "make", FACTORY, "-o", "k"), "name them by --shape, such as --shape 1x3x224x224"),
         (("compile", FACTORY, "--shape", "1x3xx", "-o", "x.so"), "expected sizes joined by x"),
         (("compile", "a.onnx", "--weights", "w.safetensors", "-o", "x.so"), "leave out --weights"),
         (("compile", FACTORY, "--weights", "none.safetensors", "-o", "x.so"), "none.safetensors"),
@@ -327,6 +331,8 @@ def test_inspect_reads_libraries_of_other_machines(library, tmp_path):
             ("compile", FACTORY, "--shape", "1x3x9x9", "--target", "pattern/no", "-o", "x.so"),
             "unknown target 'pattern/no'",
         ),
+        (("compile", FACTORY, "--shape", "1x3x9x9", "-o", "x.txt"), "ending in .so or .tar"),
+        (("compile", FACTORY, "--shape", "1x3x9x9", "-o", "no/x.so"), "no such folder: no"),
         (("run", "none.so"), "no such library: none.so"),
         (("inspect", "none.so"), "no manifest none.so.json"),
     ],
@@ -353,6 +359,18 @@ def test_bad_files(library, tmp_path):
     assert "is not a readable exported program" in error
 
 
+def test_warnings_are_in_the_words_of_the_command(tmp_path, monkeypatch):
+    def opened(*_, **__):
+        warnings.warn("num_threads=99 [x]", stacklevel=1)
+        raise ValueError("num_threads=98")
+
+    monkeypatch.setattr(sources, "open_model", opened)
+    code, _, error = run("compile", FACTORY, "-o", tmp_path / "x.so")
+    assert code == 1
+    assert error.splitlines()[-2:] == ["warning: --threads 99 [x]", "error: --threads 98"]
+    assert "warning" not in run("compile", FACTORY, "-o", tmp_path / "x.so", "-q")[2]
+
+
 def test_debug_shows_the_traceback():
     result = CliRunner().invoke(cli.app, ["--debug", "run", "none.so"])
     assert result.exit_code == 1
@@ -360,7 +378,17 @@ def test_debug_shows_the_traceback():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["nothing"], ["run"], ["run", "x.so", "--repeat", "-1"], ["compile", "resnet50"]]
+    "arguments",
+    [
+        ["nothing"],
+        ["run"],
+        ["run", "x.so", "--repeat", "-1"],
+        ["compile", "resnet50"],
+        ["compile", FACTORY, "--connectivity", "0.5", "-o", "x.so"],
+        ["compile", FACTORY, "--connectivity", "2", "--group", "0", "-o", "x.so"],
+        ["compile", FACTORY, "--threads", "0", "-o", "x.so"],
+        ["tune", "--model", FACTORY, "--tracker", "127.0.0.1:1"],
+    ],
 )
 def test_wrong_arguments_exit_with_2(arguments):
     assert run(*arguments)[0] == 2

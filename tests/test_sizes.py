@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -233,7 +234,9 @@ def test_how_many_inputs_of_how_many_sizes():
     assert [[x.shape for x in size] for size in sizes] == [[(1, 2), (2, 2)], [(3, 2), (4, 2)]]
     assert len(sources.sizes_of(["1x2", "2x2"], Any())) == 1
     assert len(sources.sizes_of(["1x2"], Two())) == 1  # importing says what is missing
-    assert sources.sizes_of(None, Two()) is None
+    assert sources.sizes_of(None, Path("net.onnx")) is None
+    with pytest.raises(ValueError, match="Two does not say the shapes of its inputs; name them"):
+        sources.sizes_of(None, Two())
     with pytest.raises(ValueError, match="got 3 times --shape for a model of 2 inputs"):
         sources.sizes_of(["1x2", "2x2", "3x2"], Two())
 

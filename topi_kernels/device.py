@@ -44,6 +44,9 @@ class Device:
     int8 : callable, optional
         ``Target -> str``: the instructions that multiply bytes, by their name in
         :mod:`topi_kernels.schedules.cpu_int8.isa`; empty if it has none of these.
+    cpu_flags : mapping of str to str, optional
+        Features that choose such a device or one of its instructions: the flag in
+        ``/proc/cpuinfo`` and LLVM's name.
     records_of : str
         Name of a device of the same instructions, whose tuning records serve this one too.
     """
@@ -58,6 +61,7 @@ class Device:
     words: tuple[str, ...] = ()
     passes: Callable[[], Sequence[Pass]] = tuple
     int8: Callable[[Target], str] | None = None
+    cpu_flags: Mapping[str, str] = field(default_factory=dict)
     records_of: str = ""
 
 

@@ -23,6 +23,7 @@ from .terminal import (
     print_lines,
     set_volume,
     take_volume,
+    warnings_as_messages,
 )
 
 # Commands that live in their own rooms: name -> module with a typer ``app``, and what the list of
@@ -133,8 +134,13 @@ class _Commands(TyperGroup):
         return super().parse_args(ctx, _as_posttrain(rest))
 
     def invoke(self, ctx: Any) -> Any:
+
+        def command() -> Any:
+            return self.get_command(ctx, ctx.invoked_subcommand or "") or self
+
         try:
-            return super().invoke(ctx)
+            with warnings_as_messages(command):
+                return super().invoke(ctx)
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt:
@@ -143,7 +149,8 @@ class _Commands(TyperGroup):
         except _TOLD as error:
             if ctx.params.get("debug"):
                 raise
-            message(f"[bold red]error:[/] {escape(error_text(error))}", is_error=True)
+            text = error_text(error, command())
+            message(f"[bold red]error:[/] {escape(text)}", is_error=True)
             raise typer.Exit(1) from None
 
 
@@ -259,7 +266,7 @@ def run(
     ] = None,
     repeat: Annotated[int, typer.Option(min=0, help="Timed runs after a warm-up; 0: none.")] = 10,
     threads: Annotated[
-        int | None, typer.Option(help="Instead of the compiled number (here only).")
+        int | None, typer.Option(min=1, help="Instead of the compiled number (here only).")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
     size: Annotated[

@@ -19,7 +19,9 @@ def compare(
     first: Annotated[Path, typer.Argument(help="A library written by the command compile.")],
     second: Annotated[Path, typer.Argument(help="Another one of the same model.")],
     repeat: Annotated[int, typer.Option(min=2, help="Rounds; each runs both once.")] = 30,
-    threads: Annotated[int | None, typer.Option(help="Instead of the compiled numbers.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Instead of the compiled numbers.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
     json_output: Json = False,
 ) -> None:

@@ -37,7 +37,7 @@ def compile_command(
     target: options.Target = "pattern/native",
     host: options.Host = None,
     tuning_log: options.TuningLog = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of a run.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of a run.")] = None,
     connectivity: options.Connectivity = None,
     connectivity_1x1: options.Connectivity1x1 = None,
     group: options.Group = None,
@@ -77,12 +77,14 @@ def compile_command(
     """
     from .artifact import manifest_path
     from .compiler import compile as compile_library
+    from .library import check_export_path
     from .sources import open_model, pruned_at_once, sizes_of
 
     if no_verify and verify_graph:
         raise typer.BadParameter("got --no-verify and --verify-graph, expected at most one")
     if bundles is not None:
         _check_bundles(target, host)
+    check_export_path(output)
     with open_console(sys.stderr).status("compiling"):
         opened = open_model(model, weights, trust=trust)
         sizes = sizes_of(shape, opened)

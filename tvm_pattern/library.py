@@ -398,12 +398,7 @@ class Library:
             On another suffix, a missing folder or a missing compiler, and when the disk is full.
         """
         path = Path(path)
-        if path.suffix not in SUFFIXES:
-            raise ArtifactError(f"got {path.name!r}, expected a name ending in .so or .tar")
-        if not path.parent.is_dir():
-            raise ArtifactError(f"no such folder: {path.parent}; create it first")
-        if path.exists() and not path.is_file():
-            raise ArtifactError(f"{path} is no file; choose another name")
+        check_export_path(path)
         code = self._code
         if not isinstance(code, CompiledCode):
             raise ArtifactError("a loaded library cannot be exported again; copy its two files")
@@ -421,6 +416,22 @@ class Library:
 
         publish(path, write)
         return path
+
+
+def check_export_path(path: Path) -> None:
+    """Refuse what no library can be written to, before anything is compiled for it.
+
+    Raises
+    ------
+    ArtifactError
+        On another suffix, a missing folder, or a name that is no file's.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ArtifactError(f"got {path.name!r}, expected a name ending in .so or .tar")
+    if not path.parent.is_dir():
+        raise ArtifactError(f"no such folder: {path.parent}; create it first")
+    if path.exists() and not path.is_file():
+        raise ArtifactError(f"{path} is no file; choose another name")
 
 
 class _Machine(relax.VirtualMachine):

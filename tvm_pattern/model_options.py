@@ -18,13 +18,17 @@ Host = Annotated[
 TuningLog = Annotated[Path | None, typer.Option(help="Records of the command tune.")]
 Connectivity = Annotated[
     float | None,
-    typer.Option(help="Prune the weights at once, without training: kernels / kept kernels."),
+    typer.Option(
+        min=1, help="Prune the weights at once, without training: kernels / kept kernels."
+    ),
 ]
 Connectivity1x1 = Annotated[
-    float | None, typer.Option(help="The same for 1x1 kernels; default 1, all of them stay.")
+    float | None,
+    typer.Option(min=1, help="The same for 1x1 kernels; default 1, all of them stay."),
 ]
 Group = Annotated[
-    int | None, typer.Option(help="Filters sharing kernels, with --connectivity; default 1.")
+    int | None,
+    typer.Option(min=1, help="Filters sharing kernels, with --connectivity; default 1."),
 ]
 Trust = Annotated[
     bool, typer.Option("--trust", help="Let code that a .pt2 file holds run while it is read.")

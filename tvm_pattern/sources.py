@@ -89,20 +89,32 @@ def pruned_at_once(
         return model
     from .imported_weights import prune_at_once
 
-    return prune_at_once(model, connectivity, connectivity_1x1 or 1.0, group or 1)[0]
+    rate_1x1 = 1.0 if connectivity_1x1 is None else connectivity_1x1
+    return prune_at_once(model, connectivity, rate_1x1, 1 if group is None else group)[0]
 
 
-def examples_of(shapes: Sequence[str] | None) -> tuple[np.ndarray, ...] | None:
+def examples_of(shapes: Sequence[str] | None, model: Any = None) -> tuple[np.ndarray, ...] | None:
     """Example inputs of ``--shape`` options, such as ``1x3x224x224``; None without any.
+
+    Parameters
+    ----------
+    shapes : sequence of str, optional
+    model
+        As :func:`open_model` gives it; files know their shapes, networks do not.
 
     Raises
     ------
     ValueError
-        If one is no list of positive sizes.
+        If one is no list of positive sizes, or a network has none.
     NotEnoughMemoryError
         If such an input fits no memory of this computer.
     """
     if not shapes:
+        if hasattr(model, "forward"):
+            raise ValueError(
+                f"{type(model).__name__} does not say the shapes of its inputs; name them by"
+                " --shape, such as --shape 1x3x224x224, once per input"
+            )
         return None
     from .memory import Footprint, check_fits
 
@@ -131,9 +143,9 @@ def sizes_of(shapes: Sequence[str] | None, model: Any) -> list[tuple[np.ndarray,
     Raises
     ------
     ValueError
-        If one is no list of positive sizes, or the last size lacks inputs.
+        If one is no list of positive sizes, a network has none, or the last size lacks inputs.
     """
-    examples = examples_of(shapes)
+    examples = examples_of(shapes, model)
     if examples is None:
         return None
     count = number_of_inputs(model) or len(examples)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
 import warnings
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+
+from .option_words import in_options, options_of
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
@@ -101,16 +105,35 @@ def message(text: str, *, is_error: bool = False) -> None:
         Console(file=sys.stderr, soft_wrap=True).print(text, highlight=False)
 
 
+@contextlib.contextmanager
+def warnings_as_messages(command: Callable[[], Any]) -> Iterator[None]:
+    """Warnings in a line of the command's own words, without the place in the code.
+
+    Parameters
+    ----------
+    command : callable
+        Gives the command that runs.
+    """
+
+    def show(warning: Any, *_: Any, **__: Any) -> None:
+        text = in_options(str(warning), options_of(command()))
+        message(f"[bold yellow]warning:[/] {escape(text)}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
 def escape(text: str) -> str:
     """Text that is no markup."""
     return text.replace("[", r"\[")
 
 
-def error_text(error: BaseException) -> str:
-    """What an error says, or its kind."""
-    if isinstance(error, KeyError) and error.args:
-        return str(error.args[0])
-    return str(error).strip() or type(error).__name__
+def error_text(error: BaseException, command: Any = None) -> str:
+    """What an error says, or its kind; arguments of the API as the options of ``command``."""
+    said = error.args[0] if isinstance(error, KeyError) and error.args else error
+    text = str(said).strip() or type(error).__name__
+    return text if command is None else in_options(text, options_of(command))
 
 
 def print_json(data: Any) -> None:

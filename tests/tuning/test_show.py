@@ -110,3 +110,10 @@ def test_a_search_is_shown_live_or_line_by_line(states, terminal, tmp_path, monk
     assert ("1 of 3 layers estimated; 1 s" in shown) != terminal
     assert "records in net.jsonl; use them by --tuning-log" in shown
     assert plot.exists()
+
+
+def test_a_plot_that_cannot_be_written_is_refused_before_the_search(tmp_path, monkeypatch):
+    monkeypatch.setattr(show, "tune", lambda *_, **__: pytest.fail("it was measured"))
+    for path in (tmp_path / "curves.foo", tmp_path / "curves"):
+        with pytest.raises(ValueError, match=r"curves.*expected a picture's name ending in .pdf"):
+            tune_shown(None, None, None, Path("net.jsonl"), TuneOptions(), plot=path)

@@ -14,6 +14,20 @@ from .config import Family
 
 LINE_BYTES = 64
 ARCHITECTURES = ("x86_64", "amd64", "i686", "i386")
+#: Features that choose a kind of core or an instruction: flag in ``/proc/cpuinfo`` -> LLVM's name.
+CPU_FLAGS = {
+    "avx2": "avx2",
+    "fma": "fma",
+    "f16c": "f16c",
+    "avx512f": "avx512f",
+    "avx512bw": "avx512bw",
+    "avx512dq": "avx512dq",
+    "avx512vl": "avx512vl",
+    "avx512cd": "avx512cd",
+    "avx512_vnni": "avx512vnni",
+    "avx512vbmi": "avx512vbmi",
+    "avx_vnni": "avxvnni",
+}
 
 
 @dataclass(frozen=True)
@@ -197,8 +211,18 @@ def register(registry: Registry) -> None:
                 core.facts,
                 tags=tags,
                 int8=int8_instructions,
+                cpu_flags=CPU_FLAGS,
                 records_of="" if core is SERVER else SERVER.name,
             )
         )
     tags = {AVX2.name: _config("x86-64-v3")}
-    registry.add(Device(AVX2.name, is_avx2, AVX2, tags=tags, int8=int8_instructions))
+    registry.add(
+        Device(
+            AVX2.name,
+            is_avx2,
+            AVX2,
+            tags=tags,
+            int8=int8_instructions,
+            cpu_flags=CPU_FLAGS,
+        )
+    )

@@ -57,7 +57,7 @@ def from_module(model: Any, example_inputs: Any) -> ImportedModel:
         shapes = ", ".join(describe(value) for value in arguments)
         raise ValueError(
             f"{type(model).__name__} cannot run on the example inputs ({shapes}): {error};"
-            " give inputs that model(*example_inputs) accepts"
+            " give inputs that the model takes"
         ) from error
     return from_program(export_module(model, arguments), checked=True)
 

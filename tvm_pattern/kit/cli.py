@@ -70,9 +70,9 @@ def make(
     from ..sources import examples_of, open_model, pruned_at_once
     from .write import write_kit
 
-    examples = examples_of(shape)
     with open_console(sys.stderr).status("compiling"):
         opened = open_model(model, weights, trust=trust)
+        examples = examples_of(shape, opened)
         opened = pruned_at_once(opened, connectivity, connectivity_1x1, group)
         kit = write_kit(
             output,

@@ -67,11 +67,13 @@ def tune(
     from relay_passes.targets import resolve
     from topi_kernels.schedules.config import knobs_of
 
+    from ..deploy.cli import check_place
     from ..sources import examples_of, open_model, pruned_at_once
     from .measure import MeasureOptions
     from .session import TuneOptions
     from .show import tune_shown
 
+    check_place(tracker, key)
     measure = MeasureOptions(
         run_timeout=run_timeout,
         repeat=repeat,
@@ -97,7 +99,7 @@ def tune(
     opened = pruned_at_once(opened, connectivity, connectivity_1x1, group)
     path = log or default_log(target, model)
     resolved = resolve(target, host)
-    examples = examples_of(shape)
+    examples = examples_of(shape, opened)
     try:
         tune_shown(
             opened,

@@ -8,6 +8,21 @@ from pathlib import Path
 from ..atomic import write_figure
 from .scheduler import TaskState
 
+#: Of pictures that can be written; matplotlib would refuse others after the search.
+SUFFIXES = (".pdf", ".png", ".svg")
+
+
+def check_plot_path(path: Path) -> None:
+    """Refuse a name that is no picture's, before anything is measured.
+
+    Raises
+    ------
+    ValueError
+        On another suffix, or if the name is a folder's.
+    """
+    if path.suffix not in SUFFIXES or path.is_dir():
+        raise ValueError(f"got {path}, expected a picture's name ending in {', '.join(SUFFIXES)}")
+
 
 def plot_search(path: Path, states: Sequence[TaskState]) -> None:
     """Speed of the best configuration over the trials, one curve per task.
@@ -15,7 +30,7 @@ def plot_search(path: Path, states: Sequence[TaskState]) -> None:
     Parameters
     ----------
     path : pathlib.Path
-        Image to write; its suffix decides the format.
+        Image to write, see :func:`check_plot_path`; its suffix decides the format.
     states : sequence of TaskState
     """
     from matplotlib.figure import Figure

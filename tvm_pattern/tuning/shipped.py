@@ -8,15 +8,21 @@ from dataclasses import dataclass
 import torch
 from tvm.target import Target
 
+from relay_passes.targets import PREFIX
+from topi_kernels.devices import DEVICES
+
 from .. import models
 from ..frontend import import_model
 from ..pruning import oneshot
-from .lookup import ConfigLookup
+from .lookup import ConfigLookup, log_folder
 from .tasks import WeightedTask, extract_tasks
 
-#: Filters that share kernels and patterns, and targets that logs ship for.
+#: Filters that share kernels and patterns.
 GROUPS = (1, 4)
-TARGETS = ("pattern/x86-avx512", "pattern/x86-avx2")
+#: Targets that logs ship for: the first tag of each device that has a folder of its own.
+TARGETS = tuple(
+    PREFIX + next(iter(device.tags)) for device in DEVICES if (log_folder() / device.name).is_dir()
+)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from ..terminal import is_quiet
-from .plots import plot_search
+from .plots import check_plot_path, plot_search
 from .scheduler import NetworkEstimate
 from .session import Plan, Progress, TuneOptions, TuneResult, tune
 
@@ -118,6 +118,8 @@ def tune_shown(
     Where there is no terminal, every batch becomes a line. With ``json_output`` all of that goes to
     standard error, and the figures to standard output.
     """
+    if plot is not None:
+        check_plot_path(plot)
     console = Console(soft_wrap=True, highlight=False, stderr=json_output)
     progress = Console(soft_wrap=True, highlight=False, stderr=json_output, quiet=is_quiet())
 
