@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from topi_kernels.device import Device
 from topi_kernels.devices import DEVICES
-from topi_kernels.schedules.config import Family
+from topi_kernels.schedules.family import Family
 from topi_kernels.schedules.opencl.config import GpuFacts
 
 #: Every CPU that has schedules.

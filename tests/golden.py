@@ -36,7 +36,6 @@ from topi_kernels.operator import plan_conv
 from topi_kernels.pattern import fixed8_patterns
 from topi_kernels.plane_ops import PlaneTarget
 from topi_kernels.plane_windows import DepthwiseConfig
-from topi_kernels.schedules.config import Family
 from topi_kernels.schedules.cpu_int8.byte_layout import byte_layout
 from topi_kernels.schedules.cpu_int8.plan import (
     Int8DepthwisePlan,
@@ -46,6 +45,7 @@ from topi_kernels.schedules.cpu_int8.plan import (
     plan_int8_depthwise,
 )
 from topi_kernels.schedules.cpu_int8.quantisation import Quantisation
+from topi_kernels.schedules.family import Family
 from topi_kernels.structure import Structure, determine
 from topi_kernels.workload import Epilogue
 

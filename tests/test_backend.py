@@ -24,7 +24,7 @@ from topi_kernels.devices import DEVICES
 from topi_kernels.operator import plan_conv
 from topi_kernels.plane_ops import PlaneTarget
 from topi_kernels.schedules.arm_cpu import CORES
-from topi_kernels.schedules.config import Family
+from topi_kernels.schedules.family import Family
 from tvm_pattern.tuning.measure import MeasureOptions
 from tvm_pattern.tuning.session import TuneOptions, tune
 

@@ -104,7 +104,7 @@ def test_no_device_is_known_outside_the_schedules() -> None:
 
 def test_what_knows_a_device_is_found() -> None:
     source = """
-from topi_kernels.schedules.config import Family
+from topi_kernels.schedules.family import Family
 if isinstance(a, config.Family) or isinstance(b, (int, Family)) or isinstance(c, Place):
     x = "mali"
 """

@@ -11,10 +11,10 @@ from families import FAMILIES, GPU_FAMILIES
 
 from topi_kernels.devices import DEVICES
 from topi_kernels.schedules import pattern_conv
-from topi_kernels.schedules.config import Family
 from topi_kernels.schedules.cpu_int8 import conv as int8_conv
 from topi_kernels.schedules.cpu_int8 import requantise
 from topi_kernels.schedules.cpu_int8.isa import ISAS
+from topi_kernels.schedules.family import Family
 from topi_kernels.schedules.opencl.config import GpuFacts
 
 STORED = golden.stored()

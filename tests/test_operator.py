@@ -20,7 +20,8 @@ from topi_kernels.geometry import ConvGeometry
 from topi_kernels.operator import plan_conv, wasted_share
 from topi_kernels.pattern import builtin_pattern_set
 from topi_kernels.primfunc import OPAQUE
-from topi_kernels.schedules.config import ConvConfig, illegal_reason, register_need
+from topi_kernels.schedules.config import ConvConfig, register_need
+from topi_kernels.schedules.legality import illegal_reason
 from topi_kernels.schedules.pattern_conv import schedule_pattern_conv
 from topi_kernels.schedules.search_space import search_space
 from topi_kernels.schedules.x86 import AVX512

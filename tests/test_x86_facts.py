@@ -12,8 +12,9 @@ from topi_kernels.devices import DEVICES
 from topi_kernels.geometry import ConvGeometry
 from topi_kernels.layout_choice import ConvNeed, LaneOrder, choose_lane_order, default_layout
 from topi_kernels.schedules import search_space, x86
-from topi_kernels.schedules.config import SLOT_COSTS, ConvConfig, Family
+from topi_kernels.schedules.config import ConvConfig
 from topi_kernels.schedules.cost import estimate_cost
+from topi_kernels.schedules.family import SLOT_COSTS, Family
 from topi_kernels.schedules.load_reuse import input_rows
 from topi_kernels.structure import determine
 

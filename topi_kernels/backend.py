@@ -18,7 +18,7 @@ from .layout_links import StridedLink, choose_lane_orders
 from .operator import ConvPlan, plan_conv
 from .plane_ops import PlaneTarget
 from .schedules.choose import Config, Facts
-from .schedules.config import Family
+from .schedules.family import Family
 from .schedules.opencl.config import GpuFacts
 from .structure import Structure
 

@@ -22,7 +22,7 @@ from .matvec import MatvecConfig
 from .plane_ops import PlaneTarget, load, store
 from .primfunc import primfunc_builder
 from .schedules.choose import vector_facts
-from .schedules.config import Family
+from .schedules.family import Family
 from .structure import Structure
 from .vector_math import broadcast
 

@@ -115,7 +115,7 @@ def warnings_as_messages(command: Callable[[], Any]) -> Iterator[None]:
         Gives the command that runs.
     """
 
-    def show(warning: Any, *_: Any, **__: Any) -> None:
+    def show(warning: Warning | str, *_: Any) -> None:
         text = in_options(str(warning), options_of(command()))
         message(f"[bold yellow]warning:[/] {escape(text)}")
 

@@ -19,7 +19,7 @@ from typing import Any
 from tvm.target import Target, codegen
 
 from ..device import Device, Registry, architecture
-from .config import Family
+from .family import Family
 
 AARCH64 = ("aarch64", "arm64")
 ARM = ("arm", "armv7", "armv7l", "armv7a", "armv8l")

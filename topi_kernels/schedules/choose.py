@@ -11,7 +11,8 @@ from typing import Any
 
 from . import cost, legality
 from . import search_space as cpu
-from .config import ConvConfig, Family
+from .config import ConvConfig
+from .family import Family
 from .gemm.conv import schedule_gemm_conv
 from .opencl import cost as opencl_cost
 from .opencl import space as opencl

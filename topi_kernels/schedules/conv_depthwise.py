@@ -23,7 +23,8 @@ from ..plane_windows import DepthwisePlane
 from ..primfunc import primfunc_builder
 from ..row_writer import when
 from ..workload import NO_EPILOGUE, ConvWorkload, Epilogue
-from .config import ConvConfig, Family
+from .config import ConvConfig
+from .family import Family
 from .input_geometry import SplitGeometry, input_geometry, separate_input
 from .pattern_conv import compute_tile, for_each_height
 from .tile import Buffers, Tile, declare_parameters, place_of, tiles_per_image

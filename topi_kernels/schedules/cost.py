@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..layout import PlaneLayout
-from .config import ConvConfig, Family
+from .config import ConvConfig
+from .family import Family
 from .gemm.space import gemm_cost
 from .load_reuse import input_rows
 from .pointwise import pointwise_cost, single_filter_factor

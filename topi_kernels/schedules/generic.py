@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm.target import Target
 
 from ..device import Device, Registry
-from .config import Family
+from .family import Family
 
 GENERIC = Family("generic", vector_width=4, vector_registers=16, temporaries=4, prefetch=0)
 

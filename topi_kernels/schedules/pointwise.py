@@ -14,7 +14,8 @@ from dataclasses import replace
 
 from ..layout import round_up
 from ..tap_lists import why_no_tap_lists
-from .config import COPIED, TAPS, ConvConfig, Family
+from .config import COPIED, TAPS, ConvConfig
+from .family import Family
 from .shape import ConvShape
 from .tap_space import MAX_FILTERS, list_tiles
 from .tile_copy import why_not_copied

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from ..reorder import GROUP_SIZES
 from .choices import CHOICES
-from .config import MAX_CHAINS, MAX_PREFETCH, SHIFTS, ConvConfig, Family
+from .config import MAX_CHAINS, MAX_PREFETCH, SHIFTS, ConvConfig
 from .cost import (
     channel_block,
     estimate_cost,
@@ -21,6 +21,7 @@ from .cost import (
     tiles_across,
     weight_loads,
 )
+from .family import Family
 from .gemm.space import gemm_configs
 from .legality import illegal_for
 from .pointwise import pointwise_configs

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ..tap_lists import why_no_tap_lists
-from .config import TAPS, ConvConfig, Family, taps_registers
+from .config import TAPS, ConvConfig, taps_registers
+from .family import Family
 from .shape import ConvShape
 
 # What an entry takes beyond what its ports allow, measured with everything in L1 where two

@@ -10,7 +10,7 @@ from typing import Any
 from tvm.target import Target, codegen
 
 from ..device import Device, Registry, architecture
-from .config import Family
+from .family import Family
 
 LINE_BYTES = 64
 ARCHITECTURES = ("x86_64", "amd64", "i686", "i386")

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 from ...gemm_weights import GemmCode
 from ...layout import PlaneLayout
-from ..config import GEMM, MAX_POSITIONS, TILE_OUTPUTS, ConvConfig, Family
+from ..config import GEMM, MAX_POSITIONS, TILE_OUTPUTS, ConvConfig
+from ..family import Family
 from ..shape import ConvShape
 from .pixels import why_no_pixels
 from .tiles import tile_counts, why_no_tiles
