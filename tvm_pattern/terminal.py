@@ -119,8 +119,9 @@ def warnings_as_messages(command: Callable[[], Any]) -> Iterator[None]:
         text = in_options(str(warning), options_of(command()))
         message(f"[bold yellow]warning:[/] {escape(text)}")
 
+    as_python_calls_it: Any = show  # the place in the code is not wanted
     with warnings.catch_warnings():
-        warnings.showwarning = show
+        warnings.showwarning = as_python_calls_it
         yield
 
 
