@@ -48,6 +48,18 @@ def test_softmax_and_layer_norm(family, n):
 
 
 @pytest.mark.parametrize("n", [5, 40])
+def test_masked_places_have_no_share(n):
+    """Zero and not the smallest number; a row in which all are masked is NaN, as in torch."""
+    x = rows_with_specials(n)
+    x[0, ::2], x[1, 1:], x[5], x[3, 1] = -INF, -200.0, -INF, -1e9
+    got = run(row_ops.softmax(6, n, PlaneTarget("x86-avx2")), x)
+    want = torch.softmax(torch.tensor(x), 1).numpy()
+    np.testing.assert_array_equal(got == 0, want == 0)
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
+    np.testing.assert_allclose(got, want, rtol=2e-6)
+
+
+@pytest.mark.parametrize("n", [5, 40])
 def test_an_activation_of_rows_and_a_bias(n):
     x = np.random.default_rng(n).standard_normal((6, n)).astype("float32")
     bias = np.random.default_rng(0).standard_normal(n).astype("float32")

@@ -24,7 +24,7 @@ from .plane_ops import (
     sum_of_lanes,
 )
 from .primfunc import primfunc_builder
-from .vector_math import activate, broadcast, vector_exp
+from .vector_math import EXP_MIN, activate, broadcast, vector_exp
 
 #: A vector and the place of its first element -> what is added up.
 Term = Callable[[Expr, Index, int], Expr]
@@ -125,7 +125,8 @@ def layer_norm(rows: int, n: int, target: PlaneTarget, epsilon: float) -> tirx.P
 def softmax(rows: int, n: int, target: PlaneTarget) -> tirx.PrimFunc:
     """``(x[rows, n], out[rows, n])``: exponentials of each row over their sum.
 
-    A NaN makes its row NaN by the sum, whatever the maximum is.
+    A NaN makes its row NaN by the sum, whatever the maximum is. What underflows is zero: a place
+    that is masked by -inf has no share at all.
     """
     with primfunc_builder("row_softmax") as ib:
         x, out = _matrix("x", rows, n, target), _matrix("out", rows, n, target)
@@ -134,11 +135,10 @@ def softmax(rows: int, n: int, target: PlaneTarget) -> tirx.PrimFunc:
             largest = _largest(x, r, n, target.lanes)
 
             def power(value: Expr, at: Index, lanes: int) -> Expr:
-                result = T.Bind(
-                    vector_exp(
-                        value - broadcast(largest, lanes), lanes, nan_maximum=target.nan_maximum
-                    )
-                )
+                below = T.Bind(value - broadcast(largest, lanes))
+                exponential = vector_exp(below, lanes, nan_maximum=target.nan_maximum)
+                underflows = below < broadcast(EXP_MIN, lanes)
+                result = T.Bind(T.Select(underflows, broadcast(0.0, lanes), exponential))
                 store(out, result, [r, at], lanes)
                 return result
 

@@ -1,4 +1,8 @@
-"""Commands with a bound: a hang is told from an error, and its stacks are shown."""
+"""Commands with a bound: a hang is told from an error, and its stacks are shown.
+
+A hang is told by what a command computes, not by the clock: on a machine with much to do, a command
+of half a minute may take five.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Seconds after which a command counts as hung; generous, for machines with much to do.
+#: Seconds without progress, or of computing, after which a command counts as hung.
 PATIENCE = 240.0
+# Progress is this much computing; a mere loop that asks whether something happened takes less.
+_PROGRESS_SECONDS = 0.5
+_LOOK_SECONDS = 1.0
 _RAW = ("Traceback (most recent call last)", "Fatal Python error", "Segmentation fault")
 
 
@@ -74,11 +82,12 @@ def run(
     Raises
     ------
     AssertionError
-        If it has not ended after ``patience`` seconds; the message holds its Python stacks.
+        If it hangs: it has made no progress for ``patience`` seconds, or has computed for so long;
+        the message holds its Python stacks.
     """
     process = start(command, env=env, cwd=cwd, preexec_fn=preexec_fn)
     try:
-        out, err = process.communicate(timeout=patience)
+        out, err = _outputs(process, patience)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGABRT)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -90,6 +99,41 @@ def run(
     finally:
         end(process)
     return Result(process.returncode, out, err)
+
+
+def _outputs(process: subprocess.Popen, patience: float) -> tuple[str, str]:
+    """What a command of :func:`start` printed, once it and whoever has its outputs ended.
+
+    Raises
+    ------
+    subprocess.TimeoutExpired
+        If it hangs.
+    """
+    marked, since = 0.0, time.monotonic()
+    while True:
+        try:
+            return process.communicate(timeout=min(patience, _LOOK_SECONDS))
+        except subprocess.TimeoutExpired:
+            seconds, is_stopped = computed(process.pid)
+            # Processes that ended are no longer counted, so that less is a change as well.
+            if is_stopped or abs(seconds - marked) >= _PROGRESS_SECONDS:
+                marked, since = seconds, time.monotonic()
+            if seconds > patience or time.monotonic() - since > patience:
+                raise
+
+
+def computed(session: int) -> tuple[float, bool]:
+    """Seconds that the living processes of a session computed; whether one of them is stopped."""
+    ticks, is_stopped = 0, False
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = entry.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # ended meanwhile
+        if int(fields[3]) == session:
+            ticks += int(fields[11]) + int(fields[12])
+            is_stopped |= fields[0] == "T"
+    return ticks / os.sysconf("SC_CLK_TCK"), is_stopped
 
 
 def start(

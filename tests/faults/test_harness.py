@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -35,11 +37,27 @@ def test_strace_kills_at_every_write(tmp_path):
     assert seen == [{"a": ""}, {"a": "one"}, {"a": "onetwo"}]
 
 
-def test_a_hang_is_reported_with_its_stack():
-    with pytest.raises(AssertionError, match=r"hung for 3 s(.|\n)*in napping"):
+@pytest.mark.parametrize("what", ["time.sleep(600)", "\n while True: pass"])
+def test_a_hang_is_reported_with_its_stack(what):
+    with pytest.raises(AssertionError, match=r"hung for 3 s(.|\n)*in hanging"):
         processes.run(
-            processes.python("import time\ndef napping(): time.sleep(600)\nnapping()"), patience=3
+            processes.python(f"import time\ndef hanging(): {what}\nhanging()"), patience=3
         )
+
+
+def test_computing_and_being_stopped_are_seen():
+    """By both a command that waits for its turn, or is stopped, is told from one that hangs."""
+    busy = processes.start(processes.python("while True: pass"))
+    try:
+        while processes.computed(busy.pid)[0] < 0.3:
+            time.sleep(0.05)
+        assert not processes.computed(busy.pid)[1]
+        busy.send_signal(signal.SIGSTOP)
+        while not processes.computed(busy.pid)[1]:
+            time.sleep(0.05)
+    finally:
+        processes.end(busy)
+    assert processes.computed(busy.pid) == (0.0, False)
 
 
 def test_a_small_disk_ends(small_disk):
