@@ -273,7 +273,7 @@ def test_tuning_log_must_exist(model, tmp_path):
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, True, "2"])
 def test_number_of_threads(model, count):
-    with pytest.raises(ValueError, match=r"num_threads=.*: expected an integer >= 1"):
+    with pytest.raises(ValueError, match=r"num_threads=.*: expected an integer from 1"):
         tp.compile(model, IMAGE, num_threads=count)
 
 
@@ -285,6 +285,9 @@ def test_default_number_of_threads(monkeypatch):
     assert threads.default_num_threads() == 5
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert 1 <= threads.default_num_threads() <= len(threads.available_cpus())
+    monkeypatch.setenv("TVM_NUM_THREADS", "1000000")
+    with pytest.raises(ValueError, match="from 1 to 4096"):
+        threads.default_num_threads()
     monkeypatch.setenv("TVM_NUM_THREADS", "many")
     with pytest.raises(ValueError, match="TVM_NUM_THREADS='many': expected a number of threads"):
         threads.default_num_threads()

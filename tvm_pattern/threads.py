@@ -27,6 +27,9 @@ _CPUS = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else
 # TVM's mode in which all workers share the listed cores, instead of having one each.
 _SHARE_CORES = -3
 
+#: More threads than any computer has CPUs: a larger number is a slip.
+MOST_THREADS = 4096
+
 _current = threading.local()
 
 
@@ -40,8 +43,10 @@ def default_num_threads() -> int:
     for variable in ("TVM_NUM_THREADS", "OMP_NUM_THREADS"):
         text = os.environ.get(variable, "").strip()
         if text:
-            if not text.isdigit() or int(text) < 1:
-                raise ValueError(f"{variable}={text!r}: expected a number of threads >= 1")
+            if not text.isdigit() or not 1 <= int(text) <= MOST_THREADS:
+                raise ValueError(
+                    f"{variable}={text!r}: expected a number of threads from 1 to {MOST_THREADS}"
+                )
             return int(text)
     return len({_core_of(cpu) for cpu in available_cpus()})
 
@@ -52,12 +57,15 @@ def check_num_threads(num_threads: int | None) -> int:
     Raises
     ------
     ValueError
-        If it is no integer >= 1.
+        If it is no integer from 1 to :data:`MOST_THREADS`.
     """
     if num_threads is None:
         return default_num_threads()
-    if isinstance(num_threads, bool) or not isinstance(num_threads, int) or num_threads < 1:
-        raise ValueError(f"num_threads={num_threads!r}: expected an integer >= 1, or None")
+    is_number = isinstance(num_threads, int) and not isinstance(num_threads, bool)
+    if not is_number or not 1 <= num_threads <= MOST_THREADS:
+        raise ValueError(
+            f"num_threads={num_threads!r}: expected an integer from 1 to {MOST_THREADS}, or None"
+        )
     return num_threads
 
 

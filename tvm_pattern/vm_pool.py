@@ -36,12 +36,14 @@ class VMPool(Generic[Machine]):
         self._lock = threading.RLock()
         self._users: set[int] = set()
         self._paused: list[Machine] = []
+        self._is_pausing = self._was_busy = False
         self._size = 0
         self._first: Machine | None = None
 
     @property
     def first(self) -> Machine:
-        """The machine that serves while one thread calls."""
+        """The machine that serves while one thread calls; see :meth:`borrow`."""
+        self._refuse_locks_of_the_parent()
         with self._lock:
             if self._first is not None:
                 return self._first
@@ -58,8 +60,18 @@ class VMPool(Generic[Machine]):
             return machine
 
     def borrow(self, limit: int) -> Machine:
-        """A machine for this thread alone; waits while ``limit`` of them are in use."""
+        """A machine for this thread alone; waits while ``limit`` of them are in use.
+
+        Raises
+        ------
+        RuntimeError
+            In a child that was forked in the middle of a call.
+        """
         me = threading.get_ident()
+        if self._is_pausing and me not in self._users:
+            with self._lock:
+                pass  # the fork goes first: calls in turns would leave it no machine
+        self._refuse_locks_of_the_parent()
         try:
             machine = self._idle.get_nowait()
         except Empty:
@@ -84,39 +96,49 @@ class VMPool(Generic[Machine]):
         """Borrow all machines, or by ``deadline`` (of :func:`time.monotonic`) none."""
         if not self._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
             return False
-        taken: list[Machine] = []
-        while len(taken) < self._size:
+        self._is_pausing = True
+        while len(self._paused) < self._size:
             try:
-                taken.append(self._idle.get(timeout=max(0.0, deadline - time.monotonic())))
+                self._paused.append(self._idle.get(timeout=max(0.0, deadline - time.monotonic())))
             except Empty:
-                self._give_back_all(taken)
-                self._lock.release()
+                self.resume()
                 return False
-        self._paused = taken
         return True
 
     def resume(self) -> None:
         """End a pause."""
+        self._is_pausing = False
         self._give_back_all(self._paused)
         self._paused = []
         self._lock.release()
 
     def resume_in_child(self) -> None:
-        """In a forked child: go on with the machines of a pause, or without those in use."""
+        """In a forked child: go on with the machines of a pause, if there was one."""
         machines, first = self._paused, self._first
+        was_busy = self._was_busy or not self._is_pausing
         # Freeing what a thread of the parent was using might wait for that thread's locks.
         _left_behind.append((self._idle, first))
         self._reset()
+        self._was_busy = was_busy
         if machines:
             self._size, self._first = len(machines), first
             self._give_back_all(machines)
+
+    def _refuse_locks_of_the_parent(self) -> None:
+        if self._was_busy:
+            raise RuntimeError(
+                "this process was forked while its parent ran the library, and that call went on"
+                f" for {_FORK_WAIT:g} s: what it locks would never be unlocked here. Fork between"
+                " calls, or start the process by spawn and load the library there"
+            )
 
     def _give_back_all(self, machines: list[Machine]) -> None:
         for machine in machines:
             self._idle.put(machine)
 
 
-# Seconds that a fork waits for running calls to end, so that the child finds no lock of TVM held.
+# Seconds that a fork waits for running calls to end, so that the child finds no lock of TVM held;
+# a child of a longer call refuses to run the library.
 _FORK_WAIT = 5.0
 _pools: weakref.WeakSet[VMPool] = weakref.WeakSet()
 _paused_pools: list[VMPool] = []

@@ -237,6 +237,40 @@ def test_examples_show_weights_that_are_computed_outside_of_their_layer():
     assert len(oneshot(model, example_inputs=X).pruned) == 2
 
 
+class Reads(nn.Module):
+    """Two convolutions: of ``conv`` the forward takes what ``taken`` says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.conv = nn.Conv2d(8, 8, 3)
+
+    def forward(self, x):
+        return self.taken(self.stem(x))
+
+
+class ReadsWeight(Reads):
+    def taken(self, x):
+        return self.conv(x) + self.conv.weight.mean()
+
+
+class ReadsDtype(Reads):
+    def taken(self, x):
+        return self.conv(x.to(self.conv.weight.dtype) * self.conv.bias.mean())
+
+
+def test_without_examples_a_weight_that_is_read_elsewhere_is_worth_a_word():
+    words = r"weights of 1 layers are read outside of their layer: {} \(by {}\)"
+    with pytest.warns(UserWarning, match=words.format("conv", "Outside")):
+        oneshot(Outside())
+    with pytest.warns(UserWarning, match=words.format("0.conv", "ReadsWeight")):
+        Pruner(nn.Sequential(ReadsWeight()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        oneshot(nn.Sequential(ReadsDtype()))
+        oneshot(nn.Sequential(ReadsWeight()), example_inputs=X)
+
+
 def test_ordinary_models_are_pruned_without_a_word():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

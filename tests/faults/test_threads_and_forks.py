@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +16,8 @@ import torch
 from torch import nn
 
 import tvm_pattern as tp
+from tvm_pattern import vm_pool
+from tvm_pattern.vm_pool import VMPool
 
 from . import processes
 from .conftest import LONG, amount
@@ -149,3 +153,67 @@ def test_data_loader_workers(exported, expected):
     )
     for answer, (_, y) in zip(loader, expected, strict=True):
         np.testing.assert_array_equal(answer.numpy(), y)
+
+
+def _call(pool: VMPool, seconds: float) -> None:
+    machine = pool.borrow(limit=1)
+    time.sleep(seconds)
+    pool.give_back(machine)
+
+
+def _code_of_child(pool: VMPool) -> int:
+    """Exit code of a forked child, and of its own one: 0 if it gets a machine, 7 if refused."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            inner = os.fork()
+            if inner:
+                code = os.waitstatus_to_exitcode(os.waitpid(inner, 0)[1])
+            else:
+                _call(pool, 0)
+                code = 0
+        except RuntimeError as error:
+            code = 7 if "forked while its parent ran the library" in str(error) else 1
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.parametrize("callers", [1, 3])
+def test_a_fork_comes_between_calls_that_leave_no_gap(callers):
+    """Whoever calls again at once waits for the fork, instead of taking the machine each time."""
+    pool: VMPool[object] = VMPool(object)
+    stop, calls, meanwhile, pauses = threading.Event(), itertools.count(), 0, amount(20, 500)
+
+    def caller() -> None:
+        while not stop.is_set():
+            _call(pool, 0.001)
+            next(calls)
+
+    threads = [threading.Thread(target=caller) for _ in range(callers)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(pauses):
+            before = next(calls)
+            assert pool.pause(time.monotonic() + processes.PATIENCE)
+            meanwhile += next(calls) - before
+            pool.resume()
+        assert _code_of_child(pool) == 0
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert meanwhile < 20 * pauses  # without a place in the queue, a pause took thousands
+
+
+def test_a_child_of_a_call_that_goes_on_raises_at_once(monkeypatch):
+    """It would wait for ever where the call held a lock of TVM; the parent goes on."""
+    monkeypatch.setattr(vm_pool, "_FORK_WAIT", 0.05)
+    pool: VMPool[object] = VMPool(object)
+    machine = pool.borrow(limit=1)
+    assert _code_of_child(pool) == 7
+    pool.give_back(machine)
+    assert _code_of_child(pool) == 0
+    assert pool.borrow(limit=1) is machine

@@ -39,6 +39,7 @@ from .modules import (
 )
 from .projection import Balance, kept_kernels, kernel_grid
 from .sharing import Sharing
+from .weight_reads import layers_read_elsewhere
 from .weights import bake_layer, check_by_examples, recipe_of, refuse_computed, why_not_own
 
 SMALLEST_LINEAR = 4096
@@ -297,9 +298,23 @@ def prepare_layers(
             " weights, which are what trains and is pruned from now on",
             stacklevel=3,
         )
+    names = [plan.name for plan in plans]
     if example_inputs is not None:
-        check_by_examples(model, example_inputs, [plan.name for plan in plans])
+        check_by_examples(model, example_inputs, names)
+    else:
+        _warn_of_reads(layers_read_elsewhere(model, names))
     return plans, skipped
+
+
+def _warn_of_reads(reads: dict[str, str]) -> None:
+    if reads:
+        shown = ", ".join(f"{name} (by {reader})" for name, reader in list(reads.items())[:6])
+        warnings.warn(
+            f"the weights of {len(reads)} layers are read outside of their layer: {shown}; where"
+            " that computes another weight of them, their zeros are lost. Pass example_inputs to"
+            " have it tried",
+            stacklevel=4,
+        )
 
 
 def _skip(name: str, conv: Layer, reason: str, tied_to: str = "") -> SkippedLayer:
