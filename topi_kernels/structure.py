@@ -9,6 +9,7 @@ looks for zeros in weights.
 from __future__ import annotations
 
 import base64
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -61,7 +62,12 @@ class Structure:
         return isinstance(other, Structure) and np.array_equal(self.kept, other.kept)
 
     def __hash__(self) -> int:
-        return hash((self.kept.shape, self.kept.tobytes()))
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        # Kept, since much is looked up under a structure, and the same in every process.
+        return hash((self.kept.shape, zlib.crc32(self.to_bits())))
 
     # Where it is known from ---------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from .footprint import least_activations, planned_activations, weights_of
 from .frontend import ImportedModel, import_model, is_instance_of, output_specs
 from .frontend.bfloat16 import NOTE as BFLOAT16
 from .frontend.bfloat16 import without_bfloat16
+from .garbage import collector_paused
 from .layer_source import Sources, gpu_sources
 from .library import Library
 from .linking import CompiledCode
@@ -58,6 +59,7 @@ def targets() -> list[str]:
     return target_tags.targets()
 
 
+@collector_paused()
 def compile(
     model: Any,
     example_inputs: Any = None,

@@ -14,7 +14,6 @@ from topi_kernels.expected_gain import DENSE, better_dense, expected
 from topi_kernels.layout import PlaneLayout
 from topi_kernels.layout_choice import ConvNeed
 from topi_kernels.operator import ConvPlan
-from topi_kernels.structure import Structure
 
 from ..dataflow import array_of, constant, shape_of
 from ..markers import ConvParams, Marker, epilogue_tensors, parse, structure_of
@@ -94,13 +93,11 @@ def _own_weights(task: ConvTask, scheduling: Scheduling, layer: str) -> int:
     return min(every, round(task.kept_weights / density)) if density > 0 else every
 
 
-def _expectation(
-    plan: ConvPlan, structure: Structure, scheduling: Scheduling, layer: str
-) -> dict[str, Any]:
+def _expectation(plan: ConvPlan, scheduling: Scheduling, layer: str) -> dict[str, Any]:
     """What the report says of a plan's estimated time."""
     task = plan.task
     row = scheduling.report.row(layer)
-    if task.structure == DENSE and structure.kind != DENSE:
+    if task.structure == DENSE and plan.structure.kind != DENSE:
         loss = f"expected to be slower pruned than dense: {row.sparsity:.0%} of the weights are"
         return {
             "reason": f"{loss} removed, which is too little here; all are computed",
@@ -121,7 +118,7 @@ def record(plan: ConvPlan, marker: Marker, scheduling: Scheduling) -> None:
         pattern_set=tuple(str(p) for p in plan.workload.patterns),
         group=plan.group,
         config=asdict(plan.config),
-        **_expectation(plan, structure_of(marker), scheduling, marker.params["layer"]),
+        **_expectation(plan, scheduling, marker.params["layer"]),
     )
 
 
