@@ -30,7 +30,7 @@ def peak_name(dtype: str) -> str:
     return "dot_peak_gops" if dtype == "int8" else "fma_peak_gflops"
 
 
-def _replace(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write so that a reader, or a crash, never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
@@ -45,7 +45,7 @@ def write_json(path: Path, device: dict[str, Any], peak: float, rows: Sequence[R
         peak_name(rows[0].dtype if rows else "float32"): round(peak, 2),
         "rows": [row.as_dict() for row in rows],
     }
-    _replace(path, json.dumps(data, indent=1) + "\n")
+    write_text(path, json.dumps(data, indent=1) + "\n")
 
 
 def write_samples(path: Path, contenders: Sequence[Contender], peak: Sequence[float]) -> None:
@@ -64,7 +64,7 @@ def write_samples(path: Path, contenders: Sequence[Contender], peak: Sequence[fl
         for c in contenders
         if c.samples_ms
     ]
-    _replace(path, "\n".join(lines) + "\n")
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def _by_workload(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -178,7 +178,7 @@ def write_all(
 ) -> list[Path]:
     """JSON, Markdown and PNG with the same stem; returns what was written."""
     write_json(path, device, peak, rows)
-    _replace(path.with_suffix(".md"), markdown(title, device, peak, rows))
+    write_text(path.with_suffix(".md"), markdown(title, device, peak, rows))
     written = [path, path.with_suffix(".md")]
     if plot(path.with_suffix(".png"), title, rows):
         written.append(path.with_suffix(".png"))

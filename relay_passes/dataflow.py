@@ -14,6 +14,7 @@ import tvm
 from tvm import relax
 from tvm.ir import Call, Expr, GenericConst, GlobalVar, Op, Var
 
+from topi_kernels.aligned import is_aligned
 from topi_kernels.eligibility import DTYPES
 
 #: Users that are not bindings: the end of a block or the body of the function.
@@ -141,6 +142,17 @@ def constant(expr: Expr) -> np.ndarray | None:
     if isinstance(value, tvm.runtime.Tensor):
         return np.from_dlpack(value)
     return np.asarray(value, str(expr.ty.dtype))
+
+
+def constant_in_place(array: np.ndarray) -> GenericConst:
+    """A tensor constant of an array that nobody writes to any more.
+
+    Where the array is aligned as TVM's tensors are, the constant lies in its memory: a copy of
+    large weights takes longer than to pack them.
+    """
+    if array.flags.c_contiguous and array.flags.writeable and is_aligned(array):
+        return relax.const(tvm.runtime.from_dlpack(array))
+    return relax.const(array)
 
 
 def channel_constant(expr: Expr, out_channels: int) -> np.ndarray | None:

@@ -36,6 +36,7 @@ from .dataflow import (
     Uses,
     bindings_of,
     constant,
+    constant_in_place,
     op_name,
     rebuild,
     relax_functions,
@@ -76,7 +77,7 @@ def _rejection(call: Call, out: Var, matrix: np.ndarray) -> str:
 
 def _over_rows(gv: GlobalVar, x: Expr, arrays: Sequence[np.ndarray], out: Var) -> Expr:
     """The call of a PrimFunc of two axes for tensors of any number of them."""
-    constants = [relax.const(array) for array in arrays]
+    constants = [constant_in_place(array) for array in arrays]
     shape, result = shape_of(x), shape_of(out)
     if len(shape) == 2:
         return relax.call_tir(gv, [x, *constants], out_ty=out.ty)

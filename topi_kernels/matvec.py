@@ -12,6 +12,7 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from .aligned import aligned_zeros
 from .plane_ops import PlaneTarget, load, store
 from .primfunc import primfunc_builder
 from .vector_math import broadcast
@@ -39,10 +40,10 @@ class MatvecConfig:
 
 
 def pack_columns(matrix: np.ndarray, block: int) -> np.ndarray:
-    """``[k, n]`` -> ``[ceil(n / block), k, block]``, zeros beyond column ``n``."""
+    """``[k, n]`` -> ``[ceil(n / block), k, block]``, zeros beyond column ``n``; aligned."""
     k, n = matrix.shape
     blocks = -(-n // block)
-    packed = np.zeros((blocks, k, block), matrix.dtype)
+    packed = aligned_zeros((blocks, k, block), matrix.dtype)
     for b in range(blocks):
         columns = matrix[:, b * block : (b + 1) * block]
         packed[b, :, : columns.shape[1]] = columns

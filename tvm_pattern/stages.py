@@ -12,7 +12,8 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Log how long what follows took, at level ``INFO``."""
-    start = time.perf_counter()
+    """Log how long what follows took, at level ``INFO``; CPU seconds are those of all threads."""
+    start, cpu = time.perf_counter(), time.process_time()
     yield
-    logger.info("%s: %.2f s", name, time.perf_counter() - start)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    logger.info("%s: %.2f s (%.2f CPU s)", name, seconds, cpu)
