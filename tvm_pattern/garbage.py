@@ -1,8 +1,8 @@
-"""Python's garbage collector, paused while a network is compiled.
+"""Python's garbage collector, paused while a network is compiled, and for the imports before it.
 
-Compiling makes millions of small objects that live until its end, and by them alone the collector
-is called to look through everything that the process holds, torch and TVM included, again and
-again: more than a tenth of the time. Reference counts free nearly all that goes meanwhile.
+Both make millions of small objects that live on, and by them alone the collector is called to look
+through everything that the process holds, torch and TVM included, again and again: more than a
+tenth of the time. Reference counts free nearly all that goes meanwhile.
 """
 
 from __future__ import annotations
