@@ -67,7 +67,7 @@ class Structure:
     @cached_property
     def _hash(self) -> int:
         # Kept, since much is looked up under a structure, and the same in every process.
-        return hash((self.kept.shape, zlib.crc32(self.to_bits())))
+        return hash((self.kept.shape, zlib.crc32(self.to_bits().data)))
 
     # Where it is known from ---------------------------------------------------------------------
 
