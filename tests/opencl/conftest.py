@@ -25,7 +25,7 @@ def device() -> tvm.runtime.Device:
     return tvm.opencl(0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def in_process() -> Callable[..., subprocess.CompletedProcess]:
     """Run Python code in a process of its own: ``run(code, NAME="value")``."""
 

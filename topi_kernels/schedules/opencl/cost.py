@@ -108,6 +108,12 @@ def sum_bytes(config: GpuConfig, facts: GpuFacts) -> int:
     return 2 if facts.dtype == "float16" and config.accumulator == "float16" else 4
 
 
+def sum_registers(config: GpuConfig, facts: GpuFacts) -> int:
+    """The least that a work_item needs: 32-bit registers of its sums and addresses."""
+    elements = config.accumulators * config.vector_width
+    return -(-elements * sum_bytes(config, facts) // 4) + ADDRESS_REGISTERS
+
+
 def register_need(shape: ConvShape, config: GpuConfig, facts: GpuFacts) -> int:
     """32-bit registers of a work_item: sums, inputs and weights of a step, addresses."""
     size = sum_bytes(config, facts)

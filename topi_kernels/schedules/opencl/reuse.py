@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ...geometry import ConvGeometry
 from ...layout import PlaneLayout
@@ -113,6 +114,25 @@ def streamed(
     return result
 
 
+def _rows_read(geometry: ConvGeometry, config: GpuConfig, taps: Taps) -> Counter[tuple[int, ...]]:
+    """First columns of the vectors that taps read along an input row -> how many rows are so."""
+    (sh, sw), (dh, dw), (_, left) = geometry.stride, geometry.dilation, geometry.padding
+    across: dict[int, set[int]] = defaultdict(set)
+    for kh, kw in taps:
+        for r in range(config.tile_rows):
+            across[r * sh + kh * dh].add(kw)
+    tile = [c * config.vector_width * sw - left for c in range(config.tile_cols)]
+    rows = (sorted({column + kw * dw for column in tile for kw in kws}) for kws in across.values())
+    return Counter(map(tuple, rows))
+
+
+@lru_cache(maxsize=65536)
+def _row_counts(columns: tuple[int, ...], lanes: int, step: int, chunks: Chunks) -> tuple[int, int]:
+    """Loads along a row, and the most elements that are held at once."""
+    steps = streamed(columns, lanes, step, chunks)
+    return sum(len(fresh) for _, fresh, _ in steps), max(held for _, _, held in steps)
+
+
 def steps_of(config: GpuConfig, taps: Taps) -> list[Taps]:
     """The taps whose weights are held at once."""
     return [
@@ -168,10 +188,10 @@ def kernel_counts(
         count = len(part) * config.filters
         weights += len(weight_pieces(count))
         widest = 0
-        for columns in tile_uses(geometry, config, part).values():
-            for _, fresh, held in streamed(sorted(columns), width, step, chunks):
-                loads += len(fresh)
-                widest = max(widest, held)
+        for columns, rows in _rows_read(geometry, config, part).items():
+            row_loads, held = _row_counts(columns, width, step, chunks)
+            loads += rows * row_loads
+            widest = max(widest, held)
         live = max(live, widest + count)
     return KernelCounts(
         multiply_adds=len(taps) * config.accumulators,

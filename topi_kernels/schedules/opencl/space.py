@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -27,7 +28,15 @@ from .config import (
     GpuConfig,
     GpuFacts,
 )
-from .cost import estimate_cost, loads_of, local_tile_of, register_need, tile_grid, waste
+from .cost import (
+    estimate_cost,
+    loads_of,
+    local_tile_of,
+    register_need,
+    sum_registers,
+    tile_grid,
+    waste,
+)
 from .reuse import chunks_of, tile_uses
 
 MAX_TILE_ROWS = 8
@@ -111,9 +120,10 @@ def reads_inside(
     last_x = (vectors - c.tile_cols) * c.vector_width * sw
     last_y = (out_layout.height - c.tile_rows) * sh
     for row, columns in tile_uses(geometry, c, taps).items():
-        numbers = [n for column in columns for n in chunks.numbers(column, c.vector_width, sw)]
-        first = layout.offset(row, 0) + chunks.start(min(numbers))
-        end = layout.offset(last_y + row, last_x) + chunks.start(max(numbers) + 1)
+        lowest, _ = chunks.place(min(columns))
+        highest, _ = chunks.place(max(columns) + (c.vector_width - 1) * sw)
+        first = layout.offset(row, 0) + chunks.start(lowest)
+        end = layout.offset(last_y + row, last_x) + chunks.start(highest + 1)
         if first < 0 or end > layout.size:
             return False
     return True
@@ -163,7 +173,9 @@ def search_space(shape: ConvShape, facts: GpuFacts) -> Iterator[GpuConfig]:
         yield from with_memories(shape, config, facts)
 
 
-def _by_buffers(shape: ConvShape, facts: GpuFacts) -> Iterator[GpuConfig]:
+def _by_buffers(
+    shape: ConvShape, facts: GpuFacts, most_waste: float = math.inf
+) -> Iterator[GpuConfig]:
     most_taps = shape.most_taps
     steps = {min(most_taps, 4), min(most_taps, 2), min(most_taps, shape.geometry.kernel_size[1])}
     sums = ACCUMULATORS if facts.dtype == "float16" else ("float32",)
@@ -174,6 +186,11 @@ def _by_buffers(shape: ConvShape, facts: GpuFacts) -> Iterator[GpuConfig]:
     )
     for filters, width, rows, cols, step, accumulator in tiles:
         aligned = GpuConfig(width, filters, rows, cols, step, 1, accumulator=accumulator)
+        # What costs little to find out goes first: most tiles have more sums than registers.
+        if sum_registers(aligned, facts) > facts.max_registers:
+            continue
+        if waste(shape, aligned) > most_waste:
+            continue
         for tile in (aligned, replace(aligned, loads=ANYWHERE)):
             if _is_needless(shape, tile, facts) or illegal_for(shape, tile, facts) is not None:
                 continue
@@ -233,9 +250,11 @@ def default_config(shape: ConvShape, facts: GpuFacts) -> GpuConfig:
     ValueError
         If no configuration is legal.
     """
-    configs = [c for c in _by_buffers(shape, facts) if c.accumulator == "float32"]
-    exact = [c for c in configs if waste(shape, c) <= MAX_WASTE]
-    costs = {c: estimate_cost(shape, c, facts) for c in exact or configs}
+    for most_waste in (MAX_WASTE, math.inf):
+        configs = _by_buffers(shape, facts, most_waste)
+        costs = {c: estimate_cost(shape, c, facts) for c in configs if c.accumulator == "float32"}
+        if costs:
+            break
     if not costs:
         raise ValueError(
             f"no legal configuration for {shape.out_layout.height}x{shape.out_layout.width} output"

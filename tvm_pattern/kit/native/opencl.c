@@ -2,6 +2,8 @@
 #include "backend.h"
 
 #include <dlfcn.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -15,6 +17,7 @@ enum {
   CL_DRIVER_VERSION = 0x102D,
   CL_DEVICE_EXTENSIONS = 0x1030,
   CL_DEVICE_MAX_COMPUTE_UNITS = 0x1002,
+  CL_DEVICE_GLOBAL_MEM_SIZE = 0x101F,
   CL_PROGRAM_BUILD_LOG = 0x1183,
   CL_KERNEL_WORK_GROUP_SIZE = 0x11B0,
   CL_DEVICE_IMAGE_SUPPORT = 0x1016,
@@ -91,6 +94,8 @@ typedef struct {
   size_t image_texels; /* the largest image of a buffer; 0 without images */
   char name[256], vendor[256], driver[256];
   uint32_t units;
+  uint64_t memory; /* bytes of the device */
+  uint64_t held;   /* bytes of this network's buffers */
 } State;
 
 static int load(void) {
@@ -112,11 +117,15 @@ static int load(void) {
   return 0;
 }
 
-static int is_ok(int32_t code, const char *what) {
+static int is_ok(const State *state, int32_t code, const char *what) {
   if (code == 0) return 1;
-  int is_memory = code == CL_OUT_OF_MEMORY_1 || code == -5 || code == -6 || code == -61;
-  pattern_fail(is_memory ? "the GPU is out of memory (%s, OpenCL error %d); take a smaller network"
-                         : "%s: OpenCL error %d", what, code);
+  if (code == CL_OUT_OF_MEMORY_1 || code == -5 || code == -6 || code == -61) {
+    pattern_fail("the GPU is out of memory (%s, OpenCL error %d): this build has %" PRIu64
+                 " bytes there, the GPU %" PRIu64 " in all; make the kit for a smaller batch, of a"
+                 " float16 network or of a smaller one", what, code, state->held, state->memory);
+  } else {
+    pattern_fail("%s: OpenCL error %d", what, code);
+  }
   return 0;
 }
 
@@ -153,6 +162,8 @@ static int choose_device(State *state) {
                      NULL);
   cl.clGetDeviceInfo(state->device, CL_DEVICE_MAX_COMPUTE_UNITS, sizeof state->units,
                      &state->units, NULL);
+  cl.clGetDeviceInfo(state->device, CL_DEVICE_GLOBAL_MEM_SIZE, sizeof state->memory,
+                     &state->memory, NULL);
   uint32_t has_images = 0;
   cl.clGetDeviceInfo(state->device, CL_DEVICE_IMAGE_SUPPORT, sizeof has_images, &has_images, NULL);
   const char *images = getenv("PATTERN_OPENCL_IMAGES"); /* 0: buffers, to compare */
@@ -197,7 +208,11 @@ static Handle buffer(State *state, size_t bytes, const void *data) {
   uint64_t flags = READ_WRITE | (data != NULL ? COPY : 0);
   union { const void *from; void *to; } bytes_of = {data};
   Handle result = cl.clCreateBuffer(state->context, flags, bytes ? bytes : 1, bytes_of.to, &code);
-  return is_ok(code, "a buffer") ? result : NULL;
+  char what[64];
+  snprintf(what, sizeof what, "a buffer of %zu bytes", bytes);
+  if (!is_ok(state, code, what)) return NULL;
+  state->held += bytes;
+  return result;
 }
 
 static int place_tensors(pattern_model *m, State *state) {
@@ -263,7 +278,7 @@ static Handle image_of(State *state, const Tensor *tensor) {
   if (images == NULL) return pattern_fail("out of memory"), NULL;
   state->images = images;
   Handle image = cl.clCreateImage(state->context, READ_ONLY, &format, &desc, NULL, &code);
-  if (!is_ok(code, "an image of a buffer")) return NULL;
+  if (!is_ok(state, code, "an image of a buffer")) return NULL;
   return state->images[state->image_count++] = image;
 }
 
@@ -278,7 +293,7 @@ static Handle build(pattern_model *m, State *state, int number) {
   const char *source = text;
   Handle program = cl.clCreateProgramWithSource(state->context, 1, &source, NULL, &code);
   free(text);
-  if (!is_ok(code, name)) return NULL;
+  if (!is_ok(state, code, name)) return NULL;
   if (cl.clBuildProgram(program, 1, &state->device, options, NULL, NULL) != 0) {
     cl.clGetProgramBuildInfo(program, state->device, CL_PROGRAM_BUILD_LOG, sizeof log - 1, log,
                              NULL);
@@ -293,7 +308,7 @@ static int make_kernel(pattern_model *m, State *state, Step *step) {
   int32_t code;
   size_t limit = 0, items = step->items[0] * step->items[1] * step->items[2];
   Handle kernel = cl.clCreateKernel(state->programs[step->program], step->name, &code);
-  if (!is_ok(code, step->name)) return -1;
+  if (!is_ok(state, code, step->name)) return -1;
   step->code = kernel;
   cl.clGetKernelWorkGroupInfo(kernel, state->device, CL_KERNEL_WORK_GROUP_SIZE, sizeof limit,
                               &limit, NULL);
@@ -308,7 +323,7 @@ static int make_kernel(pattern_model *m, State *state, Step *step) {
     int is_image = images && (step->textures >> i & 1);
     Handle memory = is_image ? image_of(state, tensor) : tensor->memory;
     if (memory == NULL) return -1;
-    if (!is_ok(cl.clSetKernelArg(kernel, (uint32_t)i, sizeof memory, &memory), step->name)) {
+    if (!is_ok(state, cl.clSetKernelArg(kernel, (uint32_t)i, sizeof memory, &memory), step->name)) {
       return -1;
     }
   }
@@ -336,9 +351,9 @@ int backend_open(pattern_model *m, const pattern_function *functions, int thread
   m->state = state;
   if (load() != 0 || choose_device(state) != 0 || check_device(m, state) != 0) return -1;
   state->context = cl.clCreateContext(NULL, 1, &state->device, NULL, NULL, &code);
-  if (!is_ok(code, "a context")) return -1;
+  if (!is_ok(state, code, "a context")) return -1;
   state->queue = cl.clCreateCommandQueue(state->context, state->device, 0, &code);
-  if (!is_ok(code, "a queue")) return -1;
+  if (!is_ok(state, code, "a queue")) return -1;
   return place_tensors(m, state) != 0 || make_kernels(m, state) != 0 ? -1 : 0;
 }
 
@@ -375,7 +390,7 @@ void backend_close(pattern_model *m) {
 
 int backend_write(pattern_model *m, Tensor *tensor, const void *data) {
   State *state = m->state;
-  return is_ok(cl.clEnqueueWriteBuffer(state->queue, tensor->memory, CL_TRUE_, 0,
+  return is_ok(state, cl.clEnqueueWriteBuffer(state->queue, tensor->memory, CL_TRUE_, 0,
                                        tensor->spec.bytes, data, 0, NULL, NULL), "an input")
              ? 0
              : -1;
@@ -383,7 +398,7 @@ int backend_write(pattern_model *m, Tensor *tensor, const void *data) {
 
 int backend_read(pattern_model *m, Tensor *tensor, void *data) {
   State *state = m->state;
-  return is_ok(cl.clEnqueueReadBuffer(state->queue, tensor->memory, CL_TRUE_, 0,
+  return is_ok(state, cl.clEnqueueReadBuffer(state->queue, tensor->memory, CL_TRUE_, 0,
                                       tensor->spec.bytes, data, 0, NULL, NULL), "an output")
              ? 0
              : -1;
@@ -397,9 +412,9 @@ int backend_run(pattern_model *m) {
     for (int axis = 0; axis < 3; ++axis) size[axis] = step->groups[axis] * step->items[axis];
     int32_t code = cl.clEnqueueNDRangeKernel(state->queue, step->code, 3, NULL, size, step->items,
                                              0, NULL, NULL);
-    if (!is_ok(code, step->name)) return -1;
+    if (!is_ok(state, code, step->name)) return -1;
   }
-  return is_ok(cl.clFinish(state->queue), "a run") ? 0 : -1;
+  return is_ok(state, cl.clFinish(state->queue), "a run") ? 0 : -1;
 }
 
 static void write_text(FILE *file, const char *key, const char *text) {

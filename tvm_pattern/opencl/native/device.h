@@ -44,6 +44,12 @@ inline std::string ErrorName(cl_int code) {
   }
 }
 
+// Whether a code may mean that memory is short; the standard leaves to drivers which they give.
+inline bool IsMemory(cl_int code) {
+  return code == CL_MEM_OBJECT_ALLOCATION_FAILURE || code == CL_OUT_OF_RESOURCES ||
+         code == CL_OUT_OF_HOST_MEMORY || code == CL_INVALID_BUFFER_SIZE;
+}
+
 // Every message begins alike, so that it is found in what TVM or RPC wrap around it.
 #define TVM_PATTERN_FAIL() TVM_FFI_THROW(RuntimeError) << "OpenCL: "
 
@@ -53,6 +59,15 @@ inline std::string ErrorName(cl_int code) {
     if (code_ != CL_SUCCESS)                                                                 \
       TVM_PATTERN_FAIL() << "failed while " << DOING << ": "                                 \
                          << ::tvm_pattern::ErrorName(code_);                                 \
+  } while (0)
+
+// The same for a command of a device, with what its memory holds where that may be the cause.
+#define TVM_PATTERN_CHECK_ON(DEVICE, CALL, DOING)                                            \
+  do {                                                                                       \
+    const cl_int code_ = (CALL);                                                             \
+    if (code_ != CL_SUCCESS)                                                                 \
+      TVM_PATTERN_FAIL() << "failed while " << DOING << ": "                                 \
+                         << ::tvm_pattern::ErrorName(code_) << (DEVICE).Advice(code_);       \
   } while (0)
 
 // What a tensor's data pointer on these devices points to.
@@ -76,6 +91,7 @@ struct OpenCLDevice {
   std::vector<Buffer*> workspaces;
   std::mutex image_lock;
   std::atomic<int64_t> images{0};     // that were made
+  std::atomic<uint64_t> buffers{0}, held{0};  // of this process, free workspaces among them; bytes
 
   template <typename T>
   T Number(cl_uint what) const {
@@ -94,6 +110,52 @@ struct OpenCLDevice {
     return (" " + Text(CL_DEVICE_EXTENSIONS) + " ").find(" " + name + " ") != std::string::npos;
   }
   std::string Name() const { return Text(CL_DEVICE_NAME); }
+
+  // After an error that may mean that memory is short: what is there, and what to do. A driver may
+  // hand out buffers that it has no memory for, and find out when a kernel first uses them.
+  std::string Advice(cl_int code) const {
+    if (!IsMemory(code)) return "";
+    return ". " + Name() + " holds " + std::to_string(Number<cl_ulong>(CL_DEVICE_GLOBAL_MEM_SIZE)) +
+           " bytes, at most " + std::to_string(Number<cl_ulong>(CL_DEVICE_MAX_MEM_ALLOC_SIZE)) +
+           " in one buffer; this process has " + std::to_string(held.load()) + " bytes in " +
+           std::to_string(buffers.load()) +
+           " buffers there. Use a smaller batch, float16 or a smaller network, or free other "
+           "tensors and libraries";
+  }
+
+  // Null where the device has no memory; what waits for reuse is given up first.
+  Buffer* Allocate(size_t size, cl_int* code) {
+    const size_t bytes = std::max<size_t>(size, 1);
+    cl_mem memory = Api().clCreateBuffer(context, CL_MEM_READ_WRITE, bytes, nullptr, code);
+    if (IsMemory(*code) && FreeWorkspaces())
+      memory = Api().clCreateBuffer(context, CL_MEM_READ_WRITE, bytes, nullptr, code);
+    if (*code != CL_SUCCESS) return nullptr;
+    ++buffers;
+    held += size;
+    return new Buffer{memory, size};
+  }
+
+  void Free(Buffer* buffer) {
+    // The driver keeps the memory until the commands that use it have run.
+    if (buffer->image != nullptr) Api().clReleaseMemObject(buffer->image);
+    Api().clReleaseMemObject(buffer->memory);
+    --buffers;
+    held -= buffer->size;
+    delete buffer;
+  }
+
+  // Whether there were any.
+  bool FreeWorkspaces() {
+    std::vector<Buffer*> unused;
+    {
+      std::lock_guard<std::mutex> guard(workspace_lock);
+      unused.swap(workspaces);
+    }
+    if (unused.empty()) return false;
+    for (Buffer* buffer : unused) Free(buffer);
+    Api().clFinish(queue);
+    return true;
+  }
 
   // The image of a buffer's memory, or null where the device has none of that size.
   cl_mem ImageOf(Buffer* buffer) {
@@ -206,15 +268,11 @@ class OpenCLDeviceAPI final : public tvm::runtime::DeviceAPI {
   void* AllocDataSpace(Device device, size_t size, size_t, DLDataType) final {
     OpenCLDevice& d = At(device.device_id);
     cl_int code = CL_SUCCESS;
-    cl_mem memory = Api().clCreateBuffer(d.context, CL_MEM_READ_WRITE, std::max<size_t>(size, 1),
-                                         nullptr, &code);
-    if (code != CL_SUCCESS)
-      TVM_PATTERN_FAIL()
-          << d.Name() << " has no buffer of " << size << " bytes (" << ErrorName(code)
-          << "); it holds " << d.Number<cl_ulong>(CL_DEVICE_GLOBAL_MEM_SIZE)
-          << " bytes, at most " << d.Number<cl_ulong>(CL_DEVICE_MAX_MEM_ALLOC_SIZE)
-          << " in one buffer. Use a smaller batch or network, or free other tensors";
-    return new Buffer{memory, size};
+    Buffer* buffer = d.Allocate(size, &code);
+    if (buffer == nullptr)
+      TVM_PATTERN_FAIL() << d.Name() << " has no buffer of " << size << " bytes ("
+                         << ErrorName(code) << ")" << d.Advice(code);
+    return buffer;
   }
 
   void* AllocDataSpace(Device device, int ndim, const int64_t* shape, DLDataType dtype,
@@ -228,14 +286,12 @@ class OpenCLDeviceAPI final : public tvm::runtime::DeviceAPI {
     return AllocDataSpace(device, size, tvm::runtime::kAllocAlignment, dtype);
   }
 
-  void FreeDataSpace(Device, void* pointer) final {
+  void FreeDataSpace(Device device, void* pointer) final {
     auto* buffer = static_cast<Buffer*>(pointer);
-    // The driver keeps the memory until the commands that use it have run.
-    if (!IsChild()) {
-      if (buffer->image != nullptr) Api().clReleaseMemObject(buffer->image);
-      Api().clReleaseMemObject(buffer->memory);
-    }
-    delete buffer;
+    if (IsChild())
+      delete buffer;  // the driver's part belongs to the parent
+    else
+      At(device.device_id).Free(buffer);
   }
 
   void* AllocWorkspace(Device device, size_t size, DLDataType dtype) final {
@@ -263,7 +319,8 @@ class OpenCLDeviceAPI final : public tvm::runtime::DeviceAPI {
   }
 
   void StreamSync(Device device, TVMStreamHandle) final {
-    TVM_PATTERN_CHECK(Api().clFinish(At(device.device_id).queue), "waiting for the device");
+    OpenCLDevice& d = At(device.device_id);
+    TVM_PATTERN_CHECK_ON(d, Api().clFinish(d.queue), "waiting for the device");
   }
 
   // Facts as JSON, which crosses RPC too.
@@ -307,10 +364,10 @@ class OpenCLDeviceAPI final : public tvm::runtime::DeviceAPI {
     const bool is_write = to_device.device_type == kDLOpenCL;
     if (is_read && is_write && from_device.device_id == to_device.device_id) {
       auto& d = At(to_device.device_id);
-      TVM_PATTERN_CHECK(
-          Api().clEnqueueCopyBuffer(d.queue, Memory(from), Memory(to), from_offset, to_offset,
+      TVM_PATTERN_CHECK_ON(
+          d, Api().clEnqueueCopyBuffer(d.queue, Memory(from), Memory(to), from_offset, to_offset,
                                     size, 0, nullptr, nullptr),
-          "copying on the device");
+          "copying " << size << " bytes on the device");
     } else if (is_read && is_write) {
       // Two contexts share nothing: by way of the host.
       std::vector<char> host(size);
@@ -319,17 +376,17 @@ class OpenCLDeviceAPI final : public tvm::runtime::DeviceAPI {
       CopyDataFromTo(host.data(), 0, to, to_offset, size, cpu, to_device, dtype, stream);
     } else if (is_read) {
       auto& d = At(from_device.device_id);
-      TVM_PATTERN_CHECK(
-          Api().clEnqueueReadBuffer(d.queue, Memory(from), CL_TRUE, from_offset, size,
+      TVM_PATTERN_CHECK_ON(
+          d, Api().clEnqueueReadBuffer(d.queue, Memory(from), CL_TRUE, from_offset, size,
                                     static_cast<char*>(to) + to_offset, 0, nullptr, nullptr),
-          "reading from the device");
+          "reading " << size << " bytes from the device");
     } else {
       auto& d = At(to_device.device_id);
-      TVM_PATTERN_CHECK(
-          Api().clEnqueueWriteBuffer(d.queue, Memory(to), CL_TRUE, to_offset, size,
+      TVM_PATTERN_CHECK_ON(
+          d, Api().clEnqueueWriteBuffer(d.queue, Memory(to), CL_TRUE, to_offset, size,
                                      static_cast<const char*>(from) + from_offset, 0, nullptr,
                                      nullptr),
-          "writing to the device");
+          "writing " << size << " bytes to the device");
     }
   }
 
@@ -441,7 +498,9 @@ class OpenCLTimer final : public tvm::runtime::TimerNode {
                                     tvm::runtime::TimerNode);
 
  private:
-  void Finish() { TVM_PATTERN_CHECK(Api().clFinish(device_->queue), "waiting for the device"); }
+  void Finish() {
+    TVM_PATTERN_CHECK_ON(*device_, Api().clFinish(device_->queue), "waiting for the device");
+  }
   void Mark(cl_event* event) {
     TVM_PATTERN_CHECK(Api().clEnqueueMarkerWithWaitList(device_->queue, 0, nullptr, event),
                       "marking the time");

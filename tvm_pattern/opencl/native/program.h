@@ -147,11 +147,24 @@ class OpenCLModule final : public ffi::ModuleObj {
           << " allows " << built.max_work_group
           << " of it; compile with a smaller max_num_threads in the target";
     for (size_t i = 0; i < count; ++i) SetArgument(info, built, i, args, images);
-    TVM_PATTERN_CHECK(Api().clEnqueueNDRangeKernel(device.queue, built.kernel, 3, nullptr, global,
-                                                   local, 0, nullptr, nullptr),
-                      "launching the kernel " << info.name << " on " << device.Name()
-                                              << " (work-groups of " << local[0] << "x" << local[1]
-                                              << "x" << local[2] << ")");
+    TVM_PATTERN_CHECK_ON(
+        device,
+        Api().clEnqueueNDRangeKernel(device.queue, built.kernel, 3, nullptr, global, local, 0,
+                                     nullptr, nullptr),
+        "launching the kernel " << info.name << " on " << device.Name() << " (work-groups of "
+                                << local[0] << "x" << local[1] << "x" << local[2] << ", buffers of "
+                                << Sizes(info, args) << " bytes)");
+  }
+
+  // Of the buffers among a kernel's arguments, in their order.
+  static std::string Sizes(const KernelInfo& info, const ffi::PackedArgs& args) {
+    std::string text;
+    for (size_t i = 0; i < info.arguments.size(); ++i) {
+      if (info.arguments[i].code != kDLOpaqueHandle) continue;
+      const auto* buffer = static_cast<Buffer*>(args[i].cast<void*>());
+      text += (text.empty() ? "" : ", ") + std::to_string(buffer->size);
+    }
+    return text;
   }
 
   static void ReadLaunch(const KernelInfo& info, const std::string& tag, int64_t value,
