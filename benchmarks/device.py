@@ -68,16 +68,20 @@ def pin(threads: int, cores: Sequence[int] | None = None) -> list[int]:
     return chosen
 
 
-def _cpuinfo() -> tuple[str, list[str]]:
-    model, flags = platform.processor() or platform.machine(), set()
-    path = Path("/proc/cpuinfo")
+def _cpuinfo(path: Path = Path("/proc/cpuinfo")) -> tuple[str, list[str]]:
+    """Name and features of the first processor.
+
+    Virtual machines give unlike processors one name: on x86 family and model stand beside it.
+    """
+    facts: dict[str, str] = {}
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                model = value.strip()
-            elif key.strip() in ("flags", "Features"):
-                flags.update(value.split())
+            facts.setdefault(key.strip(), value.strip())
+    model = facts.get("model name") or platform.processor() or platform.machine()
+    if {"cpu family", "model"} <= set(facts):
+        model += f" (family {facts['cpu family']}, model {facts['model']})"
+    flags = set(f"{facts.get('flags', '')} {facts.get('Features', '')}".split())
     return model, [f for f in _FEATURES if f in flags]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from relay_passes.targets import resolve
 from topi_kernels.backend import Backend
 from topi_kernels.conv_task import ConvTask
 from topi_kernels.layout import PlaneLayout, from_planes, to_planes
-from topi_kernels.layout_choice import ConvNeed
+from topi_kernels.layout_choice import ConvNeed, LaneOrder, TensorSet
+from topi_kernels.layout_links import StridedLink
 from topi_kernels.operator import ConvPlan, plan_conv
 from topi_kernels.structure import determine
 from topi_kernels.workload import Epilogue
@@ -37,14 +39,22 @@ def layer_layouts(
     spec: LayerSpec, weight: np.ndarray, backend: Backend
 ) -> tuple[PlaneLayout, PlaneLayout]:
     """Layouts of input and output as in a network whose other layers are like this one."""
-    pad = spec.padding
-    if spec.size == spec.out_size and spec.stride == 1:
-        need = ConvNeed(spec.geometry, weight.shape[:2], determine(weight), pad)
-        order = backend.lane_order_for([need], spec.size, pad, 0)
-        if order is not None:
-            layout = order.layout(*spec.size, pad, need.reach)
-            return layout, layout
-    return backend.layout_for(*spec.size, pad), backend.layout_for(*spec.out_size, pad)
+    sizes, pad = (spec.size, spec.out_size), spec.padding
+    need = ConvNeed(spec.geometry, weight.shape[:2], determine(weight), pad)
+    orders: list[LaneOrder | None] = [None, None]
+    if sizes[0] == sizes[1] and spec.stride == 1:
+        orders = [backend.lane_order_for([need], spec.size, pad, 0)] * 2
+    elif sizes[0] == (2 * sizes[1][0], 2 * sizes[1][1]):
+        others = replace(need, geometry=replace(spec.geometry, stride=(1, 1)))
+        sets = [TensorSet([others], size, pad) for size in sizes]
+        orders = backend.lane_orders_for(sets, [StridedLink(need, 0, 1)])
+    input_layout, output_layout = (
+        backend.layout_for(*size, pad) if order is None else order.layout(*size, pad, need.reach)
+        for size, order in zip(sizes, orders, strict=True)
+    )
+    if not output_layout.keeps_lanes_of(input_layout, spec.geometry.stride):  # copied to plain rows
+        return backend.layout_for(*spec.size, pad), backend.layout_for(*spec.out_size, pad)
+    return input_layout, output_layout
 
 
 def compiled(plan: ConvPlan, target: tvm.target.Target, objects: Path | None) -> Any:

@@ -1,15 +1,16 @@
-"""Share of the FMA peak that 3x3 layers reach, for each width of vectors that this machine has.
+"""Share of the FMA peak that layers reach, for each width of vectors that this machine has.
 
-Run as ``python -m benchmarks.peak_shares --json FILE``. Every layer is pruned to 8.1x at several
-sharings, and dense; the operator runs alone, at level 0, on one thread, in the order of pixels that
-a network of such layers would get. The peak is that of the same width of vectors, measured in turns
-with the layers. Times are the thread's own processor time, which leaves out what other programs
-took of the core, though not what they did to its caches. ``share`` comes from the median;
-``best`` from the tenth percentile, because code that waits for loads falls by a quarter in slow
-phases of shared machines and the peak does not.
+Run as ``python -m benchmarks.peak_shares --json FILE``. Every layer is pruned to 8.1x (1x1 layers
+to 3.6x) at several sharings, and dense; the operator runs alone, at level 0, on one thread, in the
+order of pixels that a network of such layers would get. The peak is that of the same width of
+vectors, measured in turns with the layers. Times are the thread's own processor time, which leaves
+out what other programs took of the core, though not what they did to its caches. ``share`` comes
+from the median; ``best`` from the tenth percentile, because code that waits for loads falls by a
+quarter in slow phases of shared machines and the peak does not.
 
 Rows of an earlier run on the same processor stay in the file unless they are measured anew, so that
-``--only`` can go through the table piece by piece; ``--objects`` keeps what was compiled.
+``--only`` can go through the table piece by piece, and with ``--keep-best`` every row is of the
+quietest window that it was measured in; ``--objects`` keeps what was compiled.
 """
 
 from __future__ import annotations
@@ -50,6 +51,13 @@ LAYERS = (
     "14x14x512",
     "7x7x512",
     "224x224x64",
+    "56x56x128-s2",
+    "1x1-14x14x1024-256",
+    "1x1-14x14x256-1024",
+    "1x1-28x28x512-128",
+    "1x1-56x56x64-256",
+    "1x1-56x56x256-64",
+    "1x1-7x7x2048-512",
 )
 GROUPS = (1, 2, 4, 8, None)
 
@@ -186,8 +194,8 @@ def markdown(rows: Sequence[ShareRow], device: dict[str, Any]) -> str:
     text = [
         "# Share of the FMA peak, operator alone",
         "",
-        f"{device['cpu']}, caches {device['caches']}, one thread, level 0, 8.1x. Each cell: median"
-        " of the calls, and their tenth percentile in parentheses. Written by"
+        f"{device['cpu']}, caches {device['caches']}, one thread, level 0, 8.1x (1x1: 3.6x). Each"
+        " cell: median of the calls, and their tenth percentile in parentheses. Written by"
         " `python -m benchmarks.peak_shares`.",
         "",
         "| " + " | ".join(heads) + " |",
@@ -249,6 +257,13 @@ def main(
     build_only: Annotated[
         bool, typer.Option("--build-only", help="Fill --objects, and measure nothing.")
     ] = False,
+    keep_best: Annotated[
+        bool,
+        typer.Option(
+            "--keep-best",
+            help="Keep rows of the same configuration that an earlier run had faster.",
+        ),
+    ] = False,
 ) -> None:
     """Measure the table of shares."""
     select = Selection(only)
@@ -270,7 +285,9 @@ def main(
         rows.update({row.key: row for row in measure(cases, peak, seconds)})
     device = device_info.describe(1, cores, {})
     for row in earlier_rows(json_path, device["cpu"]):
-        rows.setdefault(row.key, row)
+        new = rows.setdefault(row.key, row)
+        if keep_best and row.config == new.config and (row.best or 0.0) > (new.best or 0.0):
+            rows[row.key] = row
     write(json_path, device, peak, list(rows.values()))
     console.print(table(list(rows.values())))
 

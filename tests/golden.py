@@ -146,6 +146,7 @@ CONVOLUTIONS = {
         "float32": "vgg-first/1 vgg-112/1 vgg-56/4 vgg-28/1 vgg-14/2 res-first/1 res-56/8 res-7/1"
         " res-14-s2/1 narrow-32-s2/1 res-1x1-56-narrow/1 res-1x1-14/2 res-1x1-7/16 mobile-first/1"
         " mobile-1x1-112/1 mobile-1x1-14/1/4 lanes-vgg-224/1 lanes-vgg-56/2 lanes-vgg-28/1"
+        " lanes-vgg-28/2"
     },
     "arm-neon": {
         "float32": "vgg-first/1 vgg-56/1 vgg-28/2 vgg-14/4 vgg-14-dense/1 res-56/1 res-14/8"

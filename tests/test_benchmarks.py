@@ -412,6 +412,19 @@ def test_contended_results_say_so() -> None:
     assert "not a result" in results.markdown("T", about, 1.0, _rows("contended: 50%"))
 
 
+def test_processors_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    path, text = (
+        tmp_path / "cpuinfo",
+        "processor : {}\nmodel name : AMD EPYC\nflags : fma avx2 mmx\n",
+    )
+    path.write_text(text.format(0) + text.format(1))
+    assert device._cpuinfo(path) == ("AMD EPYC", ["fma", "avx2"])
+    path.write_text("cpu family\t: 25\nmodel\t\t: 1\n" + text.format(0) + "model : 2\n")
+    assert device._cpuinfo(path)[0] == "AMD EPYC (family 25, model 1)"
+    path.write_text("processor : 0\nFeatures : asimd fp\n")
+    assert device._cpuinfo(path)[1] == ["asimd"]
+
+
 def test_nothing_to_plot(tmp_path: Path) -> None:
     assert not results.plot(tmp_path / "p.png", "T", [Row("w", "e", 1)])
 

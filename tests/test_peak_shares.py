@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,23 @@ def test_the_page_keeps_rows_of_targets_that_a_run_does_not_measure(
 
 
 @pytest.mark.usefixtures("small_table")
+def test_the_faster_of_two_runs_is_kept_if_asked_for(tmp_path: Path, objects: Path) -> None:
+    path = tmp_path / "shares.json"
+    (row,) = _run(path, objects, "F4")
+    document = json.loads(path.read_text())
+    for config, best, kept in (
+        (row["config"], 9.0, 9.0),
+        ("another", 9.0, 0),
+        (row["config"], 0, 0),
+    ):
+        document["rows"] = [{**row, "config": config, "best": best}]
+        path.write_text(json.dumps(document))
+        peak_shares.main(path, "F4", 0.05, objects, keep_best=True)
+        (new,) = json.loads(path.read_text())["rows"]
+        assert (new["best"] == kept) == bool(kept)
+
+
+@pytest.mark.usefixtures("small_table")
 def test_vectors_that_the_machine_lacks_are_said_to_be_not_measured(
     tmp_path: Path, objects: Path, meter: PeakMeter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,5 +151,9 @@ def test_layers_get_the_order_that_a_network_of_them_would_get() -> None:
     assert layout.is_interleaved
     assert layout == out_layout
     layout, out_layout = ours.layer_layouts(strided, weight, backend)
-    assert not layout.is_interleaved
+    assert layout.is_interleaved
+    assert out_layout.keeps_lanes_of(layout, (2, 2))
     assert (out_layout.height, out_layout.width) == (28, 28)
+    layout, out_layout = ours.layer_layouts(replace(strided, size=(55, 57)), weight, backend)
+    assert not layout.is_interleaved
+    assert (out_layout.height, out_layout.width) == (28, 29)

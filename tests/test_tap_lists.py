@@ -178,13 +178,13 @@ def test_the_naive_operator_reads_the_same_lists() -> None:
     assert_case(dataclasses.replace(case, config=config), weight, naive=True)
 
 
-@pytest.mark.parametrize("block", [1, 5, 64])
-def test_neither_blocks_nor_threads_change_a_bit(block: int) -> None:
+@pytest.mark.parametrize(("block", "fetch"), [(1, False), (5, True), (64, False), (64, True)])
+def test_neither_blocks_nor_threads_nor_fetches_change_a_bit(block: int, fetch: bool) -> None:
     weight = pattern_weights(32, 40, connectivity=2.0)
     config = taps_config(8, 2, 3)
     case = ConvCase(12, 14, batch=2, family="x86-avx2", lanes=LaneOrder(8, 2, 1), config=config)
     whole, _, _ = run_case(case, weight)
-    blocked = dataclasses.replace(config, channel_block=block)
+    blocked = dataclasses.replace(config, channel_block=block, fetch_ahead=fetch)
     for threads in (1, 2):
         other = dataclasses.replace(case, config=blocked, threads=threads)
         np.testing.assert_array_equal(whole, run_case(other, weight)[0])

@@ -16,6 +16,7 @@ from topi_kernels.schedules.config import ConvConfig
 from topi_kernels.schedules.cost import estimate_cost
 from topi_kernels.schedules.family import SLOT_COSTS, Family
 from topi_kernels.schedules.load_reuse import input_rows
+from topi_kernels.schedules.tap_space import LEAST_PAIRS
 from topi_kernels.structure import determine
 
 ZEN_4, SERVER = x86.ZEN_4.facts, x86.SERVER.facts
@@ -120,3 +121,34 @@ def test_a_larger_l2_takes_larger_blocks_of_positions() -> None:
     large = replace(x86.ZEN_4, l2_bytes=4 << 20).facts
     few, many = (chosen("vgg-112-dense", facts).positions for facts in (ZEN_4, large))
     assert 0 < few < many
+
+
+def on_lanes(name: str, group: int) -> ConvConfig:
+    """Level 0 of a layer on AVX2, in two bands of interleaved lanes."""
+    task = task_of(name, group, x86.AVX2.name)
+    size = golden.LAYERS[name].size
+    layout = LaneOrder(8, 2, 1).layout(size, size, 1, 1)
+    return replace(task, in_layout=layout, out_layout=layout).default_config()
+
+
+def test_pairs_of_filters_take_lists_where_many_share_a_block() -> None:
+    """Zen 3, F = 2, share of the peak: 63 % (52) at 28x28x512, but 66 (72) at 56x56x64."""
+    for name in ("vgg-28", "res-56"):
+        config = on_lanes(name, 2)
+        many = golden.LAYERS[name].out_channels >= 2 * LEAST_PAIRS
+        assert (config.body == "taps") == many
+        assert config.filter_vectors == 2
+
+
+def test_lists_of_several_filters_fetch_what_is_more_than_l2() -> None:
+    """One filter's loop is bound by its loads; planes that L2 holds are there."""
+    assert on_lanes("vgg-28", 2).fetch_ahead
+    assert not on_lanes("vgg-28", 1).fetch_ahead
+    shape = task_of("res-1x1-14", 2, x86.AVX2.name).shape
+    large = replace(x86.AVX2, l2_floats=1 << 20)
+    for facts in (x86.AVX2, large):
+        config = search_space.default_config(shape, facts)
+        assert config.has_lists
+        assert config.filter_vectors == 2
+        assert config.fetch_ahead == (facts is x86.AVX2)
+    assert not search_space.default_config(shape, x86.ZEN_4.facts).fetch_ahead

@@ -72,6 +72,11 @@ class Family:
     tap_filters : int
         Filters that share, at most, where level 0 may choose the body of tap lists; 0 where it was
         not measured to pay.
+    paired_taps : bool
+        Whether level 0 may also choose it for pairs of filters, of which many share a block.
+    fetched_lists : bool
+        Whether tap lists of several filters fetch the next tile's input where all of it is more
+        than L2 holds: those of one filter have no load slots to spare.
     pointwise_share : float
         Estimates of sparse 1x1 layers by tap lists, which are made of measured cycles, times this
         err as much as the others do.
@@ -121,6 +126,8 @@ class Family:
     lanes_credit: float = 1.0
     border_gain: float = 1.08
     tap_filters: int = 0
+    paired_taps: bool = False
+    fetched_lists: bool = False
     copied_tiles: bool = False
     pointwise_share: float = 1.0
     gemm: bool = False

@@ -17,7 +17,7 @@ from ..tap_lists import why_no_tap_lists
 from .config import COPIED, TAPS, ConvConfig
 from .family import Family
 from .shape import ConvShape
-from .tap_space import MAX_FILTERS, list_tiles
+from .tap_space import MAX_FILTERS, fetches_ahead, list_tiles
 from .tile_copy import why_not_copied
 
 # Of what leaving a list costs elsewhere: this end is known while multiply-adds still wait.
@@ -117,7 +117,7 @@ def _bodies(
     shape: ConvShape, tile: ConvConfig, family: Family, *, in_place: bool
 ) -> Iterator[ConvConfig]:
     for body in (TAPS, COPIED) if in_place else (COPIED,):
-        config = replace(tile, body=body)
+        config = replace(tile, body=body, fetch_ahead=fetches_ahead(shape, tile, family))
         yield replace(config, channel_block=_with_block(shape, config, family))
 
 

@@ -26,7 +26,7 @@ from .gemm.space import gemm_configs
 from .legality import illegal_for
 from .pointwise import pointwise_configs
 from .shape import ConvShape
-from .tap_space import level_0_takes_taps, tap_configs
+from .tap_space import level_0_taps, tap_configs
 
 MIN_VECTOR_WIDTH = 4
 MAX_FILTER_VECTORS = 4
@@ -67,8 +67,7 @@ WIDEST_STEP = 16
 def _default_space(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
     """What the level-0 configuration is chosen from."""
     yield from _pattern_configs(shape, family)
-    if level_0_takes_taps(shape, family):
-        yield from _legal(tap_configs(shape, family), shape, family)
+    yield from _legal(level_0_taps(shape, family), shape, family)
     if family.copied_tiles:
         yield from _legal(pointwise_configs(shape, family), shape, family)
     yield from _legal(gemm_configs(shape, family), shape, family)

@@ -2,8 +2,8 @@
 
 The estimate is made of what the machine does: an entry of a list takes as long as its multiply-adds
 or its loads, whichever are more; leaving a list costs a wrong prediction; partial sums of a block
-go through L2, and so does the part of a block's input that the nearest cache does not hold. Nothing
-is fetched ahead: fetches take load slots, which bound these loops, and find their lines in L2.
+go through L2, and so does the part of a block's input that the nearest cache does not hold. For one
+filter nothing is fetched ahead: fetches take load slots, which bound these loops.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ MISSED_LINES, FETCHED_LINES = 0.6, 0.3
 LEAST_TILE, LEAST_STRIDED = 0.6, 0.2
 #: Sharing among more filters leaves no registers for pixels.
 MAX_FILTERS = 4
+#: Pairs of filters that share a block, at least, where level 0 takes lists of pairs. Measured on a
+#: Zen 3 against a body for each pattern: 256 pairs gain 7 to 13 points of the peak, 128 none to 3,
+#: and 64 or fewer lose 1 to 4.
+LEAST_PAIRS = 256
 
 
 def _channel_floats(shape: ConvShape, rows: int, cols: int, width: int, family: Family) -> int:
@@ -99,14 +103,26 @@ def list_tiles(
 
 def _with_block(shape: ConvShape, tile: ConvConfig, family: Family) -> ConvConfig:
     block = channel_block(shape, tile.tile_rows, tile.tile_cols, tile.vector_width, family)
-    return replace(tile, channel_block=block)
+    fetched = fetches_ahead(shape, tile, family)
+    return replace(tile, channel_block=block, fetch_ahead=fetched)
 
 
-def level_0_takes_taps(shape: ConvShape, family: Family) -> bool:
-    """Whether the estimate was held against measurements: interleaved lanes, pruned kernels."""
-    pruned = shape.most_taps < math.prod(shape.geometry.kernel_size)
+def fetches_ahead(shape: ConvShape, tile: ConvConfig, family: Family) -> bool:
+    """Whether the lists of a tile fetch the next one's input, see ``Family.fetched_lists``."""
+    planes = shape.in_channels * shape.in_layout.size
+    several = tile.filter_vectors > 1 and shape.geometry.stride == (1, 1)
+    return family.fetched_lists and several and planes > family.l2_floats
+
+
+def level_0_taps(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
+    """Of :func:`tap_configs` those whose estimates were held against measurements."""
+    if shape.most_taps >= math.prod(shape.geometry.kernel_size):  # dense kernels
+        return
     few = shape.max_group <= family.tap_filters or shape.geometry.stride != (1, 1)
-    return shape.in_layout.is_interleaved and pruned and few
+    if few and shape.in_layout.is_interleaved:
+        yield from tap_configs(shape, family)
+    elif not few and family.paired_taps and shape.out_channels >= 2 * LEAST_PAIRS:
+        yield from (c for c in tap_configs(shape, family) if c.filter_vectors == 2)
 
 
 def taps_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
@@ -118,8 +134,11 @@ def taps_cost(shape: ConvShape, config: ConvConfig, family: Family) -> float:
     if not shape.in_layout.is_interleaved:  # of a kernel's columns all but one are unaligned
         kw = shape.geometry.kernel_size[1]
         loads += inputs * (kw - 1) / kw * config.vector_width / family.cache_line_floats
-    entry = max(config.accumulators, loads / family.load_ports * family.fma_ports)
-    entry *= 1.0 + ENTRY_OVERHEAD * family.fma_ports / OVERHEAD_PORTS
+    overhead = 1.0 + ENTRY_OVERHEAD * family.fma_ports / OVERHEAD_PORTS
+    # Multiply-adds of several filters, which outnumber the loads, hide it.
+    hidden = filters > 1 and shape.geometry.stride == (1, 1)
+    adding = config.accumulators * (1.0 if hidden else overhead)
+    entry = max(adding, loads / family.load_ports * family.fma_ports * overhead)
     entry = max(entry, family.fma_ports * family.fma_latency)
     block = config.channel_block or shape.in_channels
     blocks = -(-shape.in_channels // block)

@@ -144,6 +144,7 @@ CLIENT = Core(
 CORES = (SERVER, ZEN_4, CLIENT)
 AVX512 = SERVER.facts
 
+#: Zen 1 to 3 have 512 KiB of L2, Intels without AVX-512 256 until 2021.
 AVX2 = Family(
     name="x86-avx2",
     vector_width=8,
@@ -156,7 +157,10 @@ AVX2 = Family(
     gemm=True,
     row_line_share=0.7,
     tap_filters=1,
+    paired_taps=True,
+    fetched_lists=True,
     interleaved_lanes=True,
+    l2_floats=(512 << 10) // 4,
 )
 
 
