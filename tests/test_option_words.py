@@ -28,6 +28,8 @@ def options(*words: str) -> dict[str, str]:
         ("tune", "early_stop must be at least 1", "--early-stop must be at least 1"),
         ("tune", "got repeat=0, expected >= 1", "got --repeat 0, expected >= 1"),
         ("bench", "a longer session_timeout (--session-timeout)", "a longer --session-timeout"),
+        ("posttrain", "got size=16, batch=0; expected", "got --image-size 16, --batch 0; expected"),
+        ("run", "size=3 of the library", "--size 3 of the library"),
         ("evaluate", "image_size=7 is too small", "--image-size 7 is too small"),
     ],
 )

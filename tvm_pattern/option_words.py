@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 #: What the API calls an argument whose option has another name: argument -> option's own.
-_OTHER_NAMES = {"example_inputs": "shape", "num_threads": "threads"}
+_OTHER_NAMES = {"example_inputs": "shape", "num_threads": "threads", "size": "image_size"}
 #: Values of arguments that options without a value stand for.
 _SWITCHES = {
     "verify=False": "--no-verify",

@@ -83,11 +83,13 @@ def print_lines(text: str) -> None:
 
 
 def _print_summary(console: Console, report: Any) -> None:
-    dense = sum(row.dense_equivalent_gflop for row in report.rows)
-    effective = sum(row.effective_gflop for row in report.rows)
+    from topi_kernels.report_table import flop_text
+
+    dense = flop_text(sum(row.dense_equivalent_gflop for row in report.rows))
+    effective = flop_text(sum(row.effective_gflop for row in report.rows))
     console.print(
         f"{len(report.taken)} of {len(report.rows)} convolutions taken;"
-        f" {dense:.2f} dense-equivalent GFLOP, {effective:.2f} effective GFLOP"
+        f" {dense} FLOP dense-equivalent, {effective} FLOP effective"
     )
 
 

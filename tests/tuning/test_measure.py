@@ -126,7 +126,11 @@ def test_run_errors_are_classified(message, remote, kind):
         ({"clock": "sundial"}, "clock 'sundial'"),
         ({"tracker": "a:1"}, "give both"),
         ({"tracker": "a:1", "key": "k", "clock": "cpu"}, "this machine only"),
-        ({"repeat": 0}, "at least 1"),
+        ({"repeat": 0}, "got repeat=0, expected at least 1"),
+        ({"run_timeout": float("nan")}, "got run_timeout=nan, expected seconds"),
+        ({"build_timeout": 0}, "got build_timeout=0, expected seconds"),
+        ({"cooldown": float("inf")}, "got cooldown=inf, expected seconds"),
+        ({"cpu": 1 << 20}, "got cpu=1048576, expected one of"),
     ],
 )
 def test_bad_options_are_refused(options, message):

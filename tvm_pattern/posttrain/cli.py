@@ -19,7 +19,7 @@ from ..pruning.checkpoint import load_weights, save_pruned
 from ..pruning.cli import build_model
 from ..pruning.onnx_network import OnnxNetwork
 from ..pruning.pictures import IMAGENET_MEAN, IMAGENET_STD
-from ..terminal import is_quiet
+from ..terminal import error_text, is_quiet
 from .images import calibration_batches
 from .run import PosttrainReport, posttrain
 
@@ -79,12 +79,12 @@ def posttrain_command(
         typer.Option(help="trained weights of a network: safetensors or a state dict"),
     ] = None,
     output: Annotated[Path, typer.Option(help="folder for weights and report")] = Path("pruned"),
-    connectivity: Annotated[float, typer.Option(help="kernels before / after")] = 3.6,
-    connectivity_1x1: Annotated[float, typer.Option(help="the same for 1x1 layers")] = 1.0,
+    connectivity: Annotated[float, typer.Option(min=1, help="kernels before / after")] = 3.6,
+    connectivity_1x1: Annotated[float, typer.Option(min=1, help="the same for 1x1 layers")] = 1.0,
     block_1x1: Annotated[
-        int, typer.Option(help="in_channels of 1x1 layers that go together: 4 for int8")
+        int, typer.Option(min=1, help="in_channels of 1x1 layers that go together: 4 for int8")
     ] = 1,
-    group: Annotated[int, typer.Option(help="filters that share kernels: alike ones")] = 1,
+    group: Annotated[int, typer.Option(min=1, help="filters that share kernels: alike ones")] = 1,
     library: Annotated[str, typer.Option(help="pattern set")] = "fixed8",
     reconstruct: Annotated[
         int,
@@ -92,16 +92,18 @@ def posttrain_command(
             min=0, help="steps by which each block is tuned afterwards: some hundred at high rates"
         ),
     ] = 0,
-    limit: Annotated[int, typer.Option(help="pictures at most")] = 256,
-    batch: Annotated[int, typer.Option(help="pictures at a time")] = 16,
-    image_size: Annotated[int, typer.Option(help="height and width of the crops")] = 224,
+    limit: Annotated[int, typer.Option(min=1, help="pictures at most")] = 256,
+    batch: Annotated[int, typer.Option(min=1, help="pictures at a time")] = 16,
+    image_size: Annotated[int, typer.Option(min=1, help="height and width of the crops")] = 224,
     mean: Annotated[
         tuple[float, float, float], typer.Option(help="of the pictures' colours, 0 to 1")
     ] = IMAGENET_MEAN,
     std: Annotated[
         tuple[float, float, float], typer.Option(help="their deviations; 1 1 1 with mean 0 0 0")
     ] = IMAGENET_STD,
-    classes: Annotated[int, typer.Option(help="classes that the model was trained for")] = 1000,
+    classes: Annotated[
+        int, typer.Option(min=1, help="classes that the model was trained for")
+    ] = 1000,
     json_output: Annotated[bool, typer.Option("--json", help="print the figures as JSON")] = False,
 ) -> None:
     """Prune a trained model by some pictures: no labels, no training. Goes on where it was
@@ -138,7 +140,8 @@ def posttrain_command(
                 save_pruned(output / "pruned.safetensors", network, report.assignment)
             write_file(output / "report.json", json.dumps(report.to_dict(), indent=2).encode())
     except (ValueError, LockError) as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False)
+        text = error_text(error, typer.main.get_command(app))
+        Console(stderr=True).print(f"error: {text}", style="red", markup=False, highlight=False)
         raise typer.Exit(1) from error
     console.print(_table(report))
     if report.blocks:

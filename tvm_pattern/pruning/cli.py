@@ -17,7 +17,7 @@ from torch import nn
 from .. import models
 from ..locks import LockError, locked_folder
 from ..sources import import_factory
-from ..terminal import is_quiet
+from ..terminal import error_text, is_quiet
 from .assignment import SparsityError
 from .checkpoint import load_weights
 from .config import ConfigError
@@ -161,7 +161,8 @@ def prune(
                 model, data, settings, weights, output, device, resume, process, json_output
             )
     except (ValueError, SparsityError, TrainingDiverged, LockError) as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False)
+        text = error_text(error, typer.main.get_command(app))
+        Console(stderr=True).print(f"error: {text}", style="red", markup=False, highlight=False)
         _say_how_to_go_on(output)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:

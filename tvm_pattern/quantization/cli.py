@@ -58,9 +58,9 @@ def quantize_command(
     skip: Annotated[
         list[str] | None, typer.Option(help="Layers that stay float32; wildcards; repeatable.")
     ] = None,
-    limit: Annotated[int, typer.Option(help="Pictures at most.")] = 256,
-    batch: Annotated[int, typer.Option(help="Pictures at a time.")] = 16,
-    image_size: Annotated[int, typer.Option(help="Height and width of the crops.")] = 224,
+    limit: Annotated[int, typer.Option(min=1, help="Pictures at most.")] = 256,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 16,
+    image_size: Annotated[int, typer.Option(min=1, help="Height and width of the crops.")] = 224,
     mean: Annotated[
         tuple[float, float, float], typer.Option(help="Of the pictures' colours, 0 to 1.")
     ] = _IMAGENET_MEAN,

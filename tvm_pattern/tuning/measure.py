@@ -6,6 +6,7 @@ crashes, never ends or computes nonsense costs a worker process and becomes a fa
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -40,6 +41,7 @@ from ..machine import (
 from ..rpc.client import RPCError, TrackerClient, TrackerUnreachableError, parse_address
 from ..rpc.doctor import check_target
 from ..rpc.messages import means
+from ..threads import available_cpus
 from . import worker
 from .device_pool import DevicePool, Devices
 from .held_devices import Evaluation
@@ -96,11 +98,20 @@ class MeasureOptions:
             )
         if self.tracker is not None and self.clock == "cpu":
             raise ValueError("clock 'cpu' works on this machine only; leave it out with a tracker")
-        smallest = min(self.number, self.repeat, self.build_workers)
-        if smallest < 1 or min(self.build_timeout, self.run_timeout) <= 0:
+        counts = {name: getattr(self, name) for name in ("number", "repeat", "build_workers")}
+        small = [f"{name}={value}" for name, value in counts.items() if value < 1]
+        if small:
+            raise ValueError(f"got {' and '.join(small)}, expected at least 1")
+        for name in ("build_timeout", "run_timeout"):
+            seconds = getattr(self, name)
+            if not 0 < seconds < math.inf:
+                raise ValueError(f"got {name}={seconds}, expected seconds above 0")
+        if not 0 <= self.cooldown < math.inf:
+            raise ValueError(f"got cooldown={self.cooldown}, expected seconds, 0 for none")
+        if self.cpu is not None and self.cpu not in available_cpus():
             raise ValueError(
-                "number, repeat and build_workers must be at least 1, time-outs above 0; got"
-                f" {self}"
+                f"got cpu={self.cpu}, expected one of those that this process may use:"
+                f" {available_cpus()}"
             )
 
 
