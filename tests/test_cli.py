@@ -19,9 +19,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 import tvm_pattern as tp
-from tvm_pattern import cli, sources, terminal
+from tvm_pattern import cli, model_options, sources, terminal
 from tvm_pattern.artifact import manifest_path
-from tvm_pattern.pruning.cli import build_model
+from tvm_pattern.pruning import pictures
+from tvm_pattern.pruning.command import build_model
 
 
 def small_net() -> nn.Module:
@@ -176,6 +177,30 @@ def test_what_needs_neither_tvm_nor_torch(library, tmp_path):
     done = light("rpc", "status", "--tracker", "127.0.0.1:1")
     assert done.returncode == 1
     assert "no tracker answers at 127.0.0.1:1" in done.stderr.replace("\n", " ")
+
+
+def test_no_help_needs_torch_or_tvm():
+    """All of them in one process; tvm_ffi and numpy may be there."""
+    lines = [" ".join((*words, "--help")) for words, _ in every_command()]
+    assert len(lines) > 20
+    code = """
+import sys
+from typer.testing import CliRunner
+from tvm_pattern import cli
+for line in sys.stdin.read().splitlines():
+    assert CliRunner().invoke(cli.app, line.split()).exit_code == 0, line
+    assert not {"torch", "tvm"} & set(sys.modules), line
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, input="\n".join(lines), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_options_prepare_pictures_as_the_trainer_does():
+    assert model_options.IMAGENET_MEAN == pictures.IMAGENET_MEAN
+    assert model_options.IMAGENET_STD == pictures.IMAGENET_STD
 
 
 def test_version():

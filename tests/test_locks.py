@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from tvm_pattern import locks
 from tvm_pattern.demo import run_demo
 from tvm_pattern.locks import LockError, lock_path, locked, locked_folder
-from tvm_pattern.pruning.cli import app as prune_app
+from tvm_pattern.prune_cli import app as prune_app
 
 ROOT = Path(__file__).resolve().parents[1]
 

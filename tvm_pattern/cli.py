@@ -50,11 +50,11 @@ MOUNTED: dict[str, tuple[str, str]] = {
         "Write one HTML page with tables and plots of pruning, compilation and profile.",
     ),
     "prune": (
-        "tvm_pattern.pruning.cli",
+        "tvm_pattern.prune_cli",
         "Train and prune a model by patterns and connectivity.",
     ),
     "posttrain": (
-        "tvm_pattern.posttrain.cli",
+        "tvm_pattern.posttrain_cli",
         "Prune a trained model by some pictures: no labels, no training.",
     ),
     "evaluate": (
@@ -62,7 +62,7 @@ MOUNTED: dict[str, tuple[str, str]] = {
         "Compare the accuracy of a network before pruning, after it and compiled.",
     ),
     "quantize": (
-        "tvm_pattern.quantization.cli",
+        "tvm_pattern.quantize_cli",
         "Quantise a trained network to int8 by some pictures: no labels, no training.",
     ),
     "tune": (
@@ -78,7 +78,7 @@ MOUNTED: dict[str, tuple[str, str]] = {
         "Serve and inspect devices over RPC.",
     ),
     "opencl": (
-        "tvm_pattern.opencl.cli",
+        "tvm_pattern.opencl_cli",
         "List the OpenCL devices of this computer and what they can do.",
     ),
 }

@@ -9,11 +9,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from .model_options import IMAGENET_MEAN, IMAGENET_STD
 from .terminal import Json, escape, message, open_console, print_json, print_lines
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-# ImageNet's, as in pruning/pictures.py, which brings torch along.
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @app.command("evaluate")
@@ -51,8 +50,10 @@ def evaluate(
     workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures.")] = 2,
     mean: Annotated[
         tuple[float, float, float], typer.Option(help="Of the pictures' colours, 0 to 1.")
-    ] = _MEAN,
-    std: Annotated[tuple[float, float, float], typer.Option(help="Their deviations.")] = _STD,
+    ] = IMAGENET_MEAN,
+    std: Annotated[
+        tuple[float, float, float], typer.Option(help="Their deviations.")
+    ] = IMAGENET_STD,
     device: Annotated[str, typer.Option(help="Of the networks in torch: cpu or cuda.")] = "cpu",
     json_output: Json = False,
 ) -> None:
@@ -168,7 +169,7 @@ def _names(path: Path | None) -> list[str] | None:
 
 def _network(source: str, weights: Path | None, classes: int) -> Any:
     from .pruning.checkpoint import load_weights
-    from .pruning.cli import build_model
+    from .pruning.command import build_model
     from .pruning.onnx_network import OnnxNetwork
 
     if weights is None:

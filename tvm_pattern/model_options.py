@@ -7,6 +7,10 @@ from typing import Annotated
 
 import typer
 
+#: How pictures are prepared unless said otherwise, see :mod:`tvm_pattern.pruning.pictures`.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
 Weights = Annotated[
     Path | None, typer.Option(help="Pruned weights (.safetensors) for the network.")
 ]

@@ -37,7 +37,7 @@ _SAVE = _NETWORK + (
 _PRUNE = """
 import sys
 from torch import nn
-from tvm_pattern.pruning.cli import app
+from tvm_pattern.prune_cli import app
 def net(num_classes):
     return nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),

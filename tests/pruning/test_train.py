@@ -22,8 +22,9 @@ from torch import nn
 from typer.testing import CliRunner
 
 import tvm_pattern as tp
+from tvm_pattern.prune_cli import app
 from tvm_pattern.pruning import ConfigError, load_pruned, load_training, oneshot
-from tvm_pattern.pruning.cli import app, build_model
+from tvm_pattern.pruning.command import build_model
 from tvm_pattern.pruning.data import (
     IGNORED,
     DataError,

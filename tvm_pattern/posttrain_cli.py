@@ -5,23 +5,21 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
-from ..atomic import write_file
-from ..locks import LockError, locked_folder
-from ..pruning.checkpoint import load_weights, save_pruned
-from ..pruning.cli import build_model
-from ..pruning.onnx_network import OnnxNetwork
-from ..pruning.pictures import IMAGENET_MEAN, IMAGENET_STD
-from ..terminal import error_text, is_quiet
-from .images import calibration_batches
-from .run import PosttrainReport, posttrain
+from .atomic import write_file
+from .locks import LockError, locked_folder
+from .model_options import IMAGENET_MEAN, IMAGENET_STD
+from .terminal import error_text, is_quiet
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .posttrain import PosttrainReport
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 _CHECKPOINT = "posttrain.pt"
@@ -54,11 +52,18 @@ def _open(model: str, weights: Path | None, classes: int) -> nn.Module:
         Without weights, with weights beside a file that has its own, or where one cannot be read.
     """
     if Path(model).suffix == ".onnx":
+        from .pruning import OnnxNetwork
+
         if weights is not None:
             raise ValueError(f"got --weights {weights}, but {model} has its own; leave them out")
         return OnnxNetwork(model)
     if weights is None:
         raise ValueError(f"{model} is a network without weights; name them with --weights")
+    import torch
+
+    from .pruning import load_weights
+    from .pruning.command import build_model
+
     torch.manual_seed(0)
     network = build_model(model, classes)
     load_weights(weights, network)
@@ -114,6 +119,9 @@ def posttrain_command(
 
     Example: tvm-pattern posttrain --model resnet50 --weights w.safetensors --images photos/
     """
+    from .posttrain import calibration_batches, posttrain
+    from .pruning import OnnxNetwork, save_pruned
+
     console = Console(stderr=True, quiet=json_output or is_quiet())
     try:
         batches = calibration_batches(

@@ -9,11 +9,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from ..terminal import Json, open_console, print_json
+from .model_options import IMAGENET_MEAN, IMAGENET_STD
+from .terminal import Json, open_console, print_json
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Method(str, Enum):
@@ -63,10 +62,10 @@ def quantize_command(
     image_size: Annotated[int, typer.Option(min=1, help="Height and width of the crops.")] = 224,
     mean: Annotated[
         tuple[float, float, float], typer.Option(help="Of the pictures' colours, 0 to 1.")
-    ] = _IMAGENET_MEAN,
+    ] = IMAGENET_MEAN,
     std: Annotated[
         tuple[float, float, float], typer.Option(help="Their deviations; 1 1 1 with mean 0 0 0.")
-    ] = _IMAGENET_STD,
+    ] = IMAGENET_STD,
     json_output: Json = False,
 ) -> None:
     """Quantise a trained network to int8 by some pictures: no labels, no training.
@@ -75,10 +74,10 @@ def quantize_command(
 
     Example: tvm-pattern quantize resnet50 --weights w.safetensors --data photos/ -o r50.pt2
     """
-    from ..posttrain import calibration_batches
-    from ..sources import open_model
-    from . import quantize
-    from .model import check_name
+    from .posttrain import calibration_batches
+    from .quantization import quantize
+    from .quantization.model import check_name
+    from .sources import open_model
 
     check_name(output)
     if Path(model).suffix in (".onnx", ".pt2"):

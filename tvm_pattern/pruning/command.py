@@ -1,31 +1,27 @@
-"""``tvm-pattern prune``: arguments to a run of :mod:`tvm_pattern.pruning.train`."""
+"""What ``tvm-pattern prune`` does: a network by its name, and a run of :mod:`.train` on it."""
 
 from __future__ import annotations
 
 import inspect
-import json
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from rich.console import Console
 from torch import nn
 
 from .. import models
-from ..locks import LockError, locked_folder
+from ..locks import locked_folder
 from ..sources import import_factory
-from ..terminal import error_text, is_quiet
-from .assignment import SparsityError
+from ..terminal import is_quiet
 from .checkpoint import load_weights
 from .config import ConfigError
 from .data import open_data
 from .recipe import Recipe
-from .train import CHECKPOINT, Process, Trainer, TrainingDiverged, distributed
+from .train import Process, Trainer
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 MODELS = ("vgg16", "vgg16_bn", "resnet50", "mobilenet_v2")
 
 
@@ -71,17 +67,25 @@ def _without_num_classes(builder: Any, num_classes: int) -> Any:
     return builder()
 
 
-def _run(
+def run(
     model: str,
     data: str,
     recipe: Recipe,
     weights: Path | None,
     output: Path,
     device: str,
-    resume: bool,
     process: Process,
+    *,
+    resume: bool,
     quiet: bool,
 ) -> dict[str, Any]:
+    """Train and prune, and what came out.
+
+    Raises
+    ------
+    ConfigError, SparsityError, TrainingDiverged, LockError
+        As :class:`Trainer`; if the network or its data are not there, or another run writes here.
+    """
     train = recipe.train
     if train.distill and weights is None:
         raise ConfigError(
@@ -110,63 +114,3 @@ def _run(
         "compression_rate_pruned": report.compression_rate_pruned,
         "unreadable_images": len(trainer.unreadable),
     }
-
-
-def _say_how_to_go_on(output: Path) -> None:
-    if (output / CHECKPOINT).is_file():
-        typer.echo(
-            f"{output} holds a checkpoint: the same command goes on from it (--resume, the"
-            " default); --no-resume starts anew",
-            err=True,
-        )
-
-
-@app.command()
-def prune(
-    model: Annotated[
-        str, typer.Option(help="vgg16, vgg16_bn, resnet50, mobilenet_v2 or package.module:callable")
-    ],
-    data: Annotated[
-        str,
-        typer.Option(help="folder with train/ and val/ classes or CIFAR-10 binaries, or 'digits'"),
-    ],
-    recipe: Annotated[
-        Path | None, typer.Option(help="YAML or JSON: patterns, method, train")
-    ] = None,
-    weights: Annotated[Path | None, typer.Option(help="safetensors to start from")] = None,
-    epochs: Annotated[int | None, typer.Option(help="total epochs, over the recipe's")] = None,
-    output: Annotated[
-        Path, typer.Option(help="folder for checkpoint, weights, report, plots")
-    ] = Path("pruned"),
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    resume: Annotated[
-        bool, typer.Option(help="continue from the checkpoint in the output folder")
-    ] = True,
-    json_output: Annotated[bool, typer.Option("--json", help="print the figures as JSON")] = False,
-) -> None:
-    """Train and prune a model by patterns and connectivity.
-
-    Run it by torchrun for several processes. A run that was stopped goes on by the same command.
-    Without training, by pictures alone: tvm-pattern posttrain, or prune --posttrain FOLDER, which
-    takes the options of that command.
-
-    Example: tvm-pattern prune --model vgg16_bn --data digits --epochs 20 --output pruned
-    """
-    try:
-        settings = Recipe.from_file(recipe, epochs)
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise ConfigError("--device cuda: this machine has no CUDA device; use --device cpu")
-        with distributed(device) as process:
-            result = _run(
-                model, data, settings, weights, output, device, resume, process, json_output
-            )
-    except (ValueError, SparsityError, TrainingDiverged, LockError) as error:
-        text = error_text(error, typer.main.get_command(app))
-        Console(stderr=True).print(f"error: {text}", style="red", markup=False, highlight=False)
-        _say_how_to_go_on(output)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        _say_how_to_go_on(output)
-        raise
-    if process.is_main:
-        typer.echo(json.dumps(result) if json_output else f"written to {result['output']}")

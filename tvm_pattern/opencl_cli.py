@@ -27,7 +27,7 @@ def opencl(
 
     Example: tvm-pattern opencl --json
     """
-    from .facts import devices, why_none
+    from .opencl.facts import devices, why_none
 
     found = devices()
     if json_output:
