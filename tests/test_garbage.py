@@ -1,6 +1,7 @@
 """Python's garbage collector while a network is compiled."""
 
 import gc
+import os
 
 import numpy as np
 import pytest
@@ -53,3 +54,11 @@ def test_it_is_paused_for_the_whole_of_compile():
     with torch.no_grad():
         expected = model(x).numpy()
     np.testing.assert_allclose(library(x.numpy()), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_warning_of_compile_names_the_line_that_called_it():
+    model = torch.nn.Conv2d(1, 4, 3).eval()
+    more = (os.cpu_count() or 1) + 1
+    with pytest.warns(UserWarning, match="threads") as caught:
+        tp.compile(model, torch.zeros(1, 1, 8, 8), num_threads=more, verify=False)
+    assert [w.filename for w in caught if "threads" in str(w.message)] == [__file__]

@@ -59,7 +59,6 @@ def targets() -> list[str]:
     return target_tags.targets()
 
 
-@collector_paused()
 def compile(
     model: Any,
     example_inputs: Any = None,
@@ -132,50 +131,55 @@ onnx.ModelProto | tvm.IRModule
         On a model, target, log or number of threads that cannot be used, or pruned weights that
         are not zero; see :func:`tvm_pattern.frontend.import_model`.
     """
-    check_verify(verify)
-    num_threads = check_num_threads(num_threads)
-    resolved = target_tags.resolve(target, host)
-    if is_instance_of(model, "tvm_pattern.pruning", "OnnxNetwork"):
-        model = model.to_onnx()
-    model, wanted, was_bfloat16 = without_bfloat16(model, examples_of_sizes(example_inputs, sizes))
-    with stage("import of the model"):
-        models = [import_model(model, examples) for examples in wanted]
-    check_alike(models)
-    runs_here = _runs_here(resolved)
-    if runs_here:
-        least = max(least_activations(imported.mod) for imported in models)
-        check_fits(Footprint(0, least), "the network")
-        warn_of_threads(num_threads)
-    if is_instance_of(model, "tvm_pattern.quantization.model", "QuantizedModel"):
-        model = model.program
-
-    def build_part(imported: ImportedModel, mod: tvm.IRModule) -> Library:
-        part = replace(imported, mod=mod, outputs=output_specs(mod))
-        return built([part])
-
-    def built(parts: Sequence[ImportedModel]) -> Library:
-        return _build(
-            parts,
-            resolved,
-            num_threads,
-            tuning_log,
-            interleaved_lanes=interleaved_lanes,
-            winograd=winograd,
+    # No decorator: what is warned of below names the caller's line by its distance.
+    with collector_paused():
+        check_verify(verify)
+        num_threads = check_num_threads(num_threads)
+        resolved = target_tags.resolve(target, host)
+        if is_instance_of(model, "tvm_pattern.pruning", "OnnxNetwork"):
+            model = model.to_onnx()
+        model, wanted, was_bfloat16 = without_bfloat16(
+            model, examples_of_sizes(example_inputs, sizes)
         )
+        with stage("import of the model"):
+            models = [import_model(model, examples) for examples in wanted]
+        check_alike(models)
+        runs_here = _runs_here(resolved)
+        if runs_here:
+            least = max(least_activations(imported.mod) for imported in models)
+            check_fits(Footprint(0, least), "the network")
+            warn_of_threads(num_threads)
+        if is_instance_of(model, "tvm_pattern.quantization.model", "QuantizedModel"):
+            model = model.program
 
-    library = built(models)
-    if runs_here:
-        check_fits(library.manifest.footprint, "the compiled network")
-    if was_bfloat16:
-        library.add_note(BFLOAT16)
-    if models[0].layer_names:  # else the importer changed the convolutions, and names are unknown
-        warn_of_lost_pruning(library.report, models[0].assigned)
-    for number, (size, imported) in enumerate(zip(library.sizes, models, strict=True)):
-        build = partial(build_part, imported)
-        with stage("verification"):
-            result = _verified(size, model, imported, wanted[number], build, verify=verify)
-        library.record_verification(result.as_dict(), number)
-    return library
+        def build_part(imported: ImportedModel, mod: tvm.IRModule) -> Library:
+            part = replace(imported, mod=mod, outputs=output_specs(mod))
+            return built([part])
+
+        def built(parts: Sequence[ImportedModel]) -> Library:
+            return _build(
+                parts,
+                resolved,
+                num_threads,
+                tuning_log,
+                interleaved_lanes=interleaved_lanes,
+                winograd=winograd,
+            )
+
+        library = built(models)
+        if runs_here:
+            check_fits(library.manifest.footprint, "the compiled network")
+        if was_bfloat16:
+            library.add_note(BFLOAT16)
+        # Without names the importer changed the convolutions.
+        if models[0].layer_names:
+            warn_of_lost_pruning(library.report, models[0].assigned)
+        for number, (size, imported) in enumerate(zip(library.sizes, models, strict=True)):
+            build = partial(build_part, imported)
+            with stage("verification"):
+                result = _verified(size, model, imported, wanted[number], build, verify=verify)
+            library.record_verification(result.as_dict(), number)
+        return library
 
 
 def _runs_here(target: Target) -> bool:
