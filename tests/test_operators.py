@@ -71,6 +71,24 @@ def test_onnx_operators(members):
     assert {c.code: o for c, o in zip(members, outcomes, strict=True) if o.status != RIGHT} == {}
 
 
+def test_quotients_and_remainders_of_multiples():
+    """Where the quotient of floats rounds to a whole number that it does not reach."""
+    tenths = ("((x * 10).round() / 10)", "((y * 10).round() / 10)")
+    codes = [
+        f"{tenths[0]} // 0.1",
+        f"{tenths[0]} // -0.7",
+        f"torch.div({tenths[0]}, {tenths[1]}, rounding_mode='floor')",
+        f"{tenths[0]} % {tenths[1]}",
+        f"{tenths[0]} % -0.1",
+        f"torch.fmod({tenths[0]}, 0.1)",
+        f"torch.fmod(x, {tenths[1]} / 0)",
+        "x / 0 // 0.7",
+    ]
+    cases = [Case("quotients", code, {"x": "2,40,9", "y": "2,40,9"}) for code in codes]
+    outcomes = try_torch(cases)
+    assert {c.code: o for c, o in zip(cases, outcomes, strict=True) if o.status != RIGHT} == {}
+
+
 def test_refused_operators_name_themselves():
     cases = {case.code: case for case in torch_cases()}
     for code, words in (

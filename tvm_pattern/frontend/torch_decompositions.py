@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Collection
 from typing import Any
 
+import numpy as np
+
 from .torch_quantized import fake_per_channel, fake_per_tensor
 
 # In torch's own words, but not part of what torch.export decomposes by default.
@@ -40,6 +42,8 @@ def decompositions(kept: Collection[str]) -> dict[Any, Callable[..., Any]]:
     table[aten.div.Tensor] = _divide
     table[aten.div.Tensor_mode] = _divide_rounded
     table[aten.floor_divide.default] = _floor_divide
+    table[aten.fmod.Scalar] = table[aten.fmod.Tensor] = _fmod
+    table[aten.remainder.Scalar] = table[aten.remainder.Tensor] = _remainder
     table[aten.logaddexp.default] = _logaddexp
     table[aten.var_mean.correction] = _var_mean
     table[aten.clamp.default] = _clamp
@@ -74,14 +78,75 @@ def _divide_rounded(x: Any, y: Any, *, rounding_mode: str | None) -> Any:
     """By a number: TVM's importer makes an integer of it, whatever is divided."""
     import torch
 
+    if rounding_mode == "floor":
+        return _floor_divide(x, y)
     if not isinstance(y, int | float) or not x.is_floating_point() or rounding_mode is None:
         return NotImplemented
-    rounded = {"floor": torch.floor, "trunc": torch.trunc}[rounding_mode]
-    return rounded(x / float(y))
+    return torch.trunc(x / float(y))
+
+
+def _floats(x: Any, y: Any) -> tuple[Any, Any] | None:
+    """A tensor and a tensor or number as floats; None where they are integers, or float64."""
+    import torch
+
+    dtype = torch.result_type(x, y)
+    if not dtype.is_floating_point or dtype == torch.float64:
+        return None
+    # A number is rounded to float32 before torch computes with it.
+    return x.to(dtype), float(np.float32(y)) if isinstance(y, int | float) else y.to(dtype)
+
+
+def _exact_fmod(x: Any, y: Any) -> Any:
+    """``fmod`` of narrower floats: exact in float64 up to quotients of 2^29."""
+    import torch
+
+    wide, divisor = x.double(), y.double() if torch.is_tensor(y) else y
+    result = (wide - torch.trunc(wide / divisor) * divisor).to(x.dtype)
+    whole = x - x + x  # NaN of an infinity
+    if torch.is_tensor(y):
+        return torch.where(torch.isinf(y), whole, result)
+    return whole if math.isinf(y) else result
+
+
+def _fmod(x: Any, y: Any) -> Any:
+    """TVM subtracts the divisor as often as the rounded quotient says."""
+    floats = _floats(x, y)
+    return NotImplemented if floats is None else _exact_fmod(*floats)
+
+
+def _goes_the_other_way(remainder: Any, y: Any) -> Any:
+    """Where a remainder is not zero and has the other sign than the divisor."""
+    if isinstance(y, float):
+        return remainder > 0 if y < 0 else remainder < 0
+    return ((y < 0) & (remainder > 0)) | ((y > 0) & (remainder < 0))
 
 
 def _floor_divide(x: Any, y: Any) -> Any:
-    return _divide_rounded(x, y, rounding_mode="floor")
+    """Of floats by their remainder, as torch does: 1 // 0.1 is 9, though 1 / 0.1 rounds to 10."""
+    import torch
+
+    floats = _floats(x, y)
+    if floats is None:
+        return NotImplemented
+    x, y = floats
+    if isinstance(y, float) and y == 0:
+        return x * math.inf
+    remainder = _exact_fmod(x, y)
+    quotient = torch.round((x - remainder) / y)
+    quotient = torch.where(_goes_the_other_way(remainder, y), quotient - 1, quotient)
+    return quotient if isinstance(y, float) else torch.where(y == 0, x / y, quotient)
+
+
+def _remainder(x: Any, y: Any) -> Any:
+    """Of floats exactly: TVM subtracts a rounded quotient's floor times the divisor."""
+    import torch
+
+    floats = _floats(x, y)
+    if floats is None:
+        return NotImplemented
+    x, y = floats
+    remainder = _exact_fmod(x, y)
+    return torch.where(_goes_the_other_way(remainder, y), remainder + y, remainder)
 
 
 def _logaddexp(x: Any, y: Any) -> Any:
