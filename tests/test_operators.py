@@ -92,7 +92,10 @@ def test_quotients_and_remainders_of_multiples():
 def test_refused_operators_name_themselves():
     cases = {case.code: case for case in torch_cases()}
     for code, words in (
-        ("F.max_pool2d(x, 2, return_indices=True)", "the indices of the operator 'max_pool2d"),
+        (
+            "F.adaptive_max_pool2d(x, (4, 3), return_indices=True)",
+            "the indices of the operator 'adaptive_max_pool2d",
+        ),
         ("F.dropout(x, 0.5, training=True)", "draws random numbers"),
         ("torch.mode(x, 1)[0]", "the operator 'mode' in layer 'parts.0' has no translation"),
     ):

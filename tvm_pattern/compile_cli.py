@@ -67,6 +67,13 @@ def compile_command(
             help="For a target that does not run here: hold the imported graph against the model.",
         ),
     ] = False,
+    host_operators: Annotated[
+        bool,
+        typer.Option(
+            "--host-operators",
+            help="Leave operators that nobody translates to torch, which the library then needs.",
+        ),
+    ] = False,
     json_output: Json = False,
 ) -> None:
     """Compile a model into a library, with a report of what became of each convolution.
@@ -101,6 +108,7 @@ def compile_command(
             host=host,
             sizes=sizes,
             winograd=not no_winograd,
+            host_operators=host_operators,
         )
         library.export(output)
         written = []

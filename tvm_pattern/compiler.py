@@ -30,6 +30,7 @@ from .frontend import ImportedModel, import_model, is_instance_of, output_specs
 from .frontend.bfloat16 import NOTE as BFLOAT16
 from .frontend.bfloat16 import without_bfloat16
 from .garbage import collector_paused
+from .host_operators import host_notes, host_operators_of
 from .layer_source import Sources, gpu_sources
 from .library import Library
 from .linking import CompiledCode
@@ -71,6 +72,7 @@ def compile(
     host: str | dict | Target | None = None,
     sizes: Sequence[Any] | None = None,
     winograd: bool = True,
+    host_operators: bool = False,
 ) -> Library:
     """Compile a pruned model, and check the result against it.
 
@@ -115,6 +117,10 @@ onnx.ModelProto | tvm.IRModule
         Let dense 3x3 layers of float32 be computed by Winograd's filtering where the cost model
         expects a gain, see ``docs/performance.md``: their weights take up to four times the memory
         and their rounding errors are up to twice those of plain sums, which the check allows for.
+    host_operators : bool
+        Leave operators of a torch model that nobody translates to torch, which the library calls
+        while it runs. Such a library runs in Python beside this package and torch; the report and
+        the manifest name the operators. Not for float16, GPUs or other computers.
 
     Returns
     -------
@@ -142,9 +148,12 @@ onnx.ModelProto | tvm.IRModule
             model, examples_of_sizes(example_inputs, sizes)
         )
         with stage("import of the model"):
-            models = [import_model(model, examples) for examples in wanted]
+            models = [
+                import_model(model, examples, host_operators=host_operators) for examples in wanted
+            ]
         check_alike(models)
         runs_here = _runs_here(resolved)
+        _check_host_operators(models[0].mod, runs_here=runs_here)
         if runs_here:
             least = max(least_activations(imported.mod) for imported in models)
             check_fits(Footprint(0, least), "the network")
@@ -180,6 +189,15 @@ onnx.ModelProto | tvm.IRModule
                 result = _verified(size, model, imported, wanted[number], build, verify=verify)
             library.record_verification(result.as_dict(), number)
         return library
+
+
+def _check_host_operators(mod: tvm.IRModule, *, runs_here: bool) -> None:
+    left = host_operators_of(mod)
+    if left and not runs_here:
+        raise ValueError(
+            f"the model leaves {', '.join(left)} to torch, which is on this computer alone, and the"
+            " target is another one; compile for pattern/native, or replace what is named"
+        )
 
 
 def _runs_here(target: Target) -> bool:
@@ -238,7 +256,9 @@ def _build(
         further.append(
             describe_size(name, imported.inputs, imported.outputs, report, steps, planned[name])
         )
-    return Library(code, replace(manifest, sizes=further), sources=sources)
+    left = host_operators_of(lowered)
+    manifest = replace(manifest, sizes=further, host_operators=left)
+    return Library(code, manifest, sources=sources)
 
 
 def _lowered(
@@ -273,7 +293,7 @@ def _lowered(
         prefix = function_names(number)[1]
         lowered, steps = with_steps(lowered, imported.layer_names, prefix)
         modules.append(lowered)
-        notes = (*records.notes(), *report.winograd_notes())
+        notes = (*records.notes(), *report.winograd_notes(), *host_notes(imported.mod))
         report = _with_names(report, imported.layer_names, notes)
         entries.append((imported, report, steps))
     return modules, entries

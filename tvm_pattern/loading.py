@@ -13,6 +13,7 @@ import tvm
 
 from .description import target_of
 from .devices import prepare
+from .host_operators import why_not_on_host
 from .layer_source import Sources
 from .library import Library
 from .linking import LoadedCode, link, open_module, private_folder, readable_errors
@@ -83,6 +84,9 @@ def _checked(manifest: Manifest, path: Path, num_threads: int | None) -> Manifes
         raise ArtifactError(
             f"{path} cannot run on this machine: {reason}; compile it again for this machine"
         )
+    reason = why_not_on_host(manifest.host_operators)
+    if reason is not None:
+        raise ArtifactError(f"{path} cannot run here: {reason}")
     return manifest
 
 

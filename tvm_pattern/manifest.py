@@ -116,6 +116,8 @@ class Manifest:
     weight_bytes, activation_bytes : int
         Of the packed weights, and what one run has planned for its activations; see
         :class:`tvm_pattern.memory.Footprint`.
+    host_operators : list of str
+        What the library leaves to torch where it runs; a file without any does not say so.
     """
 
     __pydantic_config__ = _STRICT
@@ -139,6 +141,7 @@ class Manifest:
     function: _Name = "main"
     weight_bytes: _Bytes = 0
     activation_bytes: _Bytes = 0
+    host_operators: list[_Name] = field(default_factory=list)
     schema: Annotated[int, Field(ge=MANIFEST_SCHEMA, le=MANIFEST_SCHEMA)] = MANIFEST_SCHEMA
 
     @classmethod
@@ -180,6 +183,7 @@ class Manifest:
                 " library again with this version"
             )
         names = {item.name for item in fields(cls)}
+        data = {"host_operators": [], **data}
         if set(data) != names:
             raise ArtifactError(
                 f"{origin}: missing fields {sorted(names - set(data))}, unknown fields"
@@ -218,7 +222,10 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The manifest as a JSON file."""
-        return (json.dumps(asdict(self), indent=1) + "\n").encode()
+        data = asdict(self)
+        if not self.host_operators:  # so that older versions read what has none
+            del data["host_operators"]
+        return (json.dumps(data, indent=1) + "\n").encode()
 
 
 _ADAPTER = TypeAdapter(Manifest)

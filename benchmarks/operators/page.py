@@ -23,6 +23,11 @@ terms cancel; integers, truth values, shapes and dtypes exactly. *Right* means t
 *Refused* means that `compile` raises an error that names the operator; the table gives its reason.
 There is no third answer: a line that is wrong fails the command and the test.
 
+What is refused of torch may be left to torch where the library runs beside it:
+`compile(..., host_operators=True)`, `--host-operators`. The library then calls the operators by
+name, and report and manifest say which. Random numbers and shapes that depend on the data stay
+refused. This table is without that.
+
 Among equal values `topk` and an unstable `argsort` may name another position than torch, which
 promises none either; the values are compared there.
 

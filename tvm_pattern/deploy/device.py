@@ -240,6 +240,11 @@ class Device:
             )
         content = io.BytesIO()
         manifest = copy_checked(path, content)
+        if manifest.host_operators:
+            raise DeviceError(
+                f"{path} leaves {', '.join(manifest.host_operators)} to torch, which devices do not"
+                " have; compile without host_operators, up to what is named"
+            )
         target = target_of(manifest, str(path))
         self._check_place(target)
         architecture = read_elf(path).architecture

@@ -41,7 +41,9 @@ __all__ = [
 ]
 
 
-def import_model(model: Any, example_inputs: Any = None) -> ImportedModel:
+def import_model(
+    model: Any, example_inputs: Any = None, *, host_operators: bool = False
+) -> ImportedModel:
     """Import ``model`` into Relax.
 
     Parameters
@@ -52,6 +54,9 @@ onnx.ModelProto | tvm.IRModule
     example_inputs : tensor, array or sequence of them, optional
         One per input. Their shapes and dtypes are the compiled ones. Needed for a module; for an
         ONNX model with symbolic dimensions they give the shapes; otherwise they are only checked.
+    host_operators : bool
+        Leave operators of a torch model that nobody translates to torch, see
+        :mod:`tvm_pattern.host_operators`. Not in float16.
 
     Raises
     ------
@@ -69,12 +74,13 @@ onnx.ModelProto | tvm.IRModule
     elif is_instance_of(model, "onnx", "ModelProto"):
         imported = from_onnx_model(model, example_inputs)
     elif is_instance_of(model, "torch.export", "ExportedProgram"):
-        imported = from_program(model)
+        imported = from_program(model, host_operators=host_operators)
     elif is_instance_of(model, "tvm_pattern.quantization.model", "QuantizedModel"):
         imported = with_structures(from_program(model.program), model.structures)
     elif is_instance_of(model, "torch.nn", "Module"):
         assigned = assigned_structures(model)
-        imported = replace(from_module(model, example_inputs), assigned=assigned)
+        imported = from_module(model, example_inputs, host_operators=host_operators)
+        imported = replace(imported, assigned=assigned)
     else:
         raise TypeError(
             f"cannot compile a {type(model).__module__}.{type(model).__name__}; expected a"

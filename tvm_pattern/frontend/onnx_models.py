@@ -11,7 +11,7 @@ from tvm import relax
 from topi_kernels.structure import METADATA, Structure
 
 from ..onnx_files import check_opset, check_size
-from .onnx_rewrites import GraphEditor
+from .onnx_rewrites import REWRITES, GraphEditor
 from .onnx_simplify import simplified
 from .onnx_sizes import with_fixed_sizes
 from .quantized_weights import fold_constants
@@ -107,7 +107,7 @@ def check_operators(model: Any) -> None:
             f"the ONNX model has Dropout in training mode (node {name!r}), which draws random"
             " numbers; export the network in evaluation mode"
         )
-    known = {*onnx_frontend._get_convert_map(), "Constant", "If"}
+    known = {*onnx_frontend._get_convert_map(), *REWRITES, "Constant", "If"}
     unknown: dict[str, Any] = {}
     for node in model.graph.node:
         if node.op_type not in known:

@@ -276,11 +276,39 @@ def _roi_align(editor: GraphEditor, node: Any) -> bool:
     return True
 
 
+def _celu(editor: GraphEditor, node: Any) -> bool:
+    """``alpha * elu(x / alpha)``."""
+    alpha = float(attributes_of(node).get("alpha", 1.0))
+    if alpha <= 0:
+        raise refuse(node, f"alpha={alpha}; expected a number above 0")
+    factor = editor.store(np.array(alpha, np.float32))
+    scaled = editor.emit("Div", [node.input[0], factor])
+    editor.emit("Mul", [editor.emit("Elu", [scaled]), factor], node.output[0])
+    return True
+
+
+def _lp_normalization(editor: GraphEditor, node: Any) -> bool:
+    """Divided by its norm, and zero where that is zero."""
+    given = attributes_of(node)
+    axes, x = [given.get("axis", -1)], node.input[0]
+    operator = "ReduceL1" if given.get("p", 2) == 1 else "ReduceL2"
+    if editor.opset >= 18:
+        norm = editor.emit(operator, [x, editor.store(np.array(axes, np.int64))])
+    else:
+        norm = editor.emit(operator, [x], axes=axes)
+    zero, one = (editor.store(np.array(value, np.float32)) for value in (0, 1))
+    divisor = editor.emit("Where", [editor.emit("Equal", [norm, zero]), one, norm])
+    editor.emit("Div", [x, divisor], node.output[0])
+    return True
+
+
 REWRITES: dict[str, Callable[[GraphEditor, Any], bool]] = {
     "Resize": _resize,
     "OneHot": _one_hot,
     "GridSample": _grid_sample,
     "RoiAlign": _roi_align,
+    "Celu": _celu,
+    "LpNormalization": _lp_normalization,
     "ConvTranspose": _conv_transpose,
     **dict.fromkeys(_POOLS, _pool),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -108,3 +109,11 @@ def shape_of(expression: relax.Expr) -> list[int]:
 def dtype_of(expression: relax.Expr) -> str:
     """Dtype of a Relax tensor, as in numpy."""
     return str(expression.ty.dtype)
+
+
+def uses_item(node: Any, item: int) -> bool:
+    """Whether anything reads this one of a node's results."""
+    return any(
+        user.target is operator.getitem and user.args[1] == item and user.users
+        for user in node.users
+    )

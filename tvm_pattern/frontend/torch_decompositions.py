@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Collection
 from typing import Any
@@ -10,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from .torch_quantized import fake_per_channel, fake_per_tensor
+from .torchvision_operators import deform_conv2d, roi_align
 
 # In torch's own words, but not part of what torch.export decomposes by default.
 _REFERENCES = ("grid_sampler_2d",)
 
 
-@functools.cache
 def decompositions(kept: Collection[str]) -> dict[Any, Callable[..., Any]]:
     """torch's default decompositions with some more, and without the operators ``kept`` whole.
 
@@ -53,11 +52,22 @@ def decompositions(kept: Collection[str]) -> dict[Any, Callable[..., Any]]:
     table[aten.exp2.default] = _exp2
     table[aten.unfold.default] = _unfold
     table[aten.col2im.default] = _col2im
+    _add_of_torchvision(table)
     table[aten.rrelu_with_noise.default] = _rrelu
     table[aten.rrelu_with_noise_functional.default] = _rrelu_functional
     table[aten.fake_quantize_per_tensor_affine.default] = fake_per_tensor
     table[aten.fake_quantize_per_channel_affine.default] = fake_per_channel
     return table
+
+
+def _add_of_torchvision(table: dict[Any, Callable[..., Any]]) -> None:
+    """What is known of torchvision's operators; there are none before it is imported."""
+    import torch
+
+    for name, decomposed in (("deform_conv2d", deform_conv2d), ("roi_align", roi_align)):
+        operator = getattr(torch.ops.torchvision, name, None)
+        if operator is not None:
+            table[operator.default] = decomposed
 
 
 def _scaled(combine: Callable[[Any, Any], Any]) -> Callable[..., Any]:

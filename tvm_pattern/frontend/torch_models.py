@@ -26,12 +26,13 @@ from .torch_arguments import UnsupportedOptionError, note_stored_tensors
 from .torch_checks import check_module, check_tensor, check_tensors
 from .torch_decompositions import decompositions
 from .torch_direct import taken_apart
+from .torch_host import host_converters, why_not_left
 from .torch_operators import converters
 from .torch_refusals import check_operators, check_state, layer_path
 from .torch_state import buffers_kept
 
 
-def from_module(model: Any, example_inputs: Any) -> ImportedModel:
+def from_module(model: Any, example_inputs: Any, *, host_operators: bool = False) -> ImportedModel:
     import torch
 
     from .torch_memory import WithinMemory
@@ -59,7 +60,8 @@ def from_module(model: Any, example_inputs: Any) -> ImportedModel:
             f"{type(model).__name__} cannot run on the example inputs ({shapes}): {error};"
             " give inputs that the model takes"
         ) from error
-    return from_program(export_module(model, arguments), checked=True)
+    program = export_module(model, arguments)
+    return from_program(program, checked=True, host_operators=host_operators)
 
 
 def _as_tensor(position: int, value: Any) -> Any:
@@ -118,7 +120,9 @@ def _to_numpy(tensor: Any) -> np.ndarray:
     return tensor.numpy()
 
 
-def from_program(program: Any, *, checked: bool = False) -> ImportedModel:
+def from_program(
+    program: Any, *, checked: bool = False, host_operators: bool = False
+) -> ImportedModel:
     from tvm.relax.frontend.torch import from_exported_program
     from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
@@ -148,7 +152,12 @@ def from_program(program: Any, *, checked: bool = False) -> ImportedModel:
         plain = taken_apart(plain) or plain.run_decompositions(table)
     check_state(plain)
     note_stored_tensors(plain)
-    check_operators(plain, {*ExportedProgramImporter().convert_map, *translated})
+    known = {*ExportedProgramImporter().convert_map, *translated}
+    if host_operators and not is_half:
+        translated = {**translated, **host_converters(plain, known, translated)}
+        check_operators(plain, known, lambda node: why_not_left(node) is None)
+    else:
+        check_operators(plain, known)
     try:
         with quiet():
             mod = from_exported_program(
@@ -237,7 +246,7 @@ def in_float32(program: Any) -> Any:
         return torch.export.export(copy.deepcopy(program.module()).float(), arguments)
 
 
-_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv")
+_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv", "torchvision::deform_conv2d")
 
 
 def _torch_layer_names(program: Any, operators: tuple[str, ...]) -> list[str | None]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
 import numpy as np
 from tvm import relax
 
-from .torch_arguments import Arguments, dtype_of, shape_of
+from .torch_arguments import Arguments, dtype_of, shape_of, uses_item
 
 _LAYOUTS = {1: "NCW", 2: "NCHW", 3: "NCDHW"}
 
@@ -66,7 +67,7 @@ def _mean_factors(arguments: Arguments, size: list[int], kernel: list[int]) -> n
 
 
 def max_pool(node: Any, importer: Any) -> relax.Expr:
-    """``max_pool*_with_indices``: the maxima; the indices are refused where they are used."""
+    """``max_pool*_with_indices``: the indices where they are used, else zeros instead."""
     arguments = Arguments(node, importer)
     rank = 3 if "3d" in node.target.__name__ else 2
     x, squeezed = _batched(arguments["self"], rank)
@@ -91,8 +92,68 @@ def max_pool(node: Any, importer: Any) -> relax.Expr:
     pool = {2: relax.op.nn.max_pool2d, 3: relax.op.nn.max_pool3d}[rank]
     y = pool(x, kernel, stride, [*padding, *after], dilation, layout=_LAYOUTS[rank])
     maxima = arguments.emit(_unbatched(arguments, y, squeezed=squeezed))
-    indices = relax.op.zeros(relax.ShapeExpr(arguments.output_shape), "int64")
+    if uses_item(node, 1):
+        windows = list(zip(kernel, stride, padding, dilation, strict=True))
+        indices = _positions(arguments, arguments.emit(x), windows)
+        indices = _unbatched(arguments, indices, squeezed=squeezed)
+    else:
+        indices = relax.op.zeros(relax.ShapeExpr(arguments.output_shape), "int64")
     return arguments.emit(relax.Tuple([maxima, arguments.emit(indices)]))
+
+
+def _positions(
+    arguments: Arguments, x: relax.Expr, windows: list[tuple[int, int, int, int]]
+) -> relax.Expr:
+    """Where in its image each window has its maximum: the first one, or the last NaN, as in torch.
+
+    Parameters
+    ----------
+    arguments : Arguments
+    x : relax.Expr
+        (batch, in_channels, *spatial).
+    windows : list of tuple
+        Of each spatial axis: kernel, stride, padding, dilation.
+    """
+    rank, shape, kind = len(windows), shape_of(x), dtype_of(x)
+    size, outputs = shape[2:], arguments.output_shape[-len(windows) :]
+    # Pixels of each tap, by axis; those beside the image are never the maximum.
+    taps = [
+        np.arange(o) * s - p + np.arange(k)[:, None] * d
+        for (k, s, p, d), o in zip(windows, outputs, strict=True)
+    ]
+    widths = [0, 0, 0, 0]
+    for pixels, n in zip(taps, size, strict=True):
+        widths += [max(-int(pixels.min()), 0), max(int(pixels.max()) - (n - 1), 0)]
+    lowest = -math.inf if "float" in kind else int(np.iinfo(kind).min)
+    padded = arguments.emit(relax.op.nn.pad(x, widths, pad_value=lowest))
+    firsts = [_first_inside(t) for t in taps]
+    place, best = _flat(firsts, size), relax.const(lowest, kind)
+    axes = list(range(2, 2 + rank))
+    for chosen in itertools.product(*taps):
+        begin = [int(c[0]) + w for c, w in zip(chosen, widths[4::2], strict=True)]
+        end = [int(c[-1]) + w + 1 for c, w in zip(chosen, widths[4::2], strict=True)]
+        strides = [s for _, s, _, _ in windows]
+        tap = arguments.emit(relax.op.strided_slice(padded, axes, begin, end, strides))
+        larger = relax.op.greater(tap, best)
+        if "float" in kind:
+            larger = relax.op.logical_or(arguments.emit(larger), relax.op.isnan(tap))
+        larger = arguments.emit(larger)
+        place = arguments.emit(relax.op.where(larger, _flat(list(chosen), size), place))
+        best = arguments.emit(relax.op.where(larger, tap, best))
+    return place
+
+
+def _first_inside(pixels: np.ndarray) -> np.ndarray:
+    """The first tap of each window that lies in the image."""
+    return np.where(pixels >= 0, pixels, np.iinfo("int64").max).min(0)
+
+
+def _flat(pixels: list[np.ndarray], size: list[int]) -> relax.Constant:
+    """Positions in a flattened image, (1, 1, *outputs), of pixels along its axes."""
+    grid = np.meshgrid(*pixels, indexing="ij")
+    strides = [math.prod(size[axis + 1 :]) for axis in range(len(size))]
+    flat = sum(g * s for g, s in zip(grid, strides, strict=True))
+    return relax.const(np.asarray(flat, "int64")[None, None])
 
 
 def adaptive_max_pool(node: Any, importer: Any) -> relax.Expr:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
+
+from .torch_arguments import uses_item
 
 # Operators that also give positions, which only their maxima are computed for.
 _WITH_POSITIONS = (
-    "max_pool2d_with_indices.default",
-    "max_pool3d_with_indices.default",
     "adaptive_max_pool2d.default",
     "adaptive_max_pool3d.default",
 )
 
 
-def check_operators(program: Any, known: Collection[str]) -> None:
+def check_operators(
+    program: Any, known: Collection[str], left: Callable[[Any], bool] = lambda node: False
+) -> None:
     """Refuse a decomposed program for what nobody translates.
 
     Parameters
@@ -23,40 +24,48 @@ def check_operators(program: Any, known: Collection[str]) -> None:
     program : torch.export.ExportedProgram
     known : collection of str
         Operators with a translation, as ``relu.default``.
+    left : callable
+        Whether a node is left to torch where nobody translates it.
 
     Raises
     ------
     ValueError
         Names every operator, the layer that uses it and the way out.
     """
-    problems = list(dict.fromkeys(_problems(program, known)))
+    problems = list(dict.fromkeys(_problems(program, known, left)))
     if problems:
         raise ValueError(
             f"this model cannot be compiled: {'; '.join(problems)}. Replace what is named, or leave"
-            " it to torch: compile the network up to there"
+            " it to torch: host_operators=True (--host-operators) where the library runs beside"
+            " torch, or compile the network up to there"
         )
 
 
-def _problems(program: Any, known: Collection[str]) -> Iterator[str]:
+def _problems(program: Any, known: Collection[str], left: Callable[[Any], bool]) -> Iterator[str]:
+    for node in program.graph.nodes:
+        problem = problem_of(node, known) if node.op == "call_function" else None
+        if problem is not None and not left(node):
+            yield problem
+
+
+def problem_of(node: Any, known: Collection[str]) -> str | None:
+    """Why nobody translates a call of an operator; None if somebody does."""
     import torch
 
-    for node in program.graph.nodes:
-        if node.op != "call_function":
-            continue
-        name = node.target.__name__
-        where = _layer(node)
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            yield (
-                f"{_readable(name)}{where} draws random numbers, and a library answers the same"
-                " every time (dropout only stands in evaluation mode)"
-            )
-        elif name not in known:
-            yield f"{_readable(name)}{where} has no translation"
-        elif name in _WITH_POSITIONS and _uses_item(node, 1):
-            yield (
-                f"the indices of {_readable(name)}{where} are not computed, only the maxima"
-                " (return_indices=False)"
-            )
+    name, where = node.target.__name__, _layer(node)
+    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        return (
+            f"{_readable(name)}{where} draws random numbers, and a library answers the same"
+            " every time (dropout only stands in evaluation mode)"
+        )
+    if name not in known:
+        return f"{_readable(name)}{where} has no translation"
+    if name in _WITH_POSITIONS and uses_item(node, 1):
+        return (
+            f"the indices of {_readable(name)}{where} are not computed, only the maxima"
+            " (return_indices=False)"
+        )
+    return None
 
 
 def check_state(program: Any) -> None:
@@ -109,10 +118,3 @@ def layer_path(node: Any) -> str:
 def _layer(node: Any) -> str:
     path = layer_path(node)
     return f" in layer {path!r}" if path else ""
-
-
-def _uses_item(node: Any, item: int) -> bool:
-    return any(
-        user.target is operator.getitem and user.args[1] == item and user.users
-        for user in node.users
-    )

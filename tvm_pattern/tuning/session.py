@@ -459,7 +459,8 @@ def tune(
     resolved = target_tags.resolve(target, host)
     # First, so that a device that is missing or of another kind is known at once.
     with Measurer(resolved, threads, options.measure) as measurer:
-        imported = import_model(model, example_inputs)
+        # Only its convolutions are asked for, so what else it holds may be left to torch.
+        imported = import_model(model, example_inputs, host_operators=True)
         tasks = extract_tasks(
             imported.mod,
             resolved,
