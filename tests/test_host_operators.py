@@ -293,3 +293,15 @@ def test_random_numbers_are_not_left_to_torch_either():
 def test_a_library_that_leaves_nothing_does_not_say_so(tmp_path):
     path = tp.compile(Between(torch.relu).eval(), IMAGE, num_threads=1).export(tmp_path / "net.so")
     assert "host_operators" not in json.loads(manifest_path(path).read_text())
+
+
+def test_integers_times_a_fraction_are_floats():
+    class Fractions(nn.Module):
+        def forward(self, x):
+            places = x.argmax(1)
+            return places * 0.5, 1.5 - places, places / 4, places + x[:, 0]
+
+    lib = tp.compile(Fractions().eval(), IMAGE, num_threads=1, verify=False)
+    for got, want in zip(lib(IMAGE.numpy()), Fractions()(IMAGE), strict=True):
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, want.numpy(), rtol=1e-6)

@@ -297,7 +297,8 @@ torch.repeat_interleave(x, 3); torch.broadcast_to(x[:, :1], (2, 4, 9, 11)); x.ex
 torch.hstack([x, x]); torch.vstack([x, x]); torch.dstack([x, x]); torch.tril(x); torch.triu(x, 2)
 torch.tril(x, -1); torch.diagonal(x, 0, 2, 3); torch.diagonal(x, 1, 2, 3); torch.diag_embed(x[:, 0])
 x.to(torch.float64); x.to(torch.int32); x.double().float(); x.long(); x.half().float()
-x.int() + 1; x.bool(); torch.zeros_like(x) + x; torch.ones_like(x) * x; torch.full_like(x, 3) + x
+x.int() + 1; x.long() * 0.5; x.long() + 0.5; 1.5 - x.long(); x.long() / 4; x.long() * x
+x.bool(); torch.zeros_like(x) + x; torch.ones_like(x) * x; torch.full_like(x, 3) + x
 x.new_zeros(3) + x[..., :3]; x.new_ones((11,)) + x; x.new_full((11,), 2.5) + x; torch.arange(11) + x
 torch.arange(0, 22, 2) * x; torch.linspace(-1, 1, 11) * x; torch.eye(9) @ x; torch.tensor([1.5]) * x
 torch.meshgrid(x[0, 0, 0], x[0, 0, :, 0], indexing="ij")

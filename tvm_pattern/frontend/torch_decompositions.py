@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Collection
 from typing import Any
@@ -13,6 +14,10 @@ from .torchvision_operators import deform_conv2d, roi_align
 
 # In torch's own words, but not part of what torch.export decomposes by default.
 _REFERENCES = ("grid_sampler_2d",)
+_OF_TORCHVISION: dict[str, Callable[..., Any]] = {
+    "deform_conv2d": deform_conv2d,
+    "roi_align": roi_align,
+}
 
 
 def decompositions(kept: Collection[str]) -> dict[Any, Callable[..., Any]]:
@@ -23,6 +28,19 @@ def decompositions(kept: Collection[str]) -> dict[Any, Callable[..., Any]]:
     kept : frozenset of str
         Operators with their own translation, as ``elu.default``.
     """
+    import torch
+
+    table = dict(_of_torch(kept))
+    # Operators that torch has once torchvision is imported.
+    for name, decomposed in _OF_TORCHVISION.items():
+        operator = getattr(torch.ops.torchvision, name, None)
+        if operator is not None:
+            table[operator.default] = decomposed
+    return table
+
+
+@functools.cache
+def _of_torch(kept: Collection[str]) -> dict[Any, Callable[..., Any]]:
     import torch
     from torch._decomp import get_decompositions
     from torch.export import default_decompositions
@@ -38,7 +56,8 @@ def decompositions(kept: Collection[str]) -> dict[Any, Callable[..., Any]]:
             table.pop(operator, None)
     table[aten.add.Tensor] = table[aten.add.Scalar] = _scaled(lambda x, y: x + y)
     table[aten.sub.Tensor] = table[aten.sub.Scalar] = _scaled(lambda x, y: x - y)
-    table[aten.div.Tensor] = _divide
+    table[aten.mul.Tensor] = table[aten.mul.Scalar] = _multiply
+    table[aten.div.Tensor] = table[aten.div.Scalar] = _divide
     table[aten.div.Tensor_mode] = _divide_rounded
     table[aten.floor_divide.default] = _floor_divide
     table[aten.fmod.Scalar] = table[aten.fmod.Tensor] = _fmod
@@ -52,7 +71,6 @@ def decompositions(kept: Collection[str]) -> dict[Any, Callable[..., Any]]:
     table[aten.exp2.default] = _exp2
     table[aten.unfold.default] = _unfold
     table[aten.col2im.default] = _col2im
-    _add_of_torchvision(table)
     table[aten.rrelu_with_noise.default] = _rrelu
     table[aten.rrelu_with_noise_functional.default] = _rrelu_functional
     table[aten.fake_quantize_per_tensor_affine.default] = fake_per_tensor
@@ -60,27 +78,46 @@ def decompositions(kept: Collection[str]) -> dict[Any, Callable[..., Any]]:
     return table
 
 
-def _add_of_torchvision(table: dict[Any, Callable[..., Any]]) -> None:
-    """What is known of torchvision's operators; there are none before it is imported."""
-    import torch
-
-    for name, decomposed in (("deform_conv2d", deform_conv2d), ("roi_align", roi_align)):
-        operator = getattr(torch.ops.torchvision, name, None)
-        if operator is not None:
-            table[operator.default] = decomposed
-
-
 def _scaled(combine: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     """``add`` and ``sub`` multiply by ``alpha``, which TVM's importer overlooks."""
 
     def decomposed(x: Any, y: Any, alpha: Any = 1) -> Any:
-        return NotImplemented if alpha == 1 else combine(x, y * alpha)
+        if alpha != 1:
+            return combine(x, y * alpha)
+        alike = _of_one_type(x, y)
+        return NotImplemented if alike is None else combine(*alike)
 
     return decomposed
 
 
+def _of_one_type(x: Any, y: Any, *, divided: bool = False) -> tuple[Any, Any] | None:
+    """Integers and floats as torch adds and multiplies them; None if they are of one type.
+
+    TVM's importer gives a number the type of the tensor: integers times 0.5 are zero there.
+    """
+    import torch
+
+    kind = torch.result_type(x, y)
+    if divided and not (kind.is_floating_point or kind.is_complex):
+        kind = torch.get_default_dtype()
+    given = (x, y)
+    tensors = [v for v in given if isinstance(v, torch.Tensor)]
+    if not kind.is_floating_point or all(tensor.dtype == kind for tensor in tensors):
+        return None
+    x, y = (v.to(kind) if isinstance(v, torch.Tensor) else v for v in given)
+    return x, y
+
+
+def _multiply(x: Any, y: Any) -> Any:
+    alike = _of_one_type(x, y)
+    return NotImplemented if alike is None else alike[0] * alike[1]
+
+
 def _divide(x: Any, y: Any) -> Any:
     """TVM folds a division by the number zero and fails; times infinity is the same."""
+    alike = _of_one_type(x, y, divided=True)
+    if alike is not None:
+        return alike[0] / alike[1]
     return x * math.inf if isinstance(y, int | float) and y == 0 else NotImplemented
 
 

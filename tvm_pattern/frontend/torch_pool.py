@@ -127,7 +127,8 @@ def _positions(
     lowest = -math.inf if "float" in kind else int(np.iinfo(kind).min)
     padded = arguments.emit(relax.op.nn.pad(x, widths, pad_value=lowest))
     firsts = [_first_inside(t) for t in taps]
-    place, best = _flat(firsts, size), relax.const(lowest, kind)
+    place: relax.Expr = _flat(firsts, size)
+    best: relax.Expr = relax.const(lowest, kind)
     axes = list(range(2, 2 + rank))
     for chosen in itertools.product(*taps):
         begin = [int(c[0]) + w for c, w in zip(chosen, widths[4::2], strict=True)]
