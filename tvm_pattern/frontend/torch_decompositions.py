@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ _OF_TORCHVISION: dict[str, Callable[..., Any]] = {
 }
 
 
-def decompositions(kept: Collection[str]) -> dict[Any, Callable[..., Any]]:
+def decompositions(kept: frozenset[str]) -> dict[Any, Callable[..., Any]]:
     """torch's default decompositions with some more, and without the operators ``kept`` whole.
 
     Parameters
@@ -40,7 +40,7 @@ def decompositions(kept: Collection[str]) -> dict[Any, Callable[..., Any]]:
 
 
 @functools.cache
-def _of_torch(kept: Collection[str]) -> dict[Any, Callable[..., Any]]:
+def _of_torch(kept: frozenset[str]) -> dict[Any, Callable[..., Any]]:
     import torch
     from torch._decomp import get_decompositions
     from torch.export import default_decompositions
