@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ from torch import nn
 
 import tvm_pattern as tp
 from tvm_pattern.artifact import ArtifactError, manifest_path
-from tvm_pattern.frontend import import_model
 
 IMAGE = torch.randn(1, 3, 9, 11, generator=torch.Generator().manual_seed(0))
 
@@ -63,16 +63,18 @@ def deformed(x, weight, offset, mask, bias, stride, padding, dilation, groups):
 
 
 def pooled_regions(x, rois, scale, high, wide, samples, aligned):
-    """``roi_align`` by its definition."""
+    """``roi_align`` by its definition; without a number of samples there are as many as pixels."""
     _, channels, height, width = x.shape
     out = np.zeros((len(rois), channels, high, wide))
     for k, (b, *corners) in enumerate(rois):
         left, top, right, bottom = (c * scale - (0.5 if aligned else 0) for c in corners)
         size = [bottom - top, right - left]
         size = size if aligned else [max(s, 1) for s in size]
-        for i, j, u, v in np.ndindex(high, wide, samples, samples):
-            y = top + size[0] / high * (i + (u + 0.5) / samples)
-            x_ = left + size[1] / wide * (j + (v + 0.5) / samples)
+        bins = size[0] / high, size[1] / wide
+        grid = [samples if samples > 0 else max(math.ceil(b), 0) for b in bins]
+        for i, j, u, v in np.ndindex(high, wide, *grid):
+            y = top + bins[0] * (i + (u + 0.5) / grid[0])
+            x_ = left + bins[1] * (j + (v + 0.5) / grid[1])
             if not (-1 <= y <= height and -1 <= x_ <= width):
                 continue
             y, x_ = min(max(y, 0), height - 1), min(max(x_, 0), width - 1)
@@ -81,7 +83,7 @@ def pooled_regions(x, rois, scale, high, wide, samples, aligned):
             image, down, side = x[int(b)], y - y0, x_ - x0
             upper = image[:, y0, x0] * (1 - side) + image[:, y0, x1] * side
             lower = image[:, y1, x0] * (1 - side) + image[:, y1, x1] * side
-            out[k, :, i, j] += (upper * (1 - down) + lower * down) / samples**2
+            out[k, :, i, j] += (upper * (1 - down) + lower * down) / math.prod(grid)
     return out.astype("float32")
 
 
@@ -192,18 +194,14 @@ class Regions(nn.Module):
         return torch.ops.torchvision.roi_align(x, self.rois, *self.options)
 
 
-@pytest.mark.parametrize("options", [(0.5, 3, 2, 2, True), (1.0, 2, 3, 1, False)])
+@pytest.mark.parametrize(
+    "options", [(0.5, 3, 2, 2, True), (1.0, 2, 3, 1, False), (1.0, 2, 3, -1, False)]
+)
 @pytest.mark.usefixtures("torchvision_operators")
 def test_regions_of_interest(options):
     lib = tp.compile(Regions(*options).eval(), IMAGE, num_threads=1)
     assert lib.manifest.verification["status"] == "checked"
     assert lib.manifest.host_operators == []
-
-
-@pytest.mark.usefixtures("torchvision_operators")
-def test_as_many_samples_as_a_region_has_pixels_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"'roi_align'.* has no translation"):
-        import_model(Regions(1.0, 2, 2, -1, False).eval(), IMAGE)
 
 
 class Pool(nn.Module):

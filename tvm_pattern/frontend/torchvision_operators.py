@@ -61,7 +61,7 @@ def roi_align(
     sampling_ratio: int,
     aligned: bool,  # noqa: FBT001 - as torchvision calls it
 ) -> Any:
-    """``torchvision.ops.roi_align`` with a fixed number of samples; else it depends on the data."""
+    """``torchvision.ops.roi_align`` with a fixed number of samples; else it is TVM's operator."""
     import torch
 
     if sampling_ratio <= 0:
