@@ -227,6 +227,7 @@ def test_positions_of_maxima(options):
         got_values, got_places = lib(x.numpy())
         np.testing.assert_array_equal(got_values, values.numpy())
         np.testing.assert_array_equal(got_places, places.numpy())
+        assert got_places.dtype == np.int64
 
 
 def test_unpooling():

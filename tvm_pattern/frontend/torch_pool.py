@@ -154,7 +154,7 @@ def _flat(pixels: list[np.ndarray], size: list[int]) -> relax.Constant:
     grid = np.meshgrid(*pixels, indexing="ij")
     strides = [math.prod(size[axis + 1 :]) for axis in range(len(size))]
     flat = sum(g * s for g, s in zip(grid, strides, strict=True))
-    return relax.const(np.asarray(flat, "int64")[None, None])
+    return relax.const(np.asarray(flat)[None, None], "int64")
 
 
 def adaptive_max_pool(node: Any, importer: Any) -> relax.Expr:
