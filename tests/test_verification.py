@@ -74,8 +74,8 @@ def other_padding(call):
 
 
 def import_wrongly(monkeypatch, name, replace):
-    def wrong(model, example_inputs=None):
-        imported = import_model(model, example_inputs)
+    def wrong(model, example_inputs=None, **options):
+        imported = import_model(model, example_inputs, **options)
         mod = rewritten(imported.mod, name, replace)
         return type(imported)(mod, imported.inputs, imported.outputs, {})
 

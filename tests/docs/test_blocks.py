@@ -72,14 +72,19 @@ def test_nothing_is_left_out():
     assert unknown == []
 
 
+#: Where a command's own words end.
+SHELL = (">", ">>", "2>", "|", "&", "&&", ";")
+
+
 def commands() -> list[tuple[str, ...]]:
     """Commands of this program in all blocks, those that are not run included."""
     found = []
     for block in (b for blocks in BLOCKS.values() for b in blocks if b.language == "sh"):
         for line in block.code.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
+            end = next((n for n, word in enumerate(words) if word in SHELL), len(words))
             if words[:1] == ["tvm-pattern"]:
-                found.append(tuple(words[1:]))
+                found.append(tuple(words[1:end]))
     return list(dict.fromkeys(found))
 
 

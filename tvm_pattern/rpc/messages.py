@@ -13,6 +13,7 @@ SIGNS: dict[str, tuple[str, ...]] = {
     "process_died": ("Subprocess terminated",),
     "lost": (
         "kShutdown",
+        "is false: code=1)",  # the same by its number: the line ended before the answer
         "Connect",  # refused, reset, aborted; also as the name of an exception
         "Broken pipe",
         "EOF",
