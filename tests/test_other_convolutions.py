@@ -9,7 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import tvm_pattern as tp
+from relay_passes import pipeline, targets
 from relay_passes.transposed_by_phases import phase_weights
+from tvm_pattern.frontend import import_model
 
 
 def compiled(net: nn.Module, x: torch.Tensor):
@@ -202,3 +204,13 @@ def test_kernels_wider_than_the_registers_are_scheduled():
     library = compiled(nn.Conv1d(2, 3, 40, padding=5, bias=False).eval(), torch.randn(1, 2, 60))
     assert library.report.rows[0].taken
     assert library.report.rows[0].config["taps_per_step"] <= 16
+
+
+@pytest.mark.parametrize("tag", ["x86-avx512", "x86-avx2", "cortex-a76", "armv7", "generic"])
+@pytest.mark.parametrize("width", [9, 14, 16, 40])
+def test_wide_kernels_have_a_configuration_everywhere(tag, width):
+    """Built only: each has its own number of registers."""
+    net, x = nn.Conv1d(2, 3, width, padding=5, bias=False).eval(), torch.randn(1, 2, 60)
+    target = {"kind": "llvm"} if tag == "generic" else f"pattern/{tag}"
+    mod, _ = pipeline.lower(import_model(net, x).mod, targets.resolve(target), num_threads=1)
+    assert any("pattern_conv" in gv.name_hint for gv in mod.functions)

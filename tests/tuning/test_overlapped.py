@@ -149,13 +149,15 @@ def test_what_was_measured_before_a_full_disk_is_kept(tasks, tmp_path, monkeypat
     assert len(TuningLog(log).records()) == 7
 
 
-def test_it_learns_from_what_came_meanwhile(tasks, tmp_path):
+def test_it_learns_from_what_came_meanwhile(tmp_path):
     """Better than as many points at random: what is still on its way costs little."""
+    # Nothing is built, so the space is the same whatever processor this is.
+    tasks = [WeightedTask(*small_task(size=8, family="x86-avx512"), ["l8"])]
     found = {}
     for tuner in ("xgb", "random"):
         best = []
         for seed in range(2):
-            search = search_of(tasks[:1], tmp_path / f"{tuner}{seed}", 40, tuner=tuner, seed=seed)
+            search = search_of(tasks, tmp_path / f"{tuner}{seed}", 40, tuner=tuner, seed=seed)
             search.run(farm_of(search, seed=seed))
             best.append(search.states[0].best_seconds)
         found[tuner] = sum(best)

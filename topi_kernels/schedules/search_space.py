@@ -60,8 +60,8 @@ def _legal(configs: Iterator[ConvConfig], shape: ConvShape, family: Family) -> I
     return (config for config in configs if illegal_for(shape, config, family) is None)
 
 
-# Taps of a row that are computed in one step; the registers do not hold more.
-WIDEST_STEP = 16
+# Registers for each tap of a row that is computed in one step: longer rows go in steps of four.
+REGISTERS_A_TAP = 2
 
 
 def _default_space(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
@@ -80,7 +80,7 @@ def _pattern_configs(shape: ConvShape, family: Family) -> Iterator[ConvConfig]:
     most_taps = shape.most_taps
     kernel_width = shape.geometry.kernel_size[1]
     steps: tuple[int, ...] = (most_taps,) if most_taps <= 4 else (kernel_width,)
-    if kernel_width > WIDEST_STEP and most_taps > 4:
+    if REGISTERS_A_TAP * kernel_width > family.vector_registers and most_taps > 4:
         steps = (4,)
     if family.vector_registers <= 16 and most_taps == 4:
         steps = (4, 2)
