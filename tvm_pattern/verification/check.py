@@ -159,7 +159,10 @@ class Check:
     ) -> None:
         shapes = [[list(a.shape) for a in arrays] for arrays in (got, want)]
         # Floats may be wider than the model's own, integers and booleans are what they are.
-        kinds = [["f" if a.dtype.kind == "f" else a.dtype for a in arrays] for arrays in (got, want)]
+        kinds = [
+            ["float" if a.dtype.kind == "f" else str(a.dtype) for a in arrays]
+            for arrays in (got, want)
+        ]
         if shapes[0] == shapes[1] and kinds[0] == kinds[1]:
             return
         texts = [", ".join(f"{a.dtype}{list(a.shape)}" for a in arrays) for arrays in (got, want)]
